@@ -1,0 +1,1 @@
+"""Tables, figures and reports from stored runs alone (never torch)."""

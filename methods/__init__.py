@@ -1,0 +1,1 @@
+"""Method plugins: one idea per file, each with its YAML in `conf/method/`."""

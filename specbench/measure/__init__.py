@@ -1,0 +1,1 @@
+"""What is written down and what it means: records, clocks, statistics, verdicts, provenance (never torch)."""

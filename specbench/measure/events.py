@@ -1,0 +1,72 @@
+"""Frozen records of what happened, ints and floats only, and their format version.
+
+A `Round` is one target forward during decoding. Prefill is not a round: it yields the first token. The identities that hold
+for every sample: the sum of `num_emitted` over rounds + 1 equals the output length (0 rounds: length 1 or less), and
+`num_accepted <= num_drafted` in every round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FORMAT_VERSION = 1
+
+ARMS = ("method", "baseline")
+FINISH_REASONS = ("eos", "length", "prompt_too_long", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One target forward while decoding (design: "canonical round").
+
+    Times are seconds since the sample's decode clock started (the end of prefill). `draft_seconds`, `verify_seconds` and
+    `wait_seconds` are spent by the process that owns the target; they do not overlap.
+    """
+
+    t_start: float
+    t_end: float
+    num_drafted: int  # draft tokens shown to the target
+    num_accepted: int  # draft tokens kept by the rule
+    num_emitted: int  # tokens kept after the EOS and length cut
+    num_discarded: int = 0  # drafted tokens thrown away because of this round's verdict
+    num_target_rows: int = 1  # rows in the target's forward (pending + nodes + riders)
+    num_draft_forwards: int = 0
+    draft_depth: int = 0  # deepest drafted node; equals num_drafted for a chain
+    rollback_depth: int = 0  # tokens by which the draft's sequence was cut back; 0 = no rollback
+    stale: bool = False  # a published draft could not be used because the target had left its prefix
+    epoch: int = 0  # how many rollbacks came before this round (asynchronous methods)
+    mode: str = ""  # a method's own phase name, e.g. "pre" and "post" for PEARL
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+
+ROUND_FIELDS = tuple(Round.__dataclass_fields__)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRecord:
+    """One sample's turn in one arm and repeat. Failed samples carry `error` and no numbers."""
+
+    sample_id: str
+    turn: int
+    repeat: int
+    arm: str  # "method" | "baseline"
+    order: int  # running number over the whole run: shows the interleaving
+    category: str | None
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    finish_reason: str
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    num_emitted: int | None = None  # decode tokens: output length minus the prefill's token
+    num_rounds: int | None = None
+    memory_peak_bytes: int | None = None
+    concurrent_seconds: dict[str, float] = field(default_factory=dict)  # {draft, discarded_draft, idle} of other processes
+    threads: int | None = None
+    session: int = 0  # 0, or the number of the continuation that `resume` started
+    error: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int, int, str]:
+        return (self.sample_id, self.turn, self.repeat, self.arm)
