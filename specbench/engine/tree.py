@@ -28,7 +28,8 @@ class DraftTree:
     parents: index of each node's parent, -1 for the root; None means a chain (node i hangs on node i - 1).
     contract: how the tokens were chosen. q: for IID and WITHOUT_REPLACEMENT, q[i] is the draft's distribution [V] (after the
     same warping as the target's) from which node i's sibling set was drawn; siblings share it.
-    num_forwards: draft forwards that this tree cost.
+    num_forwards: draft forwards that this tree cost. num_wasted: drafted tokens that the method dropped itself before the target
+    saw them; stale: they were dropped because the target had left their prefix. mode: the method's own phase name.
     """
 
     tokens: list[int]
@@ -36,6 +37,9 @@ class DraftTree:
     contract: Contract = Contract.FIXED_SET
     q: Sequence[torch.Tensor] | torch.Tensor | None = None
     num_forwards: int = 0
+    num_wasted: int = 0
+    stale: bool = False
+    mode: str = ""
 
     def __post_init__(self) -> None:
         if not self.tokens:

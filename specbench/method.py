@@ -1,0 +1,106 @@
+"""The contracts that method plugins implement.
+
+A method is one file in `methods/` and one YAML in `conf/method/`: a class with a keyword-only constructor of plain options. It
+proposes; the engine verifies, commits, records and stops. A method sees requests and verdicts, never the clock, the store or the
+configuration. One that owns its schedule (AMUSD, PEARL) overrides `decode` and returns the same records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from specbench.engine.tree import EMPTY, DraftTree, Verdict
+
+if TYPE_CHECKING:
+    from specbench.engine.runtime import Outcome, Request, Runtime
+    from specbench.engine.sampling import SamplingLaw
+    from specbench.engine.verify import Rule
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks for, so that others do not pay for it.
+
+    draft: "none", "local" (in the target's process) or "worker" (in a process of its own, which the method starts).
+    taps: which of transformers' hidden_states the target's forwards leave behind (-1: the LM head's input).
+    scope: how long the method's state lives; "session" makes prompt order part of the result, and reports say so.
+    """
+
+    draft: Literal["none", "local", "worker"] = "none"
+    taps: tuple[int, ...] = ()
+    scope: Literal["sample", "session"] = "sample"
+
+
+class Method:
+    """Base of all methods. Subclasses set `needs` and override `begin`, `propose`, `observe` (or `decode`)."""
+
+    needs: ClassVar[Needs] = Needs()
+
+    def __init__(self, *, draft_length: int | None = None, rule: str | None = None):
+        self.draft_length = draft_length
+        self.rule = rule
+
+    # What the method is.
+
+    def rule_for(self, law: SamplingLaw) -> Rule:
+        """The acceptance rule under a sampling law: the configured one, else the one whose output equals AR's token for token.
+
+        Raises ConfigError for an unknown rule and for `greedy_match` at a temperature above 0.
+        """
+        from specbench.engine.verify import get_rule
+        from specbench.schema import ConfigError
+
+        rule = get_rule(self.rule or ("greedy_match" if law.greedy else "sample_match"))
+        if rule.name == "greedy_match" and not law.greedy:
+            raise ConfigError("method.rule", rule.name, "is not exact at decoding.temperature > 0: use sample_match or ratio")
+        return rule
+
+    def claim(self, law: SamplingLaw) -> str:
+        """What is claimed of the output: greedy-exact, sampling-exact or lossy.
+
+        Under `match` rules the ids equal the baseline's at any temperature (keyed noise); under ratio rules the law does.
+        """
+        return "greedy-exact" if law.greedy and self.rule_for(law).claim != "lossy" else self.rule_for(law).claim
+
+    def same_ids(self, law: SamplingLaw) -> bool:
+        """Whether the output must equal the baseline's token for token (and not only in law)."""
+        rule = self.rule_for(law)
+        return rule.claim != "lossy" and (law.greedy or rule.needs == "choice")
+
+    @property
+    def max_nodes(self) -> int:
+        """Upper bound of nodes in a proposed tree: room reserved in the target's cache."""
+        return self.draft_length or 0
+
+    # Life cycle. `open` once per run, `begin` / `propose` / `observe` per sample, `close` at the end whatever happened.
+
+    def open(self, runtime: Runtime) -> None:
+        """Take hold of models; build sessions; start workers. Raises ConfigError when the pair lacks what the method needs."""
+        from specbench.engine.session import Session
+
+        self.runtime = runtime
+        self.target = Session(runtime.target, taps=self.needs.taps)
+
+    def begin(self, request: Request, first_token: int) -> None:
+        """A new sample: forget the last one. `first_token` is the target's own, now pending; prefill drafts here."""
+
+    def propose(self, max_depth: int) -> DraftTree:
+        """Draft for one round, at most `max_depth` deep (0: nothing can be kept). An empty tree is one plain step."""
+        return EMPTY
+
+    def observe(self, verdict: Verdict) -> None:
+        """What the target made of the last proposal (not called after the last round)."""
+
+    def decode(self, request: Request) -> Outcome:
+        """Continue one prompt. The default is the sequential schedule."""
+        from specbench.engine.decode import sequential
+
+        return sequential(self, self.target, self.runtime, request)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of KV cache by role, for the footprint table."""
+        return {"target_kv": self.target.cache.nbytes}
+
+    def close(self) -> None:
+        """Free what `open` took; must be safe to call twice and after a failed `open`."""
