@@ -1,0 +1,382 @@
+"""The run folder: the only room that knows its file names.
+
+    run.json       status, resolved configuration and hash, provenance (rewritten whole, atomically)
+    samples.jsonl  one line per sample, turn, repeat and arm
+    rounds.jsonl   one line per sample, turn, repeat and arm, holding arrays of equal length (columnar)
+    power.jsonl    power trace rows, when measured
+    summary.json   derived; can be rebuilt from the files above
+    trace.json     optional timeline
+
+Lines are appended and flushed as they happen. The sample's line is its commit mark: it is written after its rounds and is
+followed by fsync, so a killed run loses at most the sample in flight. Nothing here is pickled and nothing is read but JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from specbench.measure.events import FORMAT_VERSION, ROUND_FIELDS, Round, SampleRecord
+from specbench.measure.masking import mask_mapping, mask_text
+
+RUN_FILE = "run.json"
+SAMPLES_FILE = "samples.jsonl"
+ROUNDS_FILE = "rounds.jsonl"
+POWER_FILE = "power.jsonl"
+SUMMARY_FILE = "summary.json"
+TRACE_FILE = "trace.json"
+
+STATUSES = ("started", "success", "failed", "interrupted")
+KEY_FIELDS = ("sample_id", "turn", "repeat", "arm")
+NOT_HASHED = ("runs_dir", "resume")  # where a run is kept and whether it was continued do not change what is measured
+
+SampleKey = tuple[str, int, int, str]  # sample_id, turn, repeat, arm
+RoundColumns = dict[str, list[Any]]  # one list per field of `Round`, all of the same length
+
+
+class StoreError(ValueError):
+    """A run folder that cannot be read as written; the message names file and line."""
+
+
+class TornLineWarning(UserWarning):
+    """The last line of a file had no end: the process died while writing it. The line is left out."""
+
+
+# ---------------------------------------------------------------------------------------------------- JSON, strictly
+def _plain(value: Any) -> Any:
+    """What json cannot write itself: numpy scalars and arrays, paths, dataclasses, sets."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "tolist"):  # numpy scalar or array
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _non_finite(value: Any, at: str = "") -> str | None:
+    """The path of the first number that is not finite, for the error message."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return at or "."
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for key, item in items:
+        found = _non_finite(item, f"{at}.{key}" if at else str(key))
+        if found:
+            return found
+    return None
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """JSON text without NaN or infinity. Raises ValueError naming the path of the number that is not finite."""
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain, **options)
+    except ValueError as error:
+        where = _non_finite(json.loads(json.dumps(value, default=_plain)))
+        raise ValueError(f"not a finite number at {where}: store null and the reason instead") from error
+
+
+def canonical_json(value: Any) -> str:
+    """One text per value: sorted keys, no spaces."""
+    return dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """sha256 (hex) of the configuration's canonical JSON, without the keys in `NOT_HASHED`."""
+    hashed = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    return hashlib.sha256(canonical_json(hashed).encode()).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file whole: readers see the old text or the new one, never a half."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name).strip("-.") or "unnamed"
+
+
+def round_columns(rounds: Sequence[Round]) -> RoundColumns:
+    """Rounds as lists by field; seconds to the nanosecond."""
+    columns: RoundColumns = {name: [getattr(r, name) for r in rounds] for name in ROUND_FIELDS}
+    for values in columns.values():
+        if values and isinstance(values[0], float):
+            values[:] = [round(float(v), 9) for v in values]
+    return columns
+
+
+def rounds_from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Round]:
+    """The inverse of `round_columns`."""
+    length = len(columns["t_start"])
+    return [Round(**{name: columns[name][i] for name in ROUND_FIELDS if name in columns}) for i in range(length)]
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+class RunStore:
+    """One run folder, open for writing."""
+
+    def __init__(self, folder: Path, run: dict[str, Any]):
+        self.folder = folder
+        self._run = run
+        self._files: dict[str, IO[str]] = {}
+
+    @classmethod
+    def create(
+        cls, runs_dir: str | Path, method: str, data: str, config: Mapping[str, Any], now: datetime | None = None
+    ) -> RunStore:
+        """A new folder runs/<date>/<time>_<method>_<data>_<8 hex of the config's hash>, with run.json already in it.
+
+        Two runs that start in the same second get different folders (-2, -3, ...). `now` is for tests.
+        """
+        digest = config_hash(config)
+        stamp = now or datetime.now()
+        name = f"{stamp:%H-%M-%S}_{_slug(method)}_{_slug(data)}_{digest[:8]}"
+        day = Path(runs_dir) / f"{stamp:%Y-%m-%d}"
+        day.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 10_000):
+            folder = day / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                continue
+        else:
+            raise StoreError(f"{day / name}: no free folder name left")
+        store = cls(folder, {})
+        store.write_run(
+            {
+                "format_version": FORMAT_VERSION,
+                "status": "started",
+                "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "method": method,
+                "data_name": data,
+                "config": dict(config),
+                "config_hash": digest,
+            }
+        )
+        return store
+
+    @classmethod
+    def open(cls, folder: str | Path) -> RunStore:
+        """An existing folder, to be continued: a torn last line is cut off, rounds without a sample line are removed."""
+        path = Path(folder)
+        store = cls(path, read_run(path))
+        for name in (SAMPLES_FILE, ROUNDS_FILE, POWER_FILE):
+            _cut_torn_line(path / name)
+        finished = {record.key for record in read_samples(path)}
+        lines = _read_lines(path / ROUNDS_FILE)
+        kept = [line for line in lines if _key_of(line) in finished]
+        if len(kept) != len(lines):
+            write_atomically(path / ROUNDS_FILE, "".join(dumps(line) + "\n" for line in kept))
+        return store
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What run.json holds now."""
+        return self._run
+
+    def write_run(self, facts: Mapping[str, Any]) -> None:
+        """Merge `facts` into run.json (top-level keys replace) and rewrite it; values that look like secrets are masked."""
+        merged = {**self._run, **mask_mapping(facts)}
+        if merged.get("status") not in STATUSES:
+            raise ValueError(f"status={merged.get('status')!r}: one of {', '.join(STATUSES)}")
+        write_atomically(self.folder / RUN_FILE, dumps(merged, indent=1) + "\n")
+        self._run = merged
+
+    def set_status(self, status: str, **extra: Any) -> None:
+        """started, success, failed or interrupted; the last three also note the time of the end."""
+        ended = {} if status == "started" else {"ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.write_run({"status": status, **ended, **extra})
+
+    def append_sample(self, record: SampleRecord) -> None:
+        """The sample's line, then fsync. Write the sample's rounds before."""
+        line = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+        line["error"] = mask_text(record.error) if record.error else record.error
+        rounds = self._files.get(ROUNDS_FILE)
+        if rounds is not None:
+            os.fsync(rounds.fileno())
+        file = self._append(SAMPLES_FILE, [line])
+        os.fsync(file.fileno())
+
+    def append_rounds(self, sample_id: str, turn: int, repeat: int, arm: str, rounds: Sequence[Round]) -> None:
+        """One line with all rounds of a sample, turn, repeat and arm; call it when the clock has stopped."""
+        key = dict(zip(KEY_FIELDS, (sample_id, turn, repeat, arm), strict=True))
+        self._append(ROUNDS_FILE, [{**key, **round_columns(rounds)}])
+
+    def append(self, record: SampleRecord, rounds: Sequence[Round]) -> None:
+        """A finished sample: its rounds, then the sample itself."""
+        self.append_rounds(*record.key, rounds)
+        self.append_sample(record)
+
+    def append_power(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows of the power trace: at least time_seconds, device, watts (see `energy.PowerTrace`)."""
+        self._append(POWER_FILE, rows)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_atomically(self.folder / SUMMARY_FILE, dumps(mask_mapping(summary), indent=1) + "\n")
+
+    def write_trace(self, trace: Mapping[str, Any]) -> None:
+        write_atomically(self.folder / TRACE_FILE, dumps(trace, separators=(",", ":")) + "\n")
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> IO[str]:
+        text = "".join(dumps(row, separators=(",", ":")) + "\n" for row in rows)  # first: a row that fails writes nothing
+        file = self._files.get(name)
+        if file is None:
+            file = self._files[name] = (self.folder / name).open("a", encoding="utf-8")
+        file.write(text)
+        file.flush()
+        return file
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        data = file.read()
+        if not data or data.endswith(b"\n"):
+            return
+        start = data.rfind(b"\n") + 1
+        try:
+            json.loads(data[start:])
+            file.write(b"\n")  # a whole line that lost only its end
+        except ValueError:
+            file.truncate(start)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """All lines of a JSONL file. Only an unterminated last line may be broken; a missing file is empty."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        last = number == len(lines)
+        if last and not line:
+            break
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
+            if last:
+                warnings.warn(f"{path}:{number}: torn last line left out", TornLineWarning, stacklevel=3)
+                break
+            raise StoreError(f"{path}:{number}: {error}; the file was damaged after it was written") from error
+        rows.append(row)
+    return rows
+
+
+def _key_of(row: Mapping[str, Any]) -> SampleKey:
+    return (row["sample_id"], row["turn"], row["repeat"], row["arm"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: not there; is {path.parent} a run folder?") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: not a JSON object")
+    return value
+
+
+def is_run_folder(folder: str | Path) -> bool:
+    return (Path(folder) / RUN_FILE).is_file()
+
+
+def find_run_folders(root: str | Path) -> list[Path]:
+    """All run folders at or below `root`, sorted by path (which sorts by date and time)."""
+    return sorted(path.parent for path in Path(root).rglob(RUN_FILE))
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """run.json. Raises StoreError if it is missing, broken or of a newer format."""
+    run = _read_json(Path(folder) / RUN_FILE)
+    version = run.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise StoreError(f"{Path(folder) / RUN_FILE}: format_version {version!r}, this version reads up to {FORMAT_VERSION}")
+    return run
+
+
+def read_samples(folder: str | Path) -> list[SampleRecord]:
+    """All sample lines, in the order in which they were written. A key that occurs twice is an error."""
+    path = Path(folder) / SAMPLES_FILE
+    records: list[SampleRecord] = []
+    seen: dict[SampleKey, int] = {}
+    for number, row in enumerate(_read_lines(path), start=1):
+        try:
+            ids = {name: tuple(row[name]) for name in ("prompt_ids", "output_ids")}
+            record = SampleRecord(**{**row, **ids})
+        except (TypeError, KeyError) as error:
+            raise StoreError(f"{path}:{number}: not a sample record: {error}") from error
+        if record.key in seen:
+            raise StoreError(f"{path}:{number}: {record.key} was already on line {seen[record.key]}")
+        seen[record.key] = number
+        records.append(record)
+    return records
+
+
+def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
+    """Rounds by sample key as columns (`rounds_from_columns` makes `Round`s of them). Arrays of unequal length are an error."""
+    path = Path(folder) / ROUNDS_FILE
+    table: dict[SampleKey, RoundColumns] = {}
+    for number, row in enumerate(_read_lines(path), start=1):
+        missing = [name for name in (*KEY_FIELDS, *ROUND_FIELDS) if name not in row]
+        if missing:
+            raise StoreError(f"{path}:{number}: without {', '.join(missing)}")
+        columns: RoundColumns = {name: row[name] for name in ROUND_FIELDS}
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise StoreError(f"{path}:{number}: arrays of unequal length {lengths}")
+        if _key_of(row) in table:
+            raise StoreError(f"{path}:{number}: {_key_of(row)} occurs twice")
+        table[_key_of(row)] = columns
+    return table
+
+
+def read_power(folder: str | Path) -> list[dict[str, Any]]:
+    """Rows of the power trace; empty when none was taken."""
+    return _read_lines(Path(folder) / POWER_FILE)
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    return _read_json(Path(folder) / SUMMARY_FILE)
