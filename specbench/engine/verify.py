@@ -1,122 +1,101 @@
-"""Acceptance rules: pure functions from a draft tree and what the target thinks of it to a verdict.
+"""The acceptance rules by name, what each one claims, and which drafts it may meet.
 
 A rule walks from the root (the pending token) down the drafted nodes and decides which of them stand; after the last one comes
 a token of the target's own. Rules know no cache, no model and no clock. Row 0 of `choice` and of `p` belongs to the root, row
 i + 1 to node i: it is what the target says *after* that node. Distributions are the warped ones (temperature, top-k, top-p),
 for target and draft alike; arithmetic is float64.
-
-Rules that toss coins ask a `RuleRng`, so that the same code can be enumerated exactly, branch by branch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor
+from specbench.engine.rules_chain import lockstep_ratio, match, ratio
+from specbench.engine.rules_lossy import typical
+from specbench.engine.rules_rng import RuleRng, TorchRng
+from specbench.engine.rules_tree import delta, k_seq, recursive_with_replacement, recursive_without_replacement
+from specbench.engine.tree import Contract, Verdict
+from specbench.schema import ConfigError
 
-from specbench.engine.tree import DraftTree, Verdict
-
-
-class RuleRng(Protocol):
-    """Where a rule's randomness comes from."""
-
-    def bernoulli(self, probability: float) -> bool:
-        """True with this probability (in [0, 1])."""
-        ...
-
-    def categorical(self, probabilities: Tensor) -> int:
-        """An index drawn from probabilities [V], float64, which sum to 1 up to rounding."""
-        ...
-
-
-class TorchRng:
-    """RuleRng on an explicit CPU generator; the distributions may live on any device, and the draw does not depend on it."""
-
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
-
-    @classmethod
-    def seeded(cls, seed: int) -> TorchRng:
-        return cls(torch.Generator().manual_seed(seed))
-
-    def _uniform(self) -> float:
-        return torch.rand((), dtype=torch.float64, generator=self.generator).item()
-
-    def bernoulli(self, probability: float) -> bool:
-        return self._uniform() < probability
-
-    def categorical(self, probabilities: Tensor) -> int:
-        cumulative = probabilities.double().cumsum(0)
-        # The first index whose cumulative probability exceeds the draw: a token of probability 0 never is.
-        index = int(torch.searchsorted(cumulative, cumulative[-1:] * self._uniform(), right=True).item())
-        if index == len(probabilities):  # rounding carried the draw up to the total itself
-            index = int(probabilities.nonzero()[-1].item())
-        return index
+__all__ = [
+    "RULES",
+    "Rule",
+    "RuleRng",
+    "TorchRng",
+    "check_contract",
+    "delta",
+    "get_rule",
+    "k_seq",
+    "lockstep_ratio",
+    "match",
+    "ratio",
+    "recursive_with_replacement",
+    "recursive_without_replacement",
+    "typical",
+]
 
 
-def match(tree: DraftTree, choice: Sequence[int]) -> Verdict:
-    """Follow the child that equals the target's own token at every node (greedy_match and sample_match).
+@dataclass(frozen=True)
+class Rule:
+    """An acceptance rule.
 
-    choice [N + 1]: the target's token after the root and after each node, an argmax or ONE draw per node. Among siblings with
-    equal tokens the first is followed: looking further down for the luckier one would bias the output.
+    accepts: the contracts under which its claim holds. claim: greedy-exact (the output equals the target's argmax decoding),
+    sampling-exact (the output has the target's law; at temperature 0 that is the argmax too) or lossy.
+    needs: "choice" for function(tree, choice), "probabilities" for function(tree, p, rng). chain_only: trees are refused.
     """
-    if tree.parents is None:
-        accepted = 0
-        for token in tree.tokens:
-            if choice[accepted] != token:
-                break
-            accepted += 1
-        return Verdict(tuple(range(accepted)), tuple(choice[: accepted + 1]))
-    path: list[int] = []
-    tokens: list[int] = []
-    wanted, here = choice[0], -1
-    for node, parent in enumerate(tree.parents):  # parents come before their children: one pass is enough
-        if parent == here and tree.tokens[node] == wanted:
-            path.append(node)
-            tokens.append(wanted)
-            wanted, here = choice[node + 1], node
-    return Verdict(tuple(path), (*tokens, wanted))
+
+    name: str
+    accepts: frozenset[Contract]
+    claim: Literal["greedy-exact", "sampling-exact", "lossy"]
+    needs: Literal["choice", "probabilities"]
+    function: Callable[..., Verdict]
+    chain_only: bool = False
 
 
-def ratio(tree: DraftTree, p: Tensor, rng: RuleRng) -> Verdict:
-    """Speculative sampling on a chain (Leviathan et al. 2023, algorithm 1; Chen et al. 2023).
+_ANY = frozenset(Contract)
+_IID = frozenset({Contract.NONE, Contract.IID})
+_WITHOUT_REPLACEMENT = frozenset({Contract.NONE, Contract.WITHOUT_REPLACEMENT})
+_DRAWN = _IID | _WITHOUT_REPLACEMENT  # on a chain, where every sibling set has one member, the two are the same
 
-    p [N + 1, V]; tree.q[i] [V] is the law that node i was drawn from. Node i stands with probability min(1, p/q) of its token;
-    the first that falls is replaced by a draw from norm(max(p - q, 0)); if all stand, a bonus is drawn from p[N].
-    Raises ValueError when the draft is not a chain.
-    """
-    accepted = _accepted_prefix(tree, p, rng, "ratio")
-    law = p[accepted].double() if accepted == len(tree.tokens) else residual(p[accepted], _q(tree, accepted))
-    return Verdict(tuple(range(accepted)), (*tree.tokens[:accepted], rng.categorical(law)))
-
-
-def residual(p: Tensor, q: Tensor) -> Tensor:
-    """norm(max(p - q, 0)) [V], float64. All zero (p = q, where nothing is ever rejected but by rounding): p itself."""
-    p = p.double()
-    rest = (p - q).clamp_(min=0.0)
-    total = rest.sum()
-    return torch.where(total > 0, rest / total, p)
-
-
-def _accepted_prefix(tree: DraftTree, p: Tensor, rng: RuleRng, rule: str) -> int:
-    """How many nodes of a chain stand under the ratio test; one host read for all of them."""
-    if not tree.is_chain:
-        raise ValueError(f"rule {rule}: the draft is a tree; use recursive_with_replacement or recursive_without_replacement")
-    if not tree.tokens:
-        return 0
-    index = torch.tensor(tree.tokens, device=p.device)[:, None]
-    claimed = torch.stack([_q(tree, node) for node in range(len(tree.tokens))])
-    pairs = torch.cat([p[: len(tree.tokens)].double().gather(1, index), claimed.gather(1, index)], dim=1).tolist()
-    for node, (p_token, q_token) in enumerate(pairs):
-        assert q_token > 0, f"node {node} was drawn from a law that gives its token probability 0"
-        if not rng.bernoulli(min(1.0, p_token / q_token)):
-            return node
-    return len(tree.tokens)
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        # Matching compares with tokens that are the target's own whatever was drafted: any draft will do.
+        Rule("greedy_match", _ANY, "greedy-exact", "choice", match),
+        Rule("sample_match", _ANY, "sampling-exact", "choice", match),
+        # Given any children, delta's output has the target's law: how they were chosen does not matter either.
+        Rule("delta", _ANY, "sampling-exact", "probabilities", delta),
+        Rule("ratio", _DRAWN, "sampling-exact", "probabilities", ratio, chain_only=True),
+        Rule("recursive_with_replacement", _IID, "sampling-exact", "probabilities", recursive_with_replacement),
+        Rule(
+            "recursive_without_replacement",
+            _WITHOUT_REPLACEMENT,
+            "sampling-exact",
+            "probabilities",
+            recursive_without_replacement,
+        ),
+        Rule("k_seq", _IID, "sampling-exact", "probabilities", k_seq),
+        Rule("lockstep_ratio", _DRAWN, "sampling-exact", "probabilities", lockstep_ratio, chain_only=True),
+        Rule("typical", _ANY, "lossy", "probabilities", typical),
+    )
+}
 
 
-def _q(tree: DraftTree, node: int) -> Tensor:
-    """The law that a node was drawn from, float64 [V]."""
-    assert tree.q is not None, "ratio-type rules need the draft's distributions"
-    return tree.q[node].double()
+def get_rule(name: str) -> Rule:
+    """The rule of that name. Raises ConfigError (key method.rule) that lists what there is."""
+    try:
+        return RULES[name]
+    except (KeyError, TypeError):
+        raise ConfigError("method.rule", name, "choose one of " + ", ".join(RULES)) from None
+
+
+def check_contract(rule: Rule, contract: Contract) -> None:
+    """Raise ValueError, naming both, when the rule's claim does not hold for drafts made under this contract."""
+    if contract not in rule.accepts:
+        fitting = ", ".join(other.name for other in RULES.values() if contract in other.accepts)
+        raise ValueError(
+            f"rule {rule.name} is not {rule.claim} for a draft of contract {contract.value}: use one of {fitting}, "
+            f"or draft under {' or '.join(sorted(c.value for c in rule.accepts if c is not Contract.NONE))}"
+        )
