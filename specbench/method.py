@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from specbench.engine.tree import EMPTY, DraftTree, Verdict
 
 if TYPE_CHECKING:
+    from specbench.engine.placement import Placement
     from specbench.engine.runtime import Outcome, Request, Runtime
     from specbench.engine.sampling import SamplingLaw
     from specbench.engine.verify import Rule
@@ -36,6 +37,7 @@ class Method:
     """Base of all methods. Subclasses set `needs` and override `begin`, `propose`, `observe` (or `decode`)."""
 
     needs: ClassVar[Needs] = Needs()
+    placement: Placement | None = None  # cores and threads of the target's process, for methods that share them with workers
 
     def __init__(self, *, draft_length: int | None = None, rule: str | None = None):
         self.draft_length = draft_length

@@ -38,7 +38,7 @@ def sequential(method: Method, target: Session, runtime: Runtime, request: Reque
     """Continue one prompt with one process doing everything in turn."""
     law, key, eos_ids = runtime.law, request.noise_key, request.eos_ids
     rule = method.rule_for(law)
-    rng = TorchRng(torch.Generator(runtime.device).manual_seed(key)) if rule.needs == "probabilities" else None
+    rng = TorchRng.seeded(key) if rule.needs == "probabilities" else None
     clock = clock_for(runtime.device)
     target.start(len(request.prompt_ids) + request.max_new_tokens + method.max_nodes + 1)
     clock.synchronize()

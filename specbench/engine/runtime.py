@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from specbench.measure.events import Round
 
 if TYPE_CHECKING:
-    from specbench.engine.placement import Placement
     from specbench.engine.sampling import SamplingLaw
     from specbench.engine.session import Model
     from specbench.pair import PairSpec
@@ -46,7 +45,7 @@ class Runtime:
     target: Model
     draft: Model | None
     law: SamplingLaw
-    placement: Placement
+    max_new_tokens: int  # of every request of the run
     timeout_seconds: float = 60.0
 
     @property
