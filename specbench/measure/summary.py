@@ -1,0 +1,254 @@
+"""summary.json: every headline figure of one run, derived from the records alone.
+
+A figure that does not exist is null and has a `<key>_why` beside it; it is never 0. All totals are over every repeat of the
+method's arm; rates and speed-ups use medians over repeats (`stats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specbench.measure import metrics, stats, store
+from specbench.measure.events import FORMAT_VERSION, Round, SampleRecord
+from specbench.measure.metrics import RoundTable, SampleKey
+
+Rounds = Mapping[SampleKey, Sequence[Round] | Mapping[str, Sequence[Any]]]
+
+
+def _null(key: str, why: str) -> dict[str, Any]:
+    return {key: None, f"{key}_why": why}
+
+
+def _or_why(key: str, value: Any, why: str) -> dict[str, Any]:
+    return {key: value} if value is not None else _null(key, why)
+
+
+def is_single_arm(run: Mapping[str, Any]) -> bool:
+    """A run whose method is the baseline itself, outside of the A/A mode, has one arm."""
+    config = run.get("config", {})
+    names = (run.get("method", config.get("method_name")), run.get("baseline", config.get("baseline_name")))
+    return names[0] == names[1] and config.get("measure", {}).get("mode") != "aa"
+
+
+def build_summary(
+    run: Mapping[str, Any],
+    samples: Sequence[SampleRecord],
+    rounds: Rounds,
+    *,
+    lossless: Mapping[str, Any] | None = None,
+    energy: Mapping[str, Any] | None = None,
+    memory: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+    noise_floor: Sequence[float] | None = None,
+    seed: int = 0,
+    resamples: int = stats.RESAMPLES,
+) -> dict[str, Any]:
+    """The summary of one run; also of a run that was cut off, from what it left behind.
+
+    run: run.json (used: status, method, baseline, pair, data, devices, num_devices, config, run_folder, warnings).
+    rounds: by sample key, `Round`s or columns. lossless: `lossless.LosslessReport.as_dict()`. energy: the joined readings of
+    the energy pass (see `energy.summarise`), null when not measured. memory: `memory.footprint_table`'s dictionary.
+    noise_floor: the interval of an A/A run under the same conditions. Raises metrics.IdentityError if records contradict.
+    """
+    finished = [r for r in samples if r.error is None and r.decode_seconds is not None]
+    keys = {r.key for r in finished}
+    table = RoundTable.of({key: value for key, value in rounds.items() if key in keys})  # a cut-off sample leaves rounds alone
+    metrics.check_identities(samples, table)
+    own_arm = "method" if any(r.arm == "method" for r in samples) else "baseline"
+    own = [r for r in finished if r.arm == own_arm]
+    mine = table.arm(own_arm)
+    config = run.get("config", {})
+    notes = [*run.get("warnings", []), *warnings]
+
+    summary: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "run_folder": run.get("run_folder"),
+        "status": run.get("status"),
+        "method": run.get("method", config.get("method_name")),
+        "baseline": run.get("baseline", config.get("baseline_name")),
+        "mode": config.get("measure", {}).get("mode", "paired"),
+        "pair": _pair(run, config),
+        "data": _data(run, config, samples),
+        "device": _device(run),
+        "repeats": len({r.repeat for r in own}),
+    }
+    summary |= _decoding(own, mine)
+    summary |= _speed(run, samples, own_arm, notes, noise_floor, seed, resamples)
+    summary |= _rounds(mine)
+    summary["seconds"] = metrics.seconds(mine, own)
+    others = [r for r in finished if r.arm == "baseline"]
+    has_other_arm = own_arm == "method" and bool(others)
+    summary["baseline_seconds"] = metrics.seconds(table.arm("baseline"), others) if has_other_arm else None
+    if not has_other_arm:
+        summary["baseline_seconds_why"] = "this run has one arm"
+    concurrent = metrics.concurrent_seconds(own)
+    summary |= _or_why("concurrent_seconds", concurrent or None, "the method has no other process")
+    nothing = {"claim": None, "verdict": "not_compared", "identical": 0, "compared": 0, "first_divergence": None}
+    summary["lossless"] = dict(lossless) if lossless is not None else {**nothing, "verdict_why": "no comparison was made"}
+    summary["energy"] = dict(energy) if energy is not None else _no_energy()
+    summary |= _memory(own, others if has_other_arm else [])
+    if memory is not None:
+        summary["memory"] = dict(memory)
+    failed = [r for r in samples if r not in finished]
+    summary["num_failed"] = sum(r.finish_reason != "prompt_too_long" for r in failed)
+    summary["num_prompt_too_long"] = sum(r.finish_reason == "prompt_too_long" for r in failed)
+    if summary["num_failed"]:
+        first = next(r for r in failed if r.finish_reason != "prompt_too_long")
+        notes.append(f"{summary['num_failed']} samples failed, the first ({first.sample_id}, {first.arm}): {first.error}")
+    summary["warnings"] = list(dict.fromkeys(notes))
+    return summary
+
+
+def rebuild(folder: str | Path, *, noise_floor: Sequence[float] | None = None) -> dict[str, Any]:
+    """The summary of a finished or cut-off run from its files.
+
+    What needed the models or the machine (the gaps behind the lossless verdict, energy, memory) is taken from the summary that
+    the run wrote, if it wrote one; else ids are compared without gaps, so that a difference counts as one.
+    """
+    from specbench.measure.lossless import compare
+
+    run = {**store.read_run(folder), "run_folder": str(folder)}
+    samples = store.read_samples(folder)
+    rounds = store.read_rounds(folder)
+    old: dict[str, Any] = {}
+    if (Path(folder) / store.SUMMARY_FILE).exists():
+        old = store.read_summary(folder)
+    lossless = old.get("lossless") or compare(samples, claim="not recorded").as_dict()
+    return build_summary(
+        run, samples, rounds, lossless=lossless, energy=old.get("energy"), memory=old.get("memory"), noise_floor=noise_floor,
+        warnings=old.get("warnings", ()), seed=stats.seed_from(run.get("config_hash", "")),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+def _pair(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    if run.get("pair"):
+        return dict(run["pair"])
+    chosen = config.get("pair", {})
+    return {"target": chosen.get("target"), "draft": chosen.get("draft")}
+
+
+def _data(run: Mapping[str, Any], config: Mapping[str, Any], samples: Sequence[SampleRecord]) -> dict[str, Any]:
+    chosen = config.get("data", {})
+    base = {"name": run.get("data_name", chosen.get("name")), "source": chosen.get("source")}
+    return {**base, **dict(run.get("data") or {}), "num_samples": len({r.sample_id for r in samples})}
+
+
+def _device(run: Mapping[str, Any]) -> dict[str, Any] | str | None:
+    device: dict[str, Any] | str | None = run.get("device")
+    return device
+
+
+def _decoding(own: Sequence[SampleRecord], table: RoundTable) -> dict[str, Any]:
+    prefill = [r.prefill_seconds for r in own if r.prefill_seconds is not None]
+    return {
+        "num_rounds": len(table),
+        "decode_tokens": sum(r.num_emitted or 0 for r in own),
+        "decode_seconds": sum(r.decode_seconds or 0.0 for r in own),
+        **_or_why("prefill_seconds_median", float(np.median(prefill)) if prefill else None, "no sample was finished"),
+        "finish_reasons": {reason: sum(r.finish_reason == reason for r in own) for reason in ("eos", "length")},
+    }
+
+
+def _rate(times: stats.ArmTimes) -> float | None:
+    """Decode tokens per second from totals over prompts of medians over repeats."""
+    tokens, seconds = times.decode()
+    return float(tokens.sum() / seconds.sum()) if len(tokens) else None
+
+
+def _speed(
+    run: Mapping[str, Any],
+    samples: Sequence[SampleRecord],
+    own_arm: str,
+    notes: list[str],
+    noise_floor: Sequence[float] | None,
+    seed: int,
+    resamples: int,
+) -> dict[str, Any]:
+    """Rates of both arms on the paired prompts and the speed-up; adds the statistics' warnings to `notes`."""
+    pairs = stats.pair_samples(samples)
+    devices = run.get("num_devices")
+    if is_single_arm(run) or own_arm == "baseline" or not len(pairs):
+        why = (
+            "the method is the baseline itself: one arm"
+            if is_single_arm(run)
+            else "no prompt was finished by both arms with at least one decode token"
+        )
+        rate = _rate(stats.arm_times(samples, own_arm))
+        return {
+            **_or_why("decode_tokens_per_second", rate, "no sample was finished with a decode token"),
+            **_or_why(
+                "decode_tokens_per_second_per_device", rate / devices if rate and devices else None, "devices not recorded"
+            ),
+            **_null("baseline_decode_tokens_per_second", why),
+            **_null("speedup", why),
+        }
+    notes.extend(stats.warnings_for(samples, pairs))
+    speedup = stats.paired_speedup(pairs, seed=seed, resamples=resamples)
+    clear, reason = stats.distinguishable(speedup.ci95, noise_floor)
+    rate = speedup.method_tokens / speedup.method_seconds
+    values: dict[str, Any] = {**speedup.as_dict(), "distinguishable": clear}
+    if reason:
+        values["distinguishable_why"] = reason
+    for key in ("ci95", "end_to_end_ci95", "geomean_ci95"):
+        if values[key] is None:
+            values[f"{key}_why"] = "one prompt has no interval over prompts"
+    if values["ci95_repeats"] is None:
+        values["ci95_repeats_why"] = "needs two repeats that finished every prompt"
+    if noise_floor is not None:
+        values["noise_floor"] = list(noise_floor)
+    if not speedup.same_lengths:
+        notes.append(
+            f"the arms emitted different numbers of tokens ({speedup.method_tokens:.0f} and {speedup.baseline_tokens:.0f}): "
+            "the speed-up compares tokens/s, not seconds for the same text"
+        )
+    return {
+        "decode_tokens_per_second": rate,
+        **_or_why("decode_tokens_per_second_per_device", rate / devices if devices else None, "devices not recorded"),
+        "baseline_decode_tokens_per_second": speedup.baseline_tokens / speedup.baseline_seconds,
+        "speedup": values,
+    }
+
+
+def _rounds(table: RoundTable) -> dict[str, Any]:
+    drafted = "nothing was drafted"
+    emitted, accepted, run_length = (
+        f(table) for f in (metrics.emitted_per_round, metrics.accepted_per_round, metrics.accepted_run_length)
+    )
+    by_position = metrics.acceptance_by_position(table)
+    return {
+        **_or_why("emitted_per_round", emitted["pooled"], "no round was run"),
+        **_or_why("emitted_per_round_mean_of_sample_means", emitted["mean_of_sample_means"], "no round was run"),
+        **_or_why("accepted_per_round", accepted["pooled"], "no round was run"),
+        **_or_why("accepted_per_round_mean_of_sample_means", accepted["mean_of_sample_means"], "no round was run"),
+        **_or_why("accepted_run_length", run_length["pooled"], "no run of accepted drafts was ended by a rejection"),
+        **_or_why("acceptance_rate", metrics.acceptance_rate(table), drafted),
+        **_or_why("acceptance_rate_of_nodes", metrics.acceptance_rate_of_nodes(table), drafted),
+        **_or_why("acceptance_by_position", by_position or None, drafted),
+        **_or_why("conditional_acceptance_by_position", metrics.conditional_acceptance_by_position(table) or None, drafted),
+        "num_drafted": int(table.num_drafted.sum()),
+        "num_draft_forwards": int(table.num_draft_forwards.sum()),
+        "rollbacks": metrics.rollbacks(table),
+        "num_discarded": metrics.num_discarded(table),
+        "stale_rounds": metrics.stale_rounds(table),
+        "rollback_depths": metrics.rollback_depth_histogram(table),
+        "accepted_histogram": metrics.accepted_histogram(table),
+    }
+
+
+def _memory(own: Sequence[SampleRecord], others: Sequence[SampleRecord]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, records in (("memory_peak_bytes", own), ("baseline_memory_peak_bytes", others)):
+        peaks = [r.memory_peak_bytes for r in records if r.memory_peak_bytes is not None]
+        why = "not measured" if records else "this run has one arm" if own else "no sample was finished"
+        values |= _or_why(key, max(peaks, default=None), why)
+    return values
+
+
+def _no_energy() -> dict[str, Any]:
+    why = "no energy pass was run"
+    return {"source": "none", **_null("joules_per_token", why), **_null("baseline_joules_per_token", why)}
