@@ -1,0 +1,100 @@
+"""Range checks of a run's configuration: what a type cannot say. Each refusal names the key, the value and what is possible."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from specbench.schema import ConfigError, DataConfig, DecodingConfig, EngineConfig, MeasureConfig, PairConfig, RunConfig
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def validate(config: RunConfig) -> None:
+    """Raises ConfigError for the first option outside its range. A plugin's constructor checks the plugin's own options."""
+    _check_pair(config.pair)
+    _check_data(config.data)
+    _check_decoding(config.decoding)
+    _check_measure(config.measure)
+    _check_engine(config.engine)
+    for name in ("method", "baseline"):
+        node = getattr(config, name)
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            raise ConfigError(f"{name}._target_", None, f"no {name} is chosen; it names a class as package.module.Class")
+    _text("runs_dir", config.runs_dir, "name a folder for run folders")
+
+
+def _check_pair(pair: PairConfig) -> None:
+    _text("pair.target", pair.target, "name a Hugging Face repository, a local folder or builtin:target")
+    if pair.draft is not None:
+        _text("pair.draft", pair.draft, "name a Hugging Face repository, a local folder or builtin:draft, or null for no draft")
+    for role in ("target", "draft"):
+        _one_of(f"pair.{role}_dtype", getattr(pair, f"{role}_dtype"), "auto", "float32", "bfloat16", "float16")
+        device = getattr(pair, f"{role}_device")
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+            raise ConfigError(f"pair.{role}_device", device, "possible: auto, cpu, cuda, cuda:<number>")
+
+
+def _check_data(data: DataConfig) -> None:
+    _text("data.name", data.name, "name a data set")
+    _one_of("data.source", data.source, "auto", "path", "hub", "standin")
+    _one_of("data.template", data.template, "auto", "raw", "chat", "amusd")
+    _one_of("data.history", data.history, "baseline", "own", "dataset")
+    _whole("data.limit", data.limit, 1, null="all samples")
+    _whole("data.seed", data.seed, 0)
+    _whole("data.max_prompt_tokens", data.max_prompt_tokens, 1, null="the pair's context")
+    if data.categories is not None and not data.categories:
+        raise ConfigError("data.categories", data.categories, "selects nothing; name categories as [a,b], or null for all")
+
+
+def _check_decoding(decoding: DecodingConfig) -> None:
+    _whole("decoding.max_new_tokens", decoding.max_new_tokens, 1)
+    _number("decoding.temperature", decoding.temperature, 0.0, math.inf, "0 (greedy) or a positive number")
+    _whole("decoding.top_k", decoding.top_k, 1, null="no cut")
+    if decoding.top_p is not None:
+        remedy = "a number above 0 and up to 1, or null (no cut)"
+        _number("decoding.top_p", decoding.top_p, 0.0, 1.0, remedy)
+        if decoding.top_p == 0:
+            raise ConfigError("decoding.top_p", decoding.top_p, f"possible: {remedy}")
+    _whole("decoding.seed", decoding.seed, 0)
+
+
+def _check_measure(measure: MeasureConfig) -> None:
+    _whole("measure.repeats", measure.repeats, 1)
+    _whole("measure.warmup", measure.warmup, 0)
+    _one_of("measure.mode", measure.mode, "paired", "aa")
+    _one_of("measure.power", measure.power, "auto", "off")
+    _whole("measure.seed", measure.seed, 0)
+
+
+def _check_engine(engine: EngineConfig) -> None:
+    _one_of("engine.attention", engine.attention, "sdpa", "eager")
+    _whole("engine.threads", engine.threads, 1, null="chosen in the warm-up")
+    remedy = "a positive number of seconds"
+    _number("engine.timeout_seconds", engine.timeout_seconds, 0.0, math.inf, remedy)
+    if engine.timeout_seconds == 0:
+        raise ConfigError("engine.timeout_seconds", engine.timeout_seconds, f"possible: {remedy}")
+
+
+def _text(key: str, value: object, remedy: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(key, value, remedy)
+
+
+def _one_of(key: str, value: object, *possible: str) -> None:
+    if value not in possible:
+        raise ConfigError(key, value, f"possible: {', '.join(possible)}")
+
+
+def _whole(key: str, value: object, low: int, null: str | None = None) -> None:
+    if value is None and null is not None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(key, value, f"possible: an integer of at least {low}" + (f", or null ({null})" if null else ""))
+
+
+def _number(key: str, value: object, low: float, high: float, possible: str) -> None:
+    """Refuses infinities and NaN whatever the bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(key, value, f"possible: {possible}")

@@ -1,0 +1,152 @@
+"""The front door: Hydra's configuration in, one `run.run(config)`, the summary as the last line of stdout.
+
+    python -m specbench method=amusd data=humaneval
+
+Exit status: 0 success, 1 a run that failed, 2 a wrong option, 130 Ctrl-C. Errors are one line on stderr; HYDRA_FULL_ERROR=1
+shows the traceback instead. Heavy libraries are imported by the run, so that `--help` and `--cfg job` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from specbench import __version__
+from specbench.checks import validate
+from specbench.cli_errors import explain, unknown
+from specbench.paths import CONF_DIR
+from specbench.plugins import register_search_path
+from specbench.schema import ConfigError, RunConfig
+
+OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_SAID = "specbench_exit_status"  # set on an error of a sweep's job that has been reported
+
+
+class RunFailed(RuntimeError):
+    """The run ended, its summary is printed, and its status is not success."""
+
+
+def main() -> int:
+    """Run the command line in sys.argv; returns the exit status."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"specbench {__version__}")
+        return OK
+    wants_traceback = os.environ.get(_FULL_ERROR) == "1"
+    overrides: list[str] = []
+    failures: list[Exception] = []
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            run_job(cfg)
+        except Exception as error:
+            sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            if sweep and not wants_traceback:
+                setattr(error, _SAID, _report(error, HydraConfig.get().overrides.task))
+            if sweep or wants_traceback:
+                raise  # a sweep's other jobs go on, and its status is not 0
+            failures.append(error)  # raised, Hydra would add a line of its own
+
+    os.environ[_FULL_ERROR] = "1"  # Hydra raises its errors instead of printing them its own way: they are explained here
+    try:
+        overrides = _parse(sys.argv[1:]).overrides
+        register_schema()
+        register_search_path()
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except Exception as error:
+        if wants_traceback:
+            raise
+        said = getattr(error, _SAID, None)
+        return _report(error, overrides) if said is None else int(said)
+    finally:
+        if not wants_traceback:
+            del os.environ[_FULL_ERROR]
+    return _report(failures[0], overrides) if failures else OK
+
+
+def run_job(cfg: DictConfig) -> None:
+    """One run from Hydra's composed configuration; prints its summary. Raises RunFailed if the run did not succeed."""
+    config = to_run_config(cfg)
+    from specbench.run import run
+
+    summary = run(config)
+    # NaN is no JSON: a summary holds numbers, or null beside the reason.
+    print(json.dumps(summary, allow_nan=False), flush=True)
+    if summary.get("status") != "success":
+        raise RunFailed(f"the run ended with status {summary.get('status')!r}; its files are in {summary.get('run_folder')}")
+
+
+def register_schema() -> None:
+    """Make specbench.schema known to Hydra as `run_schema`, the first entry of the defaults list in conf/config.yaml."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def to_run_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> RunConfig:
+    """Plain, typed and range-checked dataclasses from a composed configuration (without its `hydra` node).
+
+    `overrides`: what was typed, if not in a Hydra job. Raises ConfigError and OmegaConf's errors.
+    """
+    if overrides is None:
+        overrides = HydraConfig.get().overrides.task
+    for name in ("method", "baseline"):
+        if not isinstance(cfg.get(name), DictConfig):
+            choice = "method" if name == "method" else "method@baseline"
+            raise ConfigError(name, cfg.get(name), f"is chosen by name: write {choice}=<name>")
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, RunConfig)
+    _refuse_appended(config, "")
+    changed = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    if changed & {"pair.target", "pair.draft"} and "pair.name" not in changed:
+        config.pair.name = "custom"  # it is no longer the pair that the file describes
+    validate(config)
+    return config
+
+
+def _refuse_appended(section: Any, prefix: str) -> None:
+    """`+key=value` adds what the schema does not know; outside the open method nodes that is a typo, never an option."""
+    declared = [field.name for field in dataclasses.fields(section)]
+    for name, value in vars(section).items():
+        if name not in declared:
+            raise ValueError(unknown(prefix + name, str(value), [prefix + known for known in declared]))
+        if dataclasses.is_dataclass(value):
+            _refuse_appended(value, f"{prefix}{name}.")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Hydra's own command line, with its usage text replaced by one line."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message}; options are written key=value, --help shows them all")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args(arguments)
+
+
+def _report(error: Exception, overrides: Sequence[str]) -> int:
+    """Say what went wrong; returns the exit status."""
+    line = str(error) if isinstance(error, ConfigError) else explain(error, list(overrides))
+    if line is not None:
+        return _say(line, WRONG_OPTION)
+    if isinstance(error, RunFailed):
+        return _say(str(error), FAILED)
+    return _say(f"{type(error).__name__}: {error} ({_FULL_ERROR}=1 shows the traceback)", FAILED)
+
+
+def _say(text: str, status: int) -> int:
+    print("specbench:", " ".join(text.split()), file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,120 @@
+"""Finds what third parties ship and turns a method's YAML node into the method.
+
+A plugin is a class and a YAML. A package offers its YAMLs through one entry point:
+
+    [project.entry-points."specbench.conf"]
+    my_method = "my_package.conf"
+
+`my_package/conf/method/<name>.yaml` is then a choice of `method=`, and its `_target_` may name classes of `my_package`. Without
+a package, `--config-dir DIR` adds a folder. A configuration names code to run: `_target_` may point into specbench and
+installed plugins only, unless the user allows more, and what it names must be a `Method`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbench.schema import ConfigError
+
+if TYPE_CHECKING:
+    from specbench.method import Method
+
+GROUP = "specbench.conf"
+
+
+def installed() -> list[EntryPoint]:
+    """The entry points of all installed plugins, in a stable order."""
+    return sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
+
+
+def conf_folder(point: EntryPoint) -> Path:
+    """The configuration folder that a plugin offers. Raises ConfigError, with the plugin's name, if it has none."""
+    try:
+        spec = importlib.util.find_spec(point.module)
+    except Exception as error:  # the plugin's own package failed to import: whatever it raised, it is named
+        raise ConfigError("plugin", point.name, f"its package fails to import: {type(error).__name__}: {error}") from error
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if not folders or not Path(folders[0]).is_dir():
+        raise ConfigError(
+            "plugin", point.name, f"its configuration folder {point.module} does not exist; reinstall or remove it"
+        )
+    return Path(folders[0])
+
+
+def register_search_path() -> None:
+    """Put every plugin's configuration folder on Hydra's search path, behind specbench's own."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    folders = [(point.name, conf_folder(point)) for point in installed()]
+
+    class SpecbenchPlugins(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for name, folder in folders:
+                search_path.append(provider=f"specbench plugin {name}", path=f"file://{folder}")
+
+    Plugins.instance().register(SpecbenchPlugins)
+
+
+def allowed_prefixes(more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Where `_target_` may point: specbench, the packages of installed plugins, and what the user adds (`my_package`)."""
+    packages = ["specbench", *(point.module.partition(".")[0] for point in installed()), *more]
+    return tuple(dict.fromkeys(package.rstrip(".") + "." for package in packages))
+
+
+def create_method(node: Mapping[str, Any], more_prefixes: Sequence[str] = (), key: str = "method") -> Method:
+    """Build the method that a configuration node names: `{"_target_": "package.module.Class", ...options}`.
+
+    `key` is the node's place in the configuration ("method" or "baseline"). Raises ConfigError when the target is not allowed,
+    cannot be imported or is no Method, and for options that its constructor does not take or refuses.
+    """
+    cls = _load_class(node, more_prefixes, key)
+    options = {name: value for name, value in node.items() if name != "_target_"}
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    accepted = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if "draft_length" not in accepted and options.get("draft_length") is None and not takes_any:
+        options.pop("draft_length", None)  # declared for every method; null says that it does not apply
+    for name, value in options.items():
+        if name not in accepted and not takes_any:
+            near = difflib.get_close_matches(name, accepted, n=1)
+            hint = f"did you mean {key}.{near[0]}? " if near else ""
+            listed = ", ".join(f"{key}.{a}" for a in accepted) or "none"
+            raise ConfigError(f"{key}.{name}", value, f"{cls.__name__} takes no such option; {hint}possible: {listed}")
+    missing = [a for a in accepted if parameters[a].default is inspect.Parameter.empty and a not in options]
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]}", None, f"{cls.__name__} needs this option; write {key}.{missing[0]}=<value>")
+    return cls(**options)
+
+
+def _load_class(node: Mapping[str, Any], more_prefixes: Sequence[str], key: str) -> type[Method]:
+    from specbench.method import Method  # with torch behind it: the front door alone does not need it
+
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    name = f"{key}._target_"
+    if not isinstance(target, str) or target.count(".") < 1:
+        raise ConfigError(name, target, "must name a class as package.module.Class; is the method's YAML complete?")
+    prefixes = allowed_prefixes(more_prefixes)
+    if not target.startswith(prefixes):
+        listed = ", ".join(prefix + "*" for prefix in prefixes)
+        raise ConfigError(
+            name, target, f"points outside what may run; possible: {listed} (allow_targets=[package] allows more)"
+        )
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a plugin's code may raise anything while it is imported; say whose it was
+        raise ConfigError(name, target, f"{module_name} fails to import: {type(error).__name__}: {error}") from error
+    cls = getattr(module, class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        found = sorted(n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method)
+        raise ConfigError(name, target, f"is no Method; {module_name} has: {', '.join(found) or 'none'}")
+    return cls
