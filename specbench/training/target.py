@@ -1,0 +1,60 @@
+"""Training a target: a deep, narrow Llama by next-token prediction on the corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specbench.training.settings import TrainSettings
+
+
+def new_llama(settings: TrainSettings, layers: int, vocab_size: int) -> LlamaForCausalLM:
+    """A Llama of `layers` layers with tied embeddings, weights drawn from `train.seed`."""
+    torch.manual_seed(settings.seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=settings.width,
+        intermediate_size=settings.feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def next_token_loss(model: nn.Module, ids: Tensor, autocast: bool) -> Tensor:
+    """Mean cross-entropy in nats of each next token; ids (rows, length)."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
+
+
+@torch.no_grad()
+def heldout_loss(model: nn.Module, streams: dict[str, Tensor], length: int, max_tokens: int = 60_000) -> dict[str, float]:
+    """Nats per token on each held-out stream, in windows of `length` tokens."""
+    losses = {}
+    for name, ids in streams.items():
+        usable = min(len(ids), max_tokens) // length * length
+        if usable:
+            windows = ids[:usable].view(-1, length).split(4)
+            losses[name] = sum(float(next_token_loss(model, w, False)) * len(w) for w in windows) / (usable // length)
+    return losses
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Write `model` as bfloat16 safetensors in shards of at most 15 MB; `model` itself stays as it is."""
+    copied = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config  # type: ignore[attr-defined]
+    dtype, config.dtype = config.dtype, torch.bfloat16
+    try:
+        model.save_pretrained(folder, state_dict=copied, max_shard_size="15MB")  # type: ignore[operator]
+    finally:
+        config.dtype = dtype
