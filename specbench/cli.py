@@ -41,7 +41,7 @@ class RunFailed(RuntimeError):
 
 def main() -> int:
     """Run the command line in sys.argv; returns the exit status."""
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
         print(f"specbench {__version__}")
         return OK
     wants_traceback = os.environ.get(_FULL_ERROR) == "1"
@@ -103,9 +103,10 @@ def to_run_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Ru
     if overrides is None:
         overrides = HydraConfig.get().overrides.task
     for name in ("method", "baseline"):
-        if not isinstance(cfg.get(name), DictConfig):
+        node = cfg.get(name)
+        if not isinstance(node, DictConfig) or not node:
             choice = "method" if name == "method" else "method@baseline"
-            raise ConfigError(name, cfg.get(name), f"is chosen by name: write {choice}=<name>")
+            raise ConfigError(name, None if isinstance(node, DictConfig) else node, f"is chosen by name: write {choice}=<name>")
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig)
     _refuse_appended(config, "")

@@ -34,7 +34,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_choice(error, overrides)
     if isinstance(error, OverrideParseException):
-        reason = _one_line(str(error.__cause__ or error))
+        reason = _one_line(str(error.__cause__ or error).split("See https")[0])
         return (
             f"{error.override}: cannot be read ({reason}); options are written key=value, values with special signs in quotes"
         )
@@ -53,9 +53,11 @@ def unknown(key: str, value: str | None, siblings: Iterable[str]) -> str:
     possible = sorted(name for name in siblings if name.rpartition(".")[2] not in _HIDDEN)
     leaf = key.rpartition(".")[2]
     moved = [name for name in schema_keys() if name.rpartition(".")[2] == leaf and name != key]
-    near = moved or difflib.get_close_matches(key, possible, n=2)
+    places = {name.rpartition(".")[2]: name for name in possible}
+    near = moved or [places[name] for name in difflib.get_close_matches(leaf, places, n=2, cutoff=0.7)]
     hint = f" did you mean {' or '.join(near)}?" if near else ""
-    return f"{_assignment(key, value)}: unknown option;{hint} possible: {', '.join(possible) or 'none'}"
+    listed = ", ".join("method@baseline" if name == "baseline" else name for name in possible)
+    return f"{_assignment(key, value)}: unknown option;{hint} possible: {listed or 'none'}"
 
 
 def schema_keys() -> list[str]:
@@ -91,15 +93,13 @@ def _wrong_key_or_value(cause: OmegaConfBaseException, overrides: Sequence[str])
         return unknown(key, value, siblings)
     if isinstance(cause, MissingMandatoryValue):
         return f"{key}=???: must be given; write {key}=<{_expected(key) or 'value'}>"
-    reason = _one_line(str(cause.msg or cause).split("\n    full_key")[0])
     if isinstance(cause, ValidationError):
-        expected = _expected(key)
-        section = any(name.startswith(f"{key}.") for name in schema_keys())
-        if section:
-            options = ", ".join(name for name in schema_keys() if name.startswith(f"{key}."))
-            return f"{_assignment(key, value)}: is a section and takes no value; possible: {options}"
-        if expected:
-            return f"{_assignment(key, value)}: wrong type ({reason}); possible: {expected}"
+        options = [name for name in schema_keys() if name.startswith(f"{key}.")]
+        if options:
+            return f"{_assignment(key, value)}: is a section and takes no value; possible: {', '.join(options)}"
+        if expected := _expected(key):
+            return f"{_assignment(key, value)}: wrong type; possible: {expected}"
+    reason = _one_line(str(cause.msg or cause).split("\n    full_key")[0])
     return f"{_assignment(key, value)}: {reason}"
 
 
@@ -133,9 +133,9 @@ def _omegaconf_cause(error: BaseException) -> OmegaConfBaseException | None:
 def _given(key: str, overrides: Sequence[str]) -> str | None:
     """What the user wrote for a key, or None if it came from a file."""
     for override in reversed(overrides):
-        name, sign, value = override.partition("=")
-        if sign and name.lstrip("+~") == key:
-            return value
+        name, _, given = override.partition("=")
+        if given and name.lstrip("+~") == key:
+            return given
     # decoding.seed.x=1 fails at decoding.seed
     return next((o.partition("=")[2] for o in reversed(overrides) if o.lstrip("+~").startswith(f"{key}.")), None)
 
@@ -150,7 +150,10 @@ def _other(message: str, overrides: Sequence[str]) -> str:
     text = _one_line(" ".join(lines))
     quoted = re.search(r"'([^'=]+)(=[^']*)?'", text)
     named = [o for o in overrides if quoted and o.partition("=")[0].lstrip("+~") == quoted.group(1)]
-    return f"{named[-1] if named else ' '.join(overrides) or 'configuration'}: {text}"
+    if text.startswith("Ambiguous value"):
+        text = "several values; add -m to sweep over them, or write [a,b] for a list"
+    about = named[-1] if named else " ".join(overrides)
+    return f"{about}: {text}" if about else text
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,32 @@
+# make install   the virtual environment .venv with the tested versions (constraints.txt); nothing to do if it is up to date
+# make run       the main job: AMUSD against autoregressive decoding on HumanEval. make run ARGS="data=mt_bench data.limit=5"
+# make test      style, types and tests. make test ARGS="tests/test_cli.py -x"
+# make clean     remove what was built and cached; .venv and runs stay
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.specbench-installed
+ARGS ?=
+
+.PHONY: install run test clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+run: install
+	$(BIN)/python -m specbench method=amusd data=humaneval $(ARGS)
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find specbench methods analysis tests -name __pycache__ -type d -prune -exec rm -rf {} +
