@@ -122,31 +122,36 @@ def _ratio_at(p: Tensor, q: Tensor, token: int) -> float:
 
 def _k_seq_node(p: Tensor, q: Tensor | None, tokens: list[int], rng: RuleRng) -> tuple[int | None, Tensor]:
     assert q is not None, "ratio-type rules need the draft's distributions"
-    k = len(tokens)
-    rho = _k_seq_rho(p, q, k)
-    kept = torch.minimum(q, p / rho)  # a candidate is x and passes with probability kept[x]
-    beta = kept.sum()
-    passed = -torch.expm1(k * torch.log1p(-beta.clamp(max=1.0)))  # 1 - (1 - beta)^k: some candidate passes
+    rho = _k_seq_rho(p, q, len(tokens))
     index = torch.tensor(tokens, device=p.device)
-    pairs = torch.stack([p[index] / rho, q[index]], dim=1).tolist()
-    for token, (scaled_p_token, q_token) in zip(tokens, pairs, strict=True):
+    for token, (p_token, q_token) in zip(tokens, torch.stack([p[index], q[index]], dim=1).tolist(), strict=True):
         assert q_token > 0, f"token {token} was drawn from a law that gives it probability 0"
-        if rng.bernoulli(min(1.0, scaled_p_token / q_token)):
+        if rng.bernoulli(min(1.0, p_token / (rho * q_token))):
             return token, p
-    # Accepted so far: kept * passed / beta. What is missing to p is left for the target's own draw.
-    return None, residual(p, kept * torch.where(beta > 0, passed / beta, 0.0))
+    kept = torch.minimum(q, p / rho)  # a candidate is x and passes with probability kept[x]
+    beta = kept.sum().item()
+    # Over the k candidates x was accepted with probability kept[x] * passed / beta; what that lacks to p is drawn now.
+    return None, residual(p, kept * (_some_pass(beta, len(tokens)) / beta if beta > 0 else 0.0))
 
 
-def _k_seq_rho(p: Tensor, q: Tensor, k: int) -> Tensor:
-    """The smallest rho in [1, k] (up to bisection) with 1 - (1 - beta)^k <= rho * beta, beta(rho) = sum min(q, p / rho).
+def _some_pass(beta: float, k: int) -> float:
+    """1 - (1 - beta)^k, also for small beta."""
+    return -math.expm1(k * math.log1p(-beta)) if beta < 1.0 else 1.0
+
+
+def _k_seq_rho(p: Tensor, q: Tensor, k: int) -> float:
+    """The smallest rho in [1, k] (to a millionth of k) with 1 - (1 - beta)^k <= rho * beta, beta(rho) = sum min(q, p / rho).
 
     Any rho that meets the inequality keeps the rule exact (the residual is then nowhere negative); the smallest accepts most.
-    Bisection on the device, without reading a value back.
     """
-    low, high = p.new_tensor(1.0), p.new_tensor(float(k))
-    for _ in range(40):
+    if k == 1:
+        return 1.0
+    low, high = 1.0, float(k)
+    for _ in range(20):
         middle = (low + high) / 2
-        beta = torch.minimum(q, p / middle).sum().clamp(max=1.0)
-        meets = -torch.expm1(k * torch.log1p(-beta)) <= middle * beta
-        low, high = torch.where(meets, low, middle), torch.where(meets, middle, high)
+        beta = torch.minimum(q, p / middle).sum().item()
+        if _some_pass(beta, k) <= middle * beta:
+            high = middle
+        else:
+            low = middle
     return high

@@ -108,7 +108,7 @@ def keyed_uniforms(key: int, positions: Sequence[int], vocab_size: int, device: 
     from them is not cut, and are never 0 or 1. Token ids index the noise: a cropped vocabulary keeps the same numbers.
     """
     seed = _mix(key)
-    rows = [_signed(_mix(seed + position * _GOLDEN)) for position in positions]
+    rows = [_signed(_mix(seed + int(position) * _GOLDEN)) for position in positions]
     bits = torch.tensor(rows, dtype=torch.int64, device=device)[:, None] ^ _token_hash(vocab_size, str(device))
     # The finaliser's last xor-shift is left out: it only improves low bits, which rounding to 24 bits drops.
     bits = _mix_rounds(bits).bitwise_and_(_MAX63).bitwise_or_(1)
