@@ -89,7 +89,9 @@ class Drafter:
             if progress is Progress.FINISHED:
                 return self.report
             if progress is Progress.IDLE:
-                self.report.idle_seconds += sleep_until_news(self.verdicts, self.seen_version, lambda: None, 10 * self.timeout_seconds)
+                self.report.idle_seconds += sleep_until_news(
+                    self.verdicts, self.seen_version, lambda: None, 10 * self.timeout_seconds
+                )
 
     def step(self) -> Progress:
         return self._next()
@@ -335,7 +337,9 @@ class Amusd(Method):
             raise ConfigError("method.draft_length", draft_length, "0 (never wait) or the number of drafts to wait for")
         if not isinstance(max_lookahead, int) or max_lookahead < max(1, draft_length):
             raise ConfigError(
-                "method.max_lookahead", max_lookahead, f"must be at least 1 and method.draft_length ({draft_length}): the target waits for so many"
+                "method.max_lookahead",
+                max_lookahead,
+                f"must be at least 1 and method.draft_length ({draft_length}): the target waits for so many",
             )
         if stale not in ("plain", "wait"):
             raise ConfigError("method.stale", stale, "possible: plain, wait")

@@ -241,5 +241,48 @@ def probe_rollback(model: Model, role: str, name: str, ids: Sequence[int] | None
     difference = float((ours.float() - fresh.float()).abs().max())
     if not difference <= tolerance:
         raise ConfigError(
-            f"pair.{role}", name, f"refused: its cache cannot be rolled back exactly (logits off by {difference:.3g} in a probe)"
+            f"pair.{role}",
+            name,
+            f"refused: its cache cannot be rolled back exactly (logits off by {difference:.3g} in a probe)",
         )
+
+
+def local_folder(spec: ModelSpec) -> Path | None:
+    """Where a model's files lie on this machine: its folder, or the Hub cache's snapshot (named by its commit)."""
+    if Path(spec.path).is_dir():
+        return Path(spec.path)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(spec.path, "config.json", revision=spec.revision or "main")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def pair_facts(spec: PairSpec) -> dict[str, Any]:
+    """Names, resolved revisions, dtypes, devices and hashes of both models and the tokenizer, for run.json."""
+    from specbench.measure.provenance import model_hash, tokenizer_hash
+
+    def facts(model: ModelSpec | None) -> dict[str, Any] | None:
+        if model is None:
+            return None
+        folder = local_folder(model)
+        at_hub = folder is not None and not Path(model.path).is_dir()
+        return {
+            "name": model.name,
+            "path": model.name if model.name.startswith(BUILTIN) else model.path,
+            "dtype": model.dtype,
+            "device": model.device,
+            "attention": model.attention,
+            "revision": model.revision,
+            "resolved_revision": folder.name if folder is not None and at_hub else None,
+            "sha256": model_hash(folder) if folder is not None else None,
+            "trust_remote_code": model.trust_remote_code,
+        }
+
+    folder = local_folder(spec.target)
+    return {
+        "name": spec.name,
+        "target": facts(spec.target),
+        "draft": facts(spec.draft),
+        "tokenizer": {"sha256": tokenizer_hash(folder) if folder is not None else None},
+        "vocab_size": spec.vocab_size,
+    }

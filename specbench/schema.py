@@ -103,6 +103,9 @@ class RunConfig:
     method_name: str = "autoregressive"  # the YAML's file name
     baseline_name: str = "autoregressive"
     runs_dir: str = "runs"
+    allow_targets: list[str] = field(
+        default_factory=list
+    )  # further packages that a method's `_target_` may name: it is code to run
     resume: str | None = None
 
 

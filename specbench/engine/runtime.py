@@ -46,6 +46,7 @@ class Runtime:
     draft: Model | None
     law: SamplingLaw
     max_new_tokens: int  # of every request of the run
+    eos_ids: frozenset[int]
     timeout_seconds: float = 60.0
 
     @property

@@ -1,0 +1,211 @@
+"""One run from start to status, in a straight line.
+
+Configuration -> checks -> run folder with provenance -> models -> warm-up -> interleaved passes -> verdict -> summary. Whatever can
+be refused is refused before a folder exists; whatever is finished is on disk before the next sample starts.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specbench import data
+from specbench.arms import Arm
+from specbench.checks import validate
+from specbench.console import final_table, use_colour
+from specbench.data import Dataset, Sample
+from specbench.engine.placement import Placement
+from specbench.engine.runtime import Runtime
+from specbench.engine.sampling import SamplingLaw, keyed_gumbel, noise_key
+from specbench.engine.session import Session
+from specbench.measure import provenance
+from specbench.measure.events import SampleRecord
+from specbench.measure.lossless import compare
+from specbench.measure.store import RunStore, read_rounds, read_samples
+from specbench.measure.summary import build_summary
+from specbench.method import Method
+from specbench.pair import (
+    PairSpec,
+    check_pair,
+    context_length,
+    eos_ids,
+    load_model,
+    load_tokenizer,
+    pair_facts,
+    probe_rollback,
+    specify,
+)
+from specbench.passes import Conversation, run_passes, warm_up_all
+from specbench.plugins import create_method
+from specbench.schema import RunConfig, as_dict
+
+
+@dataclass
+class Prepared:
+    """Everything that could be checked without loading a weight."""
+
+    law: SamplingLaw
+    pair: PairSpec
+    tokenizer: Any
+    dataset: Dataset
+    samples: tuple[Sample, ...]
+    warmup: tuple[Sample, ...]
+    methods: dict[str, Method]  # by arm; one arm when method and baseline are the same
+    context: int | None
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Do one run and return its summary. Raises ConfigError before anything ran, or what ended the run (its folder then says so)."""
+    validate(config)
+    prepared = prepare(config)
+    for warning in prepared.dataset.warnings:
+        print(f"specbench: {warning}", file=sys.stderr)
+    with RunStore.create(config.runs_dir, config.method_name, prepared.dataset.name, as_dict(config)) as store:
+        try:
+            names = {"method": config.method_name, "baseline": config.baseline_name}
+            if config.measure.mode == "aa":
+                names["method"] = names["baseline"]
+            store.write_run(
+                {
+                    **names,
+                    "pair": pair_facts(prepared.pair),
+                    "data": data_facts(prepared),
+                    "warnings": list(prepared.dataset.warnings),
+                    "provenance": provenance.collect(),
+                }
+            )
+            summary = measure(config, prepared, store)
+        except KeyboardInterrupt:
+            store.set_status("interrupted")
+            raise
+        except BaseException as error:
+            store.set_status("failed", error=f"{type(error).__name__}: {error}")
+            raise
+    print(final_table(summary, use_colour(sys.stderr)), file=sys.stderr)
+    return summary
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """All checks that need no weights: options, data, tokenizers, context."""
+    decoding = config.decoding
+    law = SamplingLaw(decoding.temperature, decoding.top_k, decoding.top_p, decoding.seed)
+    methods = create_arms(config)
+    needs_draft = any(method.needs.draft != "none" for method in methods.values())
+    pair = specify(config.pair, config.engine.attention)
+    if not needs_draft:
+        pair = PairSpec(pair.name, pair.target, None)
+    for method in methods.values():
+        method.rule_for(law)
+    dataset = data.load(config.data)
+    samples = data.select(dataset, config.data)
+    warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
+    tokenizer = load_tokenizer(pair.target)
+    pair = check_pair(pair, tokenizer)
+    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context_length(pair))
+
+
+def create_arms(config: RunConfig) -> dict[str, Method]:
+    """The methods by arm. A method that is its own baseline runs alone, unless measure.mode=aa asks for the noise floor."""
+    baseline = create_method(config.baseline, config.allow_targets)
+    if config.measure.mode == "aa":
+        return {"method": create_method(config.baseline, config.allow_targets), "baseline": baseline}
+    method = create_method(config.method, config.allow_targets)
+    return {"method": method} if config.method == config.baseline else {"method": method, "baseline": baseline}
+
+
+def measure(config: RunConfig, prepared: Prepared, store: RunStore) -> dict[str, Any]:
+    """Load, warm up, run all passes, judge, summarise. The store's status is success afterwards."""
+    try:
+        runtime = load(config, prepared)
+        arms: dict[str, Arm] = {}
+        for name, method in prepared.methods.items():
+            method.open(runtime)
+            arms[name] = Arm(name, method, runtime.device, method.placement or Placement((), 1))
+        conversation = Conversation(config, prepared.tokenizer, runtime, prepared.context)
+        chosen = warm_up_all(conversation, prepared.warmup, arms, config.engine.threads)
+        store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), "warmup": chosen})
+        gc.collect()
+        gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
+        run_passes(conversation, prepared.samples, arms, store)
+        store.write_run({"memory": {name: arm.method.memory_bytes() for name, arm in arms.items()}})
+        samples, rounds = read_samples(store.folder), read_rounds(store.folder)
+        lossless = judge_output(prepared, runtime, samples)
+    finally:
+        gc.unfreeze()
+        for method in prepared.methods.values():
+            method.close()
+    finished = any(record.error is None and record.decode_seconds is not None for record in samples)
+    store.set_status("success" if finished else "failed")
+    summary = build_summary({**store.run, "run_folder": str(store.folder)}, samples, rounds, lossless=lossless)
+    store.write_summary(summary)
+    return summary
+
+
+def num_devices(prepared: Prepared) -> int:
+    """Devices that the method arm computes on; CPU cores count as one device, however they are split."""
+    pair, method = prepared.pair, prepared.methods["method"]
+    used = {pair.target.device} | ({pair.draft.device} if pair.draft is not None and method.needs.draft != "none" else set())
+    return len(used)
+
+
+def load(config: RunConfig, prepared: Prepared) -> Runtime:
+    """Load the models that this process uses, each once, and probe their caches."""
+    pair = prepared.pair
+    target = load_model(pair.target, pair.vocab_size)
+    probe_rollback(target, "target", pair.target.name)
+    draft = None
+    if pair.draft is not None and any(method.needs.draft == "local" for method in prepared.methods.values()):
+        draft = load_model(pair.draft, pair.vocab_size)
+        probe_rollback(draft, "draft", pair.draft.name)
+    ends = eos_ids(target.module, prepared.tokenizer)
+    decoding, timeout = config.decoding, config.engine.timeout_seconds
+    return Runtime(pair, target, draft, prepared.law, decoding.max_new_tokens, ends, timeout)
+
+
+def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleRecord]) -> dict[str, Any]:
+    """The lossless verdict, with the gap of each first divergence from a fresh single-sequence forward."""
+    method, law = prepared.methods["method"], prepared.law
+    refuse = None
+    if not method.same_ids(law):
+        refuse = f"rule {method.rule_for(law).name} keeps the target's law, not its tokens: see python -m specbench.check"
+        if method.claim(law) == "lossy":
+            refuse = f"rule {method.rule_for(law).name} is lossy"
+    keys = {
+        (record.prompt_ids, record.output_ids): noise_key(law.seed, record.sample_id, record.turn)
+        for record in samples
+        if record.arm == "method"
+    }
+
+    def gap_of(prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_a: int, token_b: int) -> float:
+        key = next(
+            k
+            for (prompt, ids), k in keys.items()
+            if prompt == tuple(prompt_ids) and ids[: len(prefix_ids)] == tuple(prefix_ids)
+        )
+        session = Session(runtime.target)
+        session.start(len(prompt_ids) + len(prefix_ids))
+        logits = session.feed([*prompt_ids, *prefix_ids], last_only=True)
+        scores = logits[0].float()
+        if not law.greedy:
+            scores = law.warp(logits)[0] + keyed_gumbel(key, [len(prefix_ids)], logits.shape[1], logits.device)[0]
+        return float(scores.max() - min(scores[token_a], scores[token_b]))
+
+    report = compare(samples, claim=method.claim(law), dtype=str(runtime.target.dtype), gap_of=gap_of, refuse=refuse)
+    return report.as_dict()
+
+
+def data_facts(prepared: Prepared) -> dict[str, Any]:
+    dataset = prepared.dataset
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "file": Path(dataset.file).name,
+        "sha256": dataset.sha256,
+        "content_sha256": dataset.content_sha256,
+        "revision": dataset.revision,
+        "sample_ids": [sample.sample_id for sample in prepared.samples],
+    }
