@@ -21,7 +21,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from specbench import __version__
 from specbench.checks import validate
@@ -32,6 +32,7 @@ from specbench.schema import ConfigError, RunConfig
 
 OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_HYDRA_VERSION = "1.3"
 _SAID = "specbench_exit_status"  # set on an error of a sweep's job that has been reported
 
 
@@ -64,7 +65,7 @@ def main() -> int:
         overrides = _parse(sys.argv[1:]).overrides
         register_schema()
         register_search_path()
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base=_HYDRA_VERSION)(job)()
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except Exception as error:
@@ -84,10 +85,31 @@ def run_job(cfg: DictConfig) -> None:
     from specbench.run import run
 
     summary = run(config)
-    # NaN is no JSON: a summary holds numbers, or null beside the reason.
-    print(json.dumps(summary, allow_nan=False), flush=True)
+    try:
+        line = json.dumps(summary, allow_nan=False)  # a summary holds numbers, or null beside the reason: NaN is no JSON
+    except (TypeError, ValueError) as error:
+        raise RuntimeError(f"the summary is no JSON ({error}); the records are in {summary.get('run_folder')}") from error
+    print(line, flush=True)
     if summary.get("status") != "success":
         raise RunFailed(f"the run ended with status {summary.get('status')!r}; its files are in {summary.get('run_folder')}")
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a command line means, without running it: `compose(["method=speculative", "data.limit=5"])`.
+
+    Raises ConfigError, Hydra's and OmegaConf's errors.
+    """
+    register_schema()
+    register_search_path()
+    with hydra.initialize_config_dir(str(CONF_DIR), job_name="specbench", version_base=_HYDRA_VERSION):
+        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)  # method_name is an interpolation into Hydra's own node
+    try:
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return to_run_config(cfg, overrides)
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def register_schema() -> None:
