@@ -183,8 +183,8 @@ class Drafter:
 class Verifier:
     """The target's side, authoritative: look for drafts, verify what is there, commit, publish the verdict.
 
-    draft_length: drafts it waits for before it verifies (0: it never waits). stale: "plain" answers a draft that turns out stale
-    with one plain step while the draft rolls back; "wait" waits for the new one.
+    draft_length: drafts it waits for before it verifies (0: it never waits). stale: "plain" answers a draft that turns out
+    stale with one plain step while the draft rolls back; "wait" waits for the new one.
     """
 
     def __init__(self, mailbox: Mailbox, law: SamplingLaw, rule: Rule, draft_length: int, stale: str, session: Any):
@@ -316,7 +316,7 @@ class Verifier:
 
 
 class Amusd(Method):
-    """draft_length: drafts the target waits for (published: 2; 0: never waits). max_lookahead: drafts ahead of what is verified.
+    """draft_length: drafts the target waits for (published: 2; 0: never waits). max_lookahead: drafts ahead of the verified.
 
     stale: plain | wait (see Verifier). draft_cores: CPU cores of the draft's process when both models run on the CPU.
     rule: greedy_match | sample_match; null = by temperature.
@@ -336,11 +336,8 @@ class Amusd(Method):
         if not isinstance(draft_length, int) or draft_length < 0:
             raise ConfigError("method.draft_length", draft_length, "0 (never wait) or the number of drafts to wait for")
         if not isinstance(max_lookahead, int) or max_lookahead < max(1, draft_length):
-            raise ConfigError(
-                "method.max_lookahead",
-                max_lookahead,
-                f"must be at least 1 and method.draft_length ({draft_length}): the target waits for so many",
-            )
+            remedy = f"at least 1 and method.draft_length ({draft_length}): the target waits for so many"
+            raise ConfigError("method.max_lookahead", max_lookahead, remedy)
         if stale not in ("plain", "wait"):
             raise ConfigError("method.stale", stale, "possible: plain, wait")
         if not isinstance(draft_cores, int) or draft_cores < 1:

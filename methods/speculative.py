@@ -4,8 +4,8 @@ A small model drafts `draft_length` tokens, the target verifies them in one forw
 temperature token for token under `sample_match` (keyed noise) and in law under `ratio` (the papers' rule).
 
 After a fully accepted round the draft has not seen its own last token: it is fed that token and the bonus together, in the
-forward that begins the next draft. `compat="amusd"` skips this, as the baseline published with AMUSD does (2410.17375): the draft
-guesses the bonus position itself, one forward more, and when the guess is wrong the whole next chunk is thrown away.
+forward that begins the next draft. `compat="amusd"` skips this, as the baseline published with AMUSD does (2410.17375): the
+draft guesses the bonus position itself, one forward more, and when the guess is wrong the whole next chunk is thrown away.
 """
 
 from __future__ import annotations

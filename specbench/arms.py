@@ -1,7 +1,8 @@
 """An arm: a method at work on this machine's cores, asked one prompt at a time, answering with records.
 
 `method` and `baseline` run on the same target weights, clock and stop rule; what differs is the method, and on a CPU the cores
-and threads that suit it. A sample that fails is recorded as a failure without numbers, and the run goes on; a dead worker ends it.
+and threads that suit it. A sample that fails is recorded as a failure without numbers, and the run goes on; a dead worker ends
+it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from specbench.engine.placement import Placement, available_cores
 from specbench.engine.runtime import Request
@@ -30,8 +32,8 @@ class Arm:
     def run(
         self, request: Request, *, repeat: int, order: int, category: str | None, session: int = 0
     ) -> tuple[SampleRecord, list[Round]]:
-        """Decode one request. Raises WorkerError (after which nothing can go on) and KeyboardInterrupt; records other errors."""
-        facts = {
+        """Decode one request. Raises WorkerError (nothing can go on then) and KeyboardInterrupt; records other errors."""
+        facts: dict[str, Any] = {
             "sample_id": request.sample_id,
             "turn": request.turn,
             "repeat": repeat,
@@ -81,8 +83,8 @@ def warm_up(
 ) -> dict[str, float]:
     """Run the warm-up prompts; on a CPU choose the thread count by speed. Returns seconds per decoded token by thread count.
 
-    A method that shares cores with its workers has settled that itself. The first prompt is run once more at the start, unmeasured:
-    first-use costs (allocator, kernels, lazy imports) belong to nobody.
+    A method that shares cores with its workers has settled that itself. The first prompt is run once more at the start,
+    unmeasured: first-use costs (allocator, kernels, lazy imports) belong to nobody.
     """
     settled = arm.method.placement
     candidates = [settled.threads] if settled else thread_candidates(arm.device, threads)

@@ -1,8 +1,8 @@
 """The contracts that method plugins implement.
 
-A method is one file in `methods/` and one YAML in `conf/method/`: a class with a keyword-only constructor of plain options. It
-proposes; the engine verifies, commits, records and stops. A method sees requests and verdicts, never the clock, the store or the
-configuration. One that owns its schedule (AMUSD, PEARL) overrides `decode` and returns the same records.
+A method is one file in `methods/` and one YAML in `conf/method/`: a class with a keyword-only constructor of plain options.
+It proposes; the engine verifies, commits, records and stops. A method sees requests and verdicts, never the clock, the store or
+the configuration. One that owns its schedule (AMUSD, PEARL) overrides `decode` and returns the same records.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from specbench.console import Progress
 from specbench.data import Sample
 from specbench.engine.runtime import Request, Runtime
 from specbench.engine.sampling import noise_key
-from specbench.measure.events import SampleRecord
+from specbench.measure.events import Round, SampleRecord
 from specbench.measure.store import RunStore
 from specbench.schema import RunConfig
 
@@ -118,7 +118,8 @@ def run_passes(
                             "session": session,
                         }
                         if conversation.too_long(request):
-                            record, rounds = skipped(request, name, arms[name].placement.threads, **facts), []
+                            record = skipped(request, name, arms[name].placement.threads, **facts)
+                            rounds: list[Round] = []
                         else:
                             record, rounds = arms[name].run(request, **facts)
                         order += 1

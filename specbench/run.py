@@ -1,7 +1,7 @@
 """One run from start to status, in a straight line.
 
-Configuration -> checks -> run folder with provenance -> models -> warm-up -> interleaved passes -> verdict -> summary. Whatever can
-be refused is refused before a folder exists; whatever is finished is on disk before the next sample starts.
+Configuration -> checks -> run folder with provenance -> models -> warm-up -> interleaved passes -> verdict -> summary.
+Whatever can be refused is refused before a folder exists; whatever is finished is on disk before the next sample starts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Prepared:
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """Do one run and return its summary. Raises ConfigError before anything ran, or what ended the run (its folder then says so)."""
+    """Do one run and return its summary. Raises ConfigError before anything ran, or what ended it (its folder then says so)."""
     validate(config)
     prepared = prepare(config)
     for warning in prepared.dataset.warnings:

@@ -74,7 +74,7 @@ class PreallocatedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.capacity
 
-    # transformers before 5.20 asks by this name.
+    # Some versions of transformers ask by this name.
     get_max_cache_shape = get_max_length
 
     def reset(self) -> None:
@@ -83,6 +83,8 @@ class PreallocatedLayer(CacheLayerMixin):
 
 class KVCache(Cache):
     """All layers of one sequence. `length` is the number of positions that the model has seen and still counts."""
+
+    layers: list[PreallocatedLayer]  # type: ignore[assignment]  # transformers allows other kinds; here there is one
 
     def __init__(self, num_layers: int):
         super().__init__(layers=[PreallocatedLayer() for _ in range(num_layers)])

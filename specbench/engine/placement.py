@@ -55,7 +55,7 @@ def pin(cores: tuple[int, ...]) -> None:
 
 
 def split(target_device: str, draft_device: str, draft_cores: int = 1) -> tuple[Placement, Placement]:
-    """Placements of the target's and the draft's process. Only processes that compute on the CPU are given cores of their own."""
+    """Placements of the target's and the draft's process; only processes that compute on the CPU get cores of their own."""
     cores = available_cores()
     if target_device != "cpu" or draft_device != "cpu" or len(cores) <= draft_cores:
         # An accelerator's process needs one core to launch work; with a single core the two take turns.

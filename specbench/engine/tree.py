@@ -28,8 +28,8 @@ class DraftTree:
     parents: index of each node's parent, -1 for the root; None means a chain (node i hangs on node i - 1).
     contract: how the tokens were chosen. q: for IID and WITHOUT_REPLACEMENT, q[i] is the draft's distribution [V] (after the
     same warping as the target's) from which node i's sibling set was drawn; siblings share it.
-    num_forwards: draft forwards that this tree cost. num_wasted: drafted tokens that the method dropped itself before the target
-    saw them; stale: they were dropped because the target had left their prefix. mode: the method's own phase name.
+    num_forwards: draft forwards that this tree cost. num_wasted: drafted tokens that the method dropped itself before the
+    target saw them; stale: they were dropped because the target had left their prefix. mode: the method's own phase name.
     """
 
     tokens: list[int]

@@ -1,13 +1,14 @@
 """A model in a process of its own: start, feed with samples, supervise, stop.
 
-The child loads its model from a small picklable specification and runs a *program*: an object with `open(model)`, `prepare(order)`,
-`run()` and a result, so that AMUSD's drafter, PEARL's and others share this file. Between samples the child sleeps at its pipe and
-costs nothing. Death in either direction is noticed: the child has a lifeline that closes with its parent, the parent
+The child loads its model from a small picklable specification and runs a *program*: an object with `open(model)`,
+`prepare(order)` and `run()`, so that AMUSD's drafter, PEARL's and others share this file. Between samples the child sleeps at
+its pipe and costs nothing. Death in either direction is noticed: the child has a lifeline that closes with its parent, the parent
 looks at the child whenever it waits, and an error travels with its own text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -142,10 +143,8 @@ class Worker:
         if self._closed:
             return
         self._closed = True
-        try:
+        with contextlib.suppress(OSError):
             self._pipe.send(("close", None))
-        except (BrokenPipeError, OSError):
-            pass
         self._lifeline.close()
         self._process.join(2.0)
         if self._process.is_alive():
@@ -178,18 +177,14 @@ def _child_main(
     except EOFError:
         return
     except BaseException as error:  # its text must reach the user whatever it is, memory exhaustion included
-        try:
+        with contextlib.suppress(OSError):
             pipe.send(("failure", Failure(type(error).__name__, str(error), traceback.format_exc(limit=8))))
-        except (BrokenPipeError, OSError):
-            pass
         os._exit(1)
 
 
 def _die_with_parent(lifeline: Connection) -> None:
-    try:
+    with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
-    except (EOFError, OSError):
-        pass
     # Not while the polite way is still open: `close` sends its word first and then lets go of the lifeline.
     threading.Event().wait(1.0)
     os._exit(0)
