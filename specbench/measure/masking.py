@@ -6,7 +6,6 @@ wherever they stand. Numbers are never masked: `method_token: 17` in a report is
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,8 @@ MASK = "***"
 
 _SECRET_WORDS = {"token", "password", "passwd", "passphrase", "secret", "apikey", "credential", "credentials", "authorization"}
 _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("auth", "key"), ("secret", "key")}
+_CARRIERS = {"value", "header", "string", "env"}
+_TRADE = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "method", "baseline", "first", "next", "per", "draft", "target"}
 _SECRET_VALUES = re.compile(
     r"hf_[A-Za-z0-9]{10,}|hf_oauth_[\w.-]{10,}|api_org_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
     r"|glpat-[\w-]{16,}|wandb_v\d_\w{16,}|\bsk-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}"
@@ -30,10 +31,18 @@ _HEX_40 = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{40}(?![0-9a-fA-F])")  # a W&B
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether a key's last part names a secret: token, password, api_key ... (but not max_new_tokens or tokenizer)."""
+    """Whether a key names a secret by its last word: token, password, api_key ...
+
+    No secrets are plurals (max_new_tokens), words of the trade (pad_token, joules_per_token), reasons (joules_per_token_why).
+    """
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.split(r"[./@]", key)[-1])
-    words = tuple(word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word)
-    return any(word in _SECRET_WORDS for word in words) or any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words))
+    words = [word for word in re.split(r"[^a-z]+", spaced.lower()) if word]
+    if len(words) > 1 and words[-1] in _CARRIERS:
+        words.pop()
+    if not words:
+        return False
+    before = words[-2] if len(words) > 1 else ""
+    return (words[-1] in _SECRET_WORDS and before not in _TRADE) or (before, words[-1]) in _SECRET_PAIRS
 
 
 def _mask_assignment(match: re.Match[str]) -> str:

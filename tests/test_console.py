@@ -1,0 +1,116 @@
+"""What a person sees: a bar only on a terminal, a table of at most 100 columns, colour only where it is wanted."""
+
+import io
+from typing import Any
+
+import pytest
+from fake_records import failed, paired_run
+
+from specbench import console
+from specbench.measure import lossless, summary
+from specbench.measure.events import SampleRecord
+
+RUN = {
+    "status": "success",
+    "method": "amusd",
+    "baseline": "autoregressive",
+    "run_folder": "runs/2026-03-04/05-06-07_amusd_humaneval_0123abcd",
+    "config": {
+        "pair": {"target": "builtin:target", "draft": "builtin:draft"},
+        "data": {"name": "humaneval", "source": "standin"},
+    },
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def made(samples: list[SampleRecord], rounds: Any, run: dict[str, Any] = RUN, **options: Any) -> dict[str, Any]:
+    report = lossless.compare(samples, claim="greedy-exact").as_dict()
+    return summary.build_summary(run, samples, rounds, lossless=report, resamples=300, **options)
+
+
+def test_plain_lines_one_per_sample() -> None:
+    samples, _ = paired_run(2, 1)
+    stream = io.StringIO()
+    with console.Progress(len(samples) + 1, stream) as progress:
+        for record in samples:
+            progress.sample(record)
+        progress.sample(failed(("s/9", 2, 0, "method"), error="Traceback ...\nRuntimeError: out of memory"))
+        progress.note("measuring energy")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == len(samples) + 2 and lines[0].startswith("[1/5] s/0, ") and "tokens/s" in lines[0]
+    assert lines[4] == "[5/5] s/9 turn 2, method, repeat 0: error: RuntimeError: out of memory"
+    assert lines[5] == "measuring energy" and "\r" not in stream.getvalue()
+
+
+def test_a_bar_on_a_terminal() -> None:
+    samples, _ = paired_run(2, 1)
+    stream = Terminal()
+    with console.Progress(len(samples), stream) as progress:
+        for record in samples:
+            progress.sample(record)
+        progress.note("a line that stays")
+    assert "\r" in stream.getvalue() and "a line that stays\n" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("variable", "value", "stream", "expected"), [
+    ("NO_COLOR", "", Terminal(), True),
+    ("NO_COLOR", "1", Terminal(), False),
+    ("TERM", "dumb", Terminal(), False),
+    ("NO_COLOR", "", io.StringIO(), False),
+])  # fmt: skip
+def test_colour(variable: str, value: str, stream: io.StringIO, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(variable, value)
+    assert console.use_colour(stream) is expected
+
+
+def test_the_table_says_what_it_must() -> None:
+    samples, rounds = paired_run(12, 3, noise=0.005)
+    s = made(samples, rounds, warnings=["the stand-in set is not HumanEval; " * 6])
+    s["concurrent_seconds"] = {"draft": 1.5, "discarded_draft": 0.25, "idle": 0.5}
+    text = console.final_table(s)
+    assert max(map(len, text.splitlines())) <= console.WIDTH and "\033" not in text
+    for words in (
+        "amusd against autoregressive: success", "decoding, method", "decoding, baseline", "tokens/s", "1.50",
+        "95 % interval over prompts",
+        "95 % interval over repeats", "emitted per round", "3.00 tokens", "50.0% of drafted positions", "100%, 100%, 0%, 0%",
+        "rounds threw drafts away", "stale rounds", "identical: 36 of 36", "draft 30%, verify 60%, wait 0%, other 10%",
+        "draft 1.50 s, discarded draft 0.25 s, idle 0.50 s", "only 12 prompts", "energy", "not measured", RUN["run_folder"],
+    ):  # fmt: skip
+        assert words in text, words
+    assert "\033[33m" in console.final_table(s, colour=True)
+
+
+def test_not_distinguishable_is_said_aloud() -> None:
+    samples, rounds = paired_run(12, 3, speedup=1.0, noise=0.05)
+    assert "NOT DISTINGUISHABLE" in console.final_table(made(samples, rounds))
+    clear, clear_rounds = paired_run(12, 3, speedup=1.5, noise=0.01)
+    assert "NOT DISTINGUISHABLE" not in console.final_table(made(clear, clear_rounds))
+
+
+def test_runs_without_numbers_still_have_a_table() -> None:
+    samples, rounds = paired_run(4, 2)
+    own = [r for r in samples if r.arm == "baseline"]
+    one_arm = made(own, {r.key: rounds[r.key] for r in own}, {**RUN, "method": "autoregressive"})
+    text = console.final_table(one_arm)
+    assert "none: the method is the baseline itself" in text and "not compared" in text
+    nothing = console.final_table(made([failed(r.key, r.order) for r in samples], {}, {**RUN, "status": "failed"}))
+    assert "failed" in nothing and "out of memory" in nothing
+    long = console.final_table({**one_arm, "run_folder": "x" * 300})
+    assert max(map(len, long.splitlines())) <= console.WIDTH and long.count("x") >= 300  # a long path is broken, never cut
+
+
+def test_a_divergence_is_in_the_table() -> None:
+    samples, rounds = paired_run(4, 1)
+    s = made(samples, rounds)
+    s["lossless"] |= {
+        "verdict": "numerical_tie",
+        "identical": 3,
+        "first_divergence": {"sample_id": "s/1", "position": 17, "gap": 3e-5},
+    }
+    assert "numerical tie: 3 of 4 outputs identical" in console.final_table(s)
+    assert "s/1 parts at token 17 (gap 3e-05)" in " ".join(console.final_table(s).split())
