@@ -1,0 +1,24 @@
+"""A data configuration to a list of samples, and a sample to prompt ids.
+
+`load` finds and verifies the file (local, Hub, or the project's stand-in), `select` takes the evaluated samples and
+`warmup_samples` prompts outside them, `turns_to_generate`, `history_replies` and `render` turn a sample into the token ids of
+one turn. Nothing here imports torch, transformers, hydra or Hugging Face `datasets`.
+"""
+
+from specbench.data.load import load
+from specbench.data.prompts import history_replies, render, too_long, turns_to_generate
+from specbench.data.samples import Dataset, Sample, Turn
+from specbench.data.select import select, warmup_samples
+
+__all__ = [
+    "Dataset",
+    "Sample",
+    "Turn",
+    "history_replies",
+    "load",
+    "render",
+    "select",
+    "too_long",
+    "turns_to_generate",
+    "warmup_samples",
+]

@@ -1,0 +1,96 @@
+"""One file from the Hugging Face Hub: cache, then one short probe, then the download.
+
+The Hub's own retries make an unreachable network cost tens of seconds a file; the probe bounds that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from specbench.schema import DataConfig
+
+PROBE_SECONDS = 3.0
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+class HubUnavailable(Exception):
+    """The file did not come; the text says why, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file in the Hub's cache and the commit it belongs to (None if the cache does not tell)."""
+
+    path: Path
+    revision: str | None
+
+
+def offline() -> str | None:
+    """The environment variable that forbids asking the Hub, or None."""
+    return next((name for name in OFFLINE_VARIABLES if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}), None)
+
+
+def fetch(config: DataConfig) -> HubFile:
+    """The configured Hub file, at the configured revision. Raises HubUnavailable with the reason.
+
+    A file already in the Hub's cache is taken without any network. Otherwise one request of at most 3 s, announced on stderr,
+    decides whether the download is tried at all; an offline variable skips both.
+    """
+    if not config.hub_repo or not config.hub_file:
+        raise HubUnavailable(f"no Hub repository is configured for {config.name}; see datasets/{config.name}.md for the source")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise HubUnavailable("huggingface_hub is not installed") from error
+    where = {"repo_id": config.hub_repo, "filename": config.hub_file, "repo_type": "dataset", "revision": config.hub_revision}
+    cached = huggingface_hub.try_to_load_from_cache(**where)
+    if isinstance(cached, str):
+        return HubFile(Path(cached), _commit(Path(cached)))
+    variable = offline()
+    if variable is not None:
+        raise HubUnavailable(f"{variable} is set and {config.hub_repo} is not in the Hub's cache")
+    endpoint = huggingface_hub.constants.ENDPOINT
+    print(f"data: asking {endpoint} for {config.hub_repo} (at most {PROBE_SECONDS:g} s)", file=sys.stderr, flush=True)
+    reason = probe(f"{endpoint}/api/datasets/{config.hub_repo}", PROBE_SECONDS)
+    if reason is not None:
+        raise HubUnavailable(f"{endpoint} did not answer: {reason}")
+    try:
+        path = Path(huggingface_hub.hf_hub_download(**where, etag_timeout=PROBE_SECONDS))
+    except Exception as error:  # the Hub raises its own, HTTP and OS errors; each only means that the file did not come
+        text = str(error).strip().splitlines()
+        raise HubUnavailable(f"{config.hub_repo}: {type(error).__name__}: {text[0] if text else 'no reason given'}") from error
+    return HubFile(path, _commit(path))
+
+
+def probe(url: str, timeout_seconds: float) -> str | None:
+    """None if the server at `url` answers anything within the time, else why not.
+
+    The request runs in a daemon thread: name resolution ignores socket timeouts and may hang much longer.
+    """
+    outcome: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_seconds):
+                outcome.append(None)
+        except urllib.error.HTTPError as error:  # an answer: the download will say what is wrong, unless a proxy refuses
+            outcome.append(f"HTTP status {error.code}" if error.code in {407, 502, 503, 504} else None)
+        except (OSError, ValueError) as error:
+            outcome.append(str(error) or type(error).__name__)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    return outcome[0] if outcome else f"nothing within {timeout_seconds:g} s"
+
+
+def _commit(path: Path) -> str | None:
+    """The commit in a cache path `.../snapshots/<commit>/<file>`."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None

@@ -1,0 +1,131 @@
+"""Where the samples come from: a local file, the Hub, or the stand-in, and what the result may be called.
+
+A name is a claim. The configured name is kept only for content that matches the published sums; another file runs as
+`<name>-custom`, the project's own set as `<name>-standin`, each with a warning.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from specbench.data import hub
+from specbench.data.files import DATA_VARIABLE, find_local, read_rows, sha256_of
+from specbench.data.prompts import HISTORIES, TEMPLATES
+from specbench.data.published import PUBLISHED, is_published
+from specbench.data.samples import Dataset, content_digest, parse
+from specbench.paths import DATASETS_DIR
+from specbench.schema import ConfigError, DataConfig
+
+SOURCES = ("auto", "path", "hub", "standin")
+STANDIN_FOLDER = DATASETS_DIR / "standin"
+
+
+def load(config: DataConfig) -> Dataset:
+    """The whole data set that the configuration names, verified.
+
+    `source=auto`: `data.path`, the folder named by SPECBENCH_DATA, the Hub (see `hub.fetch`), then the stand-in with a warning
+    that says why. `path` and `hub` never fall back. Raises ConfigError for a wrong option, a file that is not there, and a
+    checksum that does not match, and a file that cannot be parsed.
+    """
+    _check(config)
+    if config.source == "standin":
+        return load_standin(config.name)
+    reasons: list[str] = []
+    if config.source in ("auto", "path"):
+        path = find_local(config)
+        if path is not None:
+            return _verified(config, path, "path", None)
+        reasons.append(f"no local file (data.path, {DATA_VARIABLE})")
+        if config.source == "path":
+            raise ConfigError(
+                "data.source", "path", f"no local file; set data.path, or {DATA_VARIABLE} to a folder with {config.file}"
+            )
+    if config.source in ("auto", "hub"):
+        try:
+            found = hub.fetch(config)
+            return _verified(config, found.path, "hub", found.revision)
+        except (hub.HubUnavailable, ValueError) as error:
+            if config.source == "hub":
+                raise ConfigError("data.source", "hub", str(error)) from error
+            reasons.append(str(error))
+    return load_standin(config.name, why="; ".join(reasons))
+
+
+def load_standin(name: str, why: str = "data.source=standin") -> Dataset:
+    """The project's own set in the format of `name`, called `<name>-standin`. Raises ConfigError if there is none."""
+    path = STANDIN_FOLDER / f"{name}.jsonl"
+    if not path.is_file():
+        raise ConfigError("data.name", name, f"no stand-in set of this name, and the real one was not found: {why}")
+    samples = parse(read_rows(path), str(path))
+    return Dataset(
+        name=f"{name}-standin",
+        source="standin",
+        samples=samples,
+        sha256=sha256_of(path),
+        content_sha256=content_digest(samples),
+        file=str(path),
+        warnings=(f"stand-in data, not {name}: {len(samples)} samples written for this project ({why})",),
+    )
+
+
+def standin_names() -> tuple[str, ...]:
+    """Names of the sets that have a stand-in, sorted."""
+    return tuple(sorted(path.stem for path in STANDIN_FOLDER.glob("*.jsonl")))
+
+
+def _verified(config: DataConfig, path: Path, source: str, revision: str | None) -> Dataset:
+    """Read a file and decide what it may be called; see the module's docstring."""
+    try:
+        samples = parse(read_rows(path), path.name)
+    except ValueError as error:
+        raise ConfigError("data.path", str(path), str(error)) from error
+    file_sum, content_sum = sha256_of(path), content_digest(samples)
+    name, warnings = config.name, ()
+    if not is_published(config.name, file_sum, content_sum):
+        name, warnings = _unpublished(config, path, source, file_sum)
+    return Dataset(
+        name=name,
+        source=source,
+        samples=samples,
+        sha256=file_sum,
+        content_sha256=content_sum,
+        file=str(path),
+        revision=revision,
+        warnings=warnings,
+    )
+
+
+def _unpublished(config: DataConfig, path: Path, source: str, file_sum: str) -> tuple[str, tuple[str, ...]]:
+    """Name and warnings for a file whose sums are not the published ones; ConfigError if nobody vouched for it."""
+    published = PUBLISHED.get(config.name)
+    expected = config.hub_sha256 if source == "hub" else config.sha256
+    custom = f"{config.name}-custom"
+    if expected == file_sum:
+        if published is None:  # somebody else's set: its YAML is the authority
+            return config.name, ()
+        return custom, (f"{path.name} is a variant of {config.name}, accepted by data.sha256; the run's data name is {custom}",)
+    if published is None and expected is None:
+        return config.name, (f"{config.name} declares no checksum; {path.name} has sha256 {file_sum}",)
+    if source == "path" and published is not None and published.content_sha256 is None and path.name != config.file:
+        text = f"{path.name} is not the published file {config.file} and cannot be verified; the run's data name is {custom}"
+        return custom, (text,)
+    key, value = ("data.path", str(path)) if source == "path" else ("data.hub_repo", str(config.hub_repo))
+    wanted = expected or (published.file_sha256 if published else None)
+    remedy = f"take the published file (datasets/{config.name}.md)"
+    if source == "path":
+        remedy += f", or set data.sha256={file_sum} to run this variant as {custom}"
+    raise ConfigError(
+        key, value, f"sha256 is {file_sum}, expected {wanted}, and the content differs from the published set; {remedy}"
+    )
+
+
+def _check(config: DataConfig) -> None:
+    for key, value, known in (
+        ("data.source", config.source, SOURCES),
+        ("data.template", config.template, TEMPLATES),
+        ("data.history", config.history, HISTORIES),
+    ):
+        if value not in known:
+            raise ConfigError(key, value, f"possible are {', '.join(known)}")
+    if config.source == "hub" and config.path:
+        raise ConfigError("data.path", config.path, "contradicts data.source=hub; drop one of the two")

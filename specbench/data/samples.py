@@ -1,0 +1,134 @@
+"""What a data set is made of, and how the rows of the known formats become samples.
+
+The fields of a row tell its format, so a further set needs a YAML and a file, no code:
+
+- HumanEval: `task_id`, `prompt` (text to be completed);
+- questions: `question_id`, `category`, `turns` (a list of user texts; some copies call it `prompt`);
+- conversations: `conversation_id`, `conversation` (a list of `{role, content}`, user and assistant in turn).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One user message. `reference` is the data set's own assistant reply to it, where the set holds whole conversations."""
+
+    user: str
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt with all its turns. `completion`: the text is code to be continued, not a message to be answered."""
+
+    sample_id: str
+    category: str | None
+    turns: tuple[Turn, ...]
+    completion: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Samples and where they came from.
+
+    name: the configured name if the content is the published set, `<name>-custom` for a variant or a file that nothing
+        published vouches for, `<name>-standin` for the project's own set.
+    source: path | hub | standin. file: the file that was read. sha256: of its bytes, as read.
+    content_sha256: of the samples (see `content_digest`); the same set gives the same sum in every container.
+    revision: the Hub's commit for source=hub, else None.
+    """
+
+    name: str
+    source: str
+    samples: tuple[Sample, ...]
+    sha256: str
+    content_sha256: str
+    file: str
+    revision: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def parse(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[Sample, ...]:
+    """Rows of one file to samples, in file order.
+
+    Raises ValueError naming `where` and the row (counted from 1) for unknown formats, missing or ill-typed fields, repeated
+    ids and an empty file.
+    """
+    samples: list[Sample] = []
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        try:
+            sample = _parse_row(row)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{where}, row {number}: {reason}") from error
+        if sample.sample_id in seen:
+            raise ValueError(f"{where}, row {number}: id {sample.sample_id!r} was already used in row {seen[sample.sample_id]}")
+        seen[sample.sample_id] = number
+        samples.append(sample)
+    if not samples:
+        raise ValueError(f"{where}: no rows")
+    return tuple(samples)
+
+
+def content_digest(samples: Iterable[Sample]) -> str:
+    """sha256 over one JSON line per sample: id, category, completion, [[user, reference], ...]; order counts."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        turns = [[turn.user, turn.reference] for turn in sample.turns]
+        line = json.dumps([sample.sample_id, sample.category, sample.completion, turns], ensure_ascii=True)
+        digest.update(line.encode("ascii") + b"\n")
+    return digest.hexdigest()
+
+
+def _parse_row(row: Mapping[str, Any]) -> Sample:
+    if "conversation" in row:
+        return Sample(_id(row, "conversation_id"), None, _conversation(row["conversation"]))
+    if "task_id" in row and isinstance(row.get("prompt"), str):
+        return Sample(_id(row, "task_id"), None, (Turn(_text(row["prompt"], "prompt")),), completion=True)
+    texts = row["turns"] if "turns" in row else row.get("prompt")
+    if not isinstance(texts, list):
+        raise ValueError(f"unknown format; fields are {sorted(row)}, known are 'task_id' + 'prompt', 'turns', 'conversation'")
+    if not texts:
+        raise ValueError("'turns' is empty")
+    category = row.get("category")
+    return Sample(
+        sample_id=_id(row, "question_id"),
+        category=None if category is None else _text(category, "category"),
+        turns=tuple(Turn(_text(text, "turns")) for text in texts),
+    )
+
+
+def _conversation(messages: Any) -> tuple[Turn, ...]:
+    """Pairs of user and assistant; the last assistant reply may be missing."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'conversation' is not a list of messages")
+    roles = [message["role"] for message in messages]
+    expected = ["user" if index % 2 == 0 else "assistant" for index in range(len(roles))]
+    if roles != expected:
+        raise ValueError(f"roles do not alternate from 'user': {roles}")
+    texts = [_text(message["content"], "content") for message in messages]
+    replies: list[str | None] = [*texts[1::2]]
+    if len(texts) % 2:
+        replies.append(None)
+    return tuple(Turn(user, reply) for user, reply in zip(texts[0::2], replies, strict=True))
+
+
+def _id(row: Mapping[str, Any], key: str) -> str:
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ValueError(f"{key!r} is not an id: {value!r}")
+    return str(value)
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key!r} holds {value!r}, not a text")
+    return value

@@ -1,0 +1,108 @@
+"""Which turns are generated, what stands before them, and the ids of each template, on a tokenizer of single bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from specbench.data import Sample, Turn, history_replies, render, too_long, turns_to_generate
+from specbench.data.prompts import TEMPLATE_DATE, raw_text
+from specbench.schema import ConfigError
+
+QUESTION = Sample("q", "math", (Turn("one"), Turn("two"), Turn("three")))
+TALK = Sample("c", None, (Turn("one", "eins"), Turn("two", "zwei"), Turn("three", None)))
+CODE = Sample("h", None, (Turn("def f():\n    "),), completion=True)
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def byte_tokenizer(bos: bool, chat_template: str | None) -> Any:
+    """One id per byte; `<s>` is BOS, added to plain text where `bos`, as Llama's tokenizer does."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<s>"])
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", chat_template=chat_template)
+
+
+def text_of(tokenizer: Any, ids: list[int]) -> str:
+    assert all(type(one) is int for one in ids)
+    return str(tokenizer.decode(ids))
+
+
+def test_turns_to_generate() -> None:
+    for history in ("baseline", "own"):
+        assert turns_to_generate(QUESTION, history) == [0, 1, 2]
+        assert turns_to_generate(TALK, history) == [0, 1, 2]
+    assert turns_to_generate(TALK, "dataset") == [2]
+    assert turns_to_generate(CODE, "dataset") == [0], "one turn needs no history"
+    with pytest.raises(ConfigError, match=r"sample q has no replies.*data\.history=baseline or own") as caught:
+        turns_to_generate(QUESTION, "dataset")
+    assert caught.value.key == "data.history"
+
+
+def test_history_replies() -> None:
+    assert history_replies(TALK, 2, "dataset", ["never", "used"]) == ("eins", "zwei")
+    assert history_replies(TALK, 2, "baseline", ["A", "B", "C"]) == ("A", "B")
+    assert history_replies(TALK, 0, "own", []) == ()
+    with pytest.raises(ValueError, match="1 earlier replies at hand, 2 needed"):
+        history_replies(QUESTION, 2, "own", ["A"])
+
+
+def test_raw_template() -> None:
+    assert raw_text(CODE, 0, ()) == "def f():\n    ", "code is continued where it stops, blanks and all"
+    assert raw_text(QUESTION, 0, ()) == "one\n\n"
+    assert raw_text(QUESTION, 2, ("A", "B")) == "one\n\nA\n\ntwo\n\nB\n\nthree\n\n"
+
+
+def test_raw_adds_the_tokenizers_own_bos_once() -> None:
+    for bos, prefix in ((True, "<s>"), (False, "")):
+        tokenizer = byte_tokenizer(bos, None)
+        assert text_of(tokenizer, render(QUESTION, 0, (), tokenizer, "raw")) == prefix + "one\n\n"
+        assert render(CODE, 0, (), tokenizer, "auto") == render(CODE, 0, (), tokenizer, "raw"), "no chat template: raw"
+
+
+def test_chat_templates() -> None:
+    tokenizer = byte_tokenizer(True, CHAT)
+    text = "<s><user>one\n<assistant>A\n<user>two\n"
+    assert text_of(tokenizer, render(QUESTION, 1, ("A",), tokenizer, "chat")) == text + "<assistant>"
+    assert text_of(tokenizer, render(QUESTION, 1, ("A",), tokenizer, "auto")) == text + "<assistant>"
+    assert text_of(tokenizer, render(QUESTION, 1, ("A",), tokenizer, "amusd")) == text, (
+        "the published form: no generation prompt"
+    )
+    assert text_of(tokenizer, render(CODE, 0, (), tokenizer, "auto")) == "<s><user>def f():\n    \n<assistant>"
+    assert text_of(tokenizer, render(QUESTION, 0, (), tokenizer, "raw")) == "<s>one\n\n"
+
+
+@pytest.mark.parametrize("template", ["chat", "amusd"])
+def test_chat_needs_a_chat_template(template: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^data\.template='{template}': the pair's tokenizer has no chat template"):
+        render(QUESTION, 0, (), byte_tokenizer(False, None), template)
+
+
+def test_unknown_template() -> None:
+    with pytest.raises(ConfigError, match="possible are auto, raw, chat, amusd"):
+        render(QUESTION, 0, (), byte_tokenizer(False, CHAT), "vicuna")
+
+
+def test_a_template_that_writes_the_date_gives_the_same_prompt_every_day() -> None:
+    clock = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+    tokenizer = byte_tokenizer(False, clock)
+    assert text_of(tokenizer, render(QUESTION, 0, (), tokenizer, "chat")) == TEMPLATE_DATE
+
+
+def test_too_long() -> None:
+    ids = list(range(10))
+    assert not too_long(ids, None, None, 1000)
+    assert not too_long(ids, 10, 20, 10)
+    assert too_long(ids, 9, 20, 10)
+    assert too_long(ids, None, 19, 10)
