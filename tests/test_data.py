@@ -175,8 +175,9 @@ def test_what_the_user_names_is_never_passed_over(tmp_path: Path, monkeypatch: p
         data.load(config_of("humaneval", path=str(tmp_path / "gone.jsonl")))
     with pytest.raises(ConfigError, match=r"holds none of HumanEval\.jsonl\.gz, HumanEval\.jsonl, humaneval\.jsonl"):
         data.load(config_of("humaneval", path=str(tmp_path)))
-    with pytest.raises(ConfigError, match="contradicts"):
-        data.load(config_of("humaneval", path=str(tmp_path), source="hub"))
+    for source in ("hub", "standin"):
+        with pytest.raises(ConfigError, match=f"contradicts data.source={source}"):
+            data.load(config_of("humaneval", path=str(tmp_path), source=source))
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match=f"^{DATA_VARIABLE}="):
         data.load(config_of("humaneval"))

@@ -34,7 +34,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def unplanned(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda **where: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file, **where: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unplanned)
     monkeypatch.setattr(hub, "probe", unplanned)
 
@@ -82,7 +82,7 @@ def test_download_is_verified_and_carries_its_commit(tmp_path: Path, monkeypatch
     path = snapshot(tmp_path, ROWS)
     wanted: list[dict[str, Any]] = []
     monkeypatch.setattr(hub, "probe", lambda url, seconds: None)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **where: wanted.append(where) or str(path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, **where: wanted.append(where) or str(path))
     with pytest.raises(ConfigError, match="content differs from the published set"):
         data.load(CONFIG)
     assert (wanted[0]["revision"], wanted[0]["repo_type"]) == (COMMIT, "dataset")
@@ -94,17 +94,17 @@ def test_download_is_verified_and_carries_its_commit(tmp_path: Path, monkeypatch
 def test_a_cached_file_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = snapshot(tmp_path, ROWS)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda **where: str(path))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file, **where: str(path))
     assert data.load(dataclasses.replace(CONFIG, name="mine", hub_sha256=sha256_of(path))).revision == COMMIT
 
 
 def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**where: Any) -> str:
+    def fail(*args: Any, **where: Any) -> str:
         raise OSError("404 Not Found\nand a page of help")
 
     monkeypatch.setattr(hub, "probe", lambda url, seconds: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(ConfigError, match="OSError: 404 Not Found$"):
+    with pytest.raises(ConfigError, match=r"OSError: 404 Not Found$"):
         data.load(CONFIG)
 
 

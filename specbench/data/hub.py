@@ -48,23 +48,24 @@ def fetch(config: DataConfig) -> HubFile:
         import huggingface_hub
     except ImportError as error:
         raise HubUnavailable("huggingface_hub is not installed") from error
-    where = {"repo_id": config.hub_repo, "filename": config.hub_file, "repo_type": "dataset", "revision": config.hub_revision}
-    cached = huggingface_hub.try_to_load_from_cache(**where)
+    repo, file, revision = config.hub_repo, config.hub_file, config.hub_revision
+    cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision, repo_type="dataset")
     if isinstance(cached, str):
         return HubFile(Path(cached), _commit(Path(cached)))
     variable = offline()
     if variable is not None:
-        raise HubUnavailable(f"{variable} is set and {config.hub_repo} is not in the Hub's cache")
+        raise HubUnavailable(f"{variable} is set and {repo} is not in the Hub's cache")
     endpoint = huggingface_hub.constants.ENDPOINT
-    print(f"data: asking {endpoint} for {config.hub_repo} (at most {PROBE_SECONDS:g} s)", file=sys.stderr, flush=True)
-    reason = probe(f"{endpoint}/api/datasets/{config.hub_repo}", PROBE_SECONDS)
+    print(f"data: asking {endpoint} for {repo} (at most {PROBE_SECONDS:g} s)", file=sys.stderr, flush=True)
+    reason = probe(f"{endpoint}/api/datasets/{repo}", PROBE_SECONDS)
     if reason is not None:
         raise HubUnavailable(f"{endpoint} did not answer: {reason}")
     try:
-        path = Path(huggingface_hub.hf_hub_download(**where, etag_timeout=PROBE_SECONDS))
+        download = huggingface_hub.hf_hub_download
+        path = Path(download(repo, file, revision=revision, repo_type="dataset", etag_timeout=PROBE_SECONDS))
     except Exception as error:  # the Hub raises its own, HTTP and OS errors; each only means that the file did not come
         text = str(error).strip().splitlines()
-        raise HubUnavailable(f"{config.hub_repo}: {type(error).__name__}: {text[0] if text else 'no reason given'}") from error
+        raise HubUnavailable(f"{repo}: {type(error).__name__}: {text[0] if text else 'no reason given'}") from error
     return HubFile(path, _commit(path))
 
 

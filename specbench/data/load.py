@@ -80,7 +80,8 @@ def _verified(config: DataConfig, path: Path, source: str, revision: str | None)
     except ValueError as error:
         raise ConfigError("data.path", str(path), str(error)) from error
     file_sum, content_sum = sha256_of(path), content_digest(samples)
-    name, warnings = config.name, ()
+    name = config.name
+    warnings: tuple[str, ...] = ()
     if not is_published(config.name, file_sum, content_sum):
         name, warnings = _unpublished(config, path, source, file_sum)
     return Dataset(
@@ -114,9 +115,10 @@ def _unpublished(config: DataConfig, path: Path, source: str, file_sum: str) -> 
     remedy = f"take the published file (datasets/{config.name}.md)"
     if source == "path":
         remedy += f", or set data.sha256={file_sum} to run this variant as {custom}"
-    raise ConfigError(
-        key, value, f"sha256 is {file_sum}, expected {wanted}, and the content differs from the published set; {remedy}"
-    )
+    fault = f"sha256 is {file_sum}, expected {wanted}"
+    if published is not None and published.content_sha256 is not None:
+        fault += ", and the content differs from the published set"
+    raise ConfigError(key, value, f"{fault}; {remedy}")
 
 
 def _check(config: DataConfig) -> None:
@@ -127,5 +129,5 @@ def _check(config: DataConfig) -> None:
     ):
         if value not in known:
             raise ConfigError(key, value, f"possible are {', '.join(known)}")
-    if config.source == "hub" and config.path:
-        raise ConfigError("data.path", config.path, "contradicts data.source=hub; drop one of the two")
+    if config.source in ("hub", "standin") and config.path:
+        raise ConfigError("data.path", config.path, f"contradicts data.source={config.source}; drop one of the two")
