@@ -1,0 +1,367 @@
+"""The front door: what is composed, what is refused and how, what a run prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specbench import cli
+from specbench.paths import CONF_DIR
+from specbench.schema import ConfigError, RunConfig
+
+HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
+
+
+def choices(group: str) -> list[str]:
+    names = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml") if not path.stem.startswith("_"))
+    assert names
+    return names
+
+
+class Door:
+    """The command in this process, with a run of our own behind it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        self.configs: list[RunConfig] = []
+        self.answer: Any = {"status": "success", "run_folder": "runs/x", "speedup": None}
+        monkeypatch.setitem(sys.modules, "specbench.run", types.SimpleNamespace(run=self._run))
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def _run(self, config: RunConfig) -> dict[str, Any]:
+        self.configs.append(config)
+        answer = self.answer(config) if callable(self.answer) else self.answer
+        if isinstance(answer, BaseException):
+            raise answer
+        print("a table")
+        return answer
+
+    def __call__(self, *arguments: str) -> tuple[int, list[str], list[str]]:
+        """(exit status, lines of stdout, lines of stderr)."""
+        self.monkeypatch.setattr(sys, "argv", ["specbench", *arguments])
+        try:
+            status = cli.main()
+        except SystemExit as exit_:  # Hydra's own way out of --help
+            status = int(exit_.code or 0)
+        out, err = self.capsys.readouterr()
+        return status, out.splitlines(), err.splitlines()
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Door:
+    monkeypatch.chdir(tmp_path)
+    return Door(monkeypatch, capsys)
+
+
+# ------------------------------------------------------------------------------------------------ what is composed
+def test_the_main_job_reaches_run_as_plain_dataclasses(door: Door, tmp_path: Path) -> None:
+    status, out, err = door("method=amusd", "data=humaneval")
+    assert (status, err) == (0, [])
+    assert out[0] == "a table"
+    assert json.loads(out[-1]) == door.answer
+    (config,) = door.configs
+    assert type(config) is RunConfig
+    assert (config.method_name, config.baseline_name) == ("amusd", "autoregressive")
+    assert type(config.method) is dict
+    assert config.method["_target_"] == "specbench.methods.amusd.Amusd"
+    assert config.pair.name == "builtin"
+    assert list(tmp_path.iterdir()) == [], "Hydra writes no folder of its own"
+
+
+def test_overrides_arrive_with_their_types(door: Door) -> None:
+    door(
+        "decoding.temperature=1",
+        "data.limit=null",
+        "data.categories=[a,b]",
+        "method@baseline=speculative",
+        "method.draft_length=5",
+    )
+    (config,) = door.configs
+    assert type(config.decoding.temperature) is float
+    assert config.data.limit is None
+    assert config.data.categories == ["a", "b"]
+    assert config.baseline_name == "speculative"
+    assert config.method["draft_length"] == 5
+    assert config.baseline["draft_length"] == 4, "an option of the method is none of the baseline's"
+
+
+def test_a_changed_pair_does_not_keep_the_presets_name() -> None:
+    assert cli.compose(["pair.target=a/b", "pair.draft=c/d"]).pair.name == "custom"
+    assert cli.compose(["pair.target=a/b", "pair.name=mine"]).pair.name == "mine"
+    assert cli.compose(["pair.target_device=cpu"]).pair.name == "builtin"
+
+
+def test_a_file_carries_its_own_name() -> None:
+    for pair in choices("pair"):
+        assert cli.compose([f"pair={pair}"]).pair.name == pair
+    for data in choices("data"):
+        assert cli.compose([f"data={data}"]).data.name == data
+
+
+@pytest.mark.parametrize("method", choices("method"))
+def test_every_method_composes_with_every_pair_and_data(method: str) -> None:
+    for pair in choices("pair"):
+        for data in choices("data"):
+            config = cli.compose([f"method={method}", f"pair={pair}", f"data={data}"])
+            assert (config.method_name, config.pair.name, config.data.name) == (method, pair, data)
+            assert "draft_length" in config.method, "declared for every method, so that sweeps over methods compose"
+
+
+@pytest.mark.parametrize("baseline", choices("method"))
+def test_every_method_composes_as_a_baseline(baseline: str) -> None:
+    config = cli.compose([f"method@baseline={baseline}"])
+    assert config.baseline_name == baseline
+    assert config.baseline == cli.compose([f"method={baseline}"]).method
+
+
+def test_a_sweep_runs_each_job(door: Door) -> None:
+    status, out, err = door("-m", "method=autoregressive,speculative", "method.draft_length=2,3")
+    assert (status, err) == (0, [])
+    assert [config.method_name for config in door.configs] == ["autoregressive"] * 2 + ["speculative"] * 2
+    assert sum(line.startswith("{") for line in out) == 4
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+REFUSED = [
+    # arguments, beginning of the line, what it must offer
+    (["method.gama=3"], "method.gama=3: unknown option", "method.draft_length"),
+    (["method.look_ahead=3"], "method.look_ahead=3: unknown option", "did you mean method.max_lookahead?"),
+    (["decoding.tempratur=1"], "decoding.tempratur=1: unknown option", "did you mean decoding.temperature?"),
+    (["temperature=1"], "temperature=1: unknown option", "did you mean decoding.temperature?"),
+    (["metod=amusd"], "metod=amusd: unknown option", "did you mean method?"),
+    (["+foo=1"], "foo=1: unknown option", "method@baseline"),
+    (["+decoding.foo=1"], "decoding.foo=1: unknown option", "decoding.top_p"),
+    (["method=amsd"], "method=amsd: unknown choice", "did you mean amusd? possible: amusd, autoregressive"),
+    (["method@baseline=foo"], "method@baseline=foo: unknown choice", "speculative"),
+    (["method@basline=amusd"], "method@basline=amusd:", "method@baseline"),
+    (["data=foo"], "data=foo: unknown choice", "humaneval"),
+    (["pair=foo"], "pair=foo: unknown choice", "builtin"),
+    (["decoding.seed=abc"], "decoding.seed=abc: wrong type", "an integer"),
+    (["decoding.seed=1.5"], "decoding.seed=1.5: wrong type", "an integer"),
+    (["data.limit="], "data.limit", "an integer or null"),
+    (["measure.trace=maybe"], "measure.trace=maybe: wrong type", "true or false"),
+    (["data.categories=code"], "data.categories=code: wrong type", "[a,b]"),
+    (["pair.target=null"], "pair.target=null: wrong type", "a text"),
+    (["pair.target=???"], "pair.target=???: must be given", "pair.target=<"),
+    (["pair.target=''"], "pair.target=''", "Hugging Face repository"),
+    (["decoding=greedy"], "decoding=greedy: is a section", "decoding.temperature"),
+    (["baseline=speculative"], "baseline='speculative'", "method@baseline=<name>"),
+    (["~method"], "method=None", "method=<name>"),
+    (["data.limit=[1"], "data.limit=[1: cannot be read", "key=value"),
+    (["humaneval"], "humaneval: cannot be read", "key=value"),
+    (["decoding.seed=1,2"], "decoding.seed=1,2: several values", "-m"),
+    (["--foo"], "unrecognized arguments: --foo", "--help"),
+    (["--config-dir", "nowhere"], "Additional config directory", "nowhere"),
+    (["decoding.temperature=-1"], "decoding.temperature=-1.0", "positive number"),
+    (["decoding.temperature=nan"], "decoding.temperature=nan", "positive number"),
+    (["decoding.top_p=1.5"], "decoding.top_p=1.5", "up to 1"),
+    (["decoding.top_p=0"], "decoding.top_p=0.0", "above 0"),
+    (["decoding.top_k=0"], "decoding.top_k=0", "at least 1"),
+    (["decoding.max_new_tokens=0"], "decoding.max_new_tokens=0", "at least 1"),
+    (["data.limit=-1"], "data.limit=-1", "null (all samples)"),
+    (["data.source=internet"], "data.source='internet'", "auto, path, hub, standin"),
+    (["data.categories=[]"], "data.categories=[]", "null for all"),
+    (["measure.repeats=0"], "measure.repeats=0", "at least 1"),
+    (["measure.mode=single"], "measure.mode='single'", "paired, aa"),
+    (["engine.attention=flash"], "engine.attention='flash'", "sdpa, eager"),
+    (["engine.threads=0"], "engine.threads=0", "at least 1"),
+    (["engine.timeout_seconds=0"], "engine.timeout_seconds=0.0", "positive"),
+    (["pair.target_device=gpu"], "pair.target_device='gpu'", "cuda:<number>"),
+    (["pair.draft_dtype=int8"], "pair.draft_dtype='int8'", "bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "beginning", "offer"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
+def test_a_wrong_option_is_one_line(door: Door, arguments: list[str], beginning: str, offer: str) -> None:
+    status, out, err = door(*arguments)
+    assert status == 2
+    assert out == []
+    assert len(err) == 1, err
+    assert err[0].startswith(f"specbench: {beginning}")
+    assert offer in err[0]
+    assert door.configs == [], "nothing ran"
+
+
+def test_full_errors_on_request(door: Door) -> None:
+    """The twin of the above: with HYDRA_FULL_ERROR=1 the same mistake is a traceback, in the run and before it."""
+    door.monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match="Could not override"):
+        door("method.gama=3")
+    door.answer = RuntimeError("out of paper")
+    with pytest.raises(RuntimeError, match="out of paper"):
+        door()
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_the_environment_is_left_as_it_was(door: Door) -> None:
+    door("method.gama=3")
+    door()
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+# ------------------------------------------------------------------------------------------------ how a run ends
+@pytest.mark.parametrize(
+    ("answer", "status", "line"),
+    [
+        (ConfigError("pair.draft", "x/y", "no such folder"), 2, "specbench: pair.draft='x/y': no such folder"),
+        (ValueError("two\nlines"), 2, "specbench: two lines"),
+        (
+            RuntimeError("CUDA out\nof memory"),
+            1,
+            "specbench: RuntimeError: CUDA out of memory (HYDRA_FULL_ERROR=1 shows the traceback)",
+        ),
+        (KeyboardInterrupt(), 130, "specbench: interrupted"),
+    ],
+)
+def test_a_run_that_raises(door: Door, answer: BaseException, status: int, line: str) -> None:
+    door.answer = answer
+    assert door() == (status, [], [line])
+
+
+def test_a_failed_run_prints_its_summary_and_is_no_success(door: Door) -> None:
+    door.answer = {"status": "failed", "run_folder": "runs/x"}
+    status, out, err = door()
+    assert status == 1
+    assert json.loads(out[-1])["status"] == "failed"
+    assert err == ["specbench: the run ended with status 'failed'; its files are in runs/x"]
+
+
+def test_nan_never_reaches_the_last_line(door: Door) -> None:
+    door.answer = {"status": "success", "run_folder": "runs/x", "speedup": float("nan")}
+    status, out, err = door()
+    assert status == 1
+    assert out == ["a table"]
+    assert len(err) == 1
+    assert "runs/x" in err[0]
+
+
+def test_a_failing_job_of_a_sweep_is_said_once_and_the_others_run(door: Door) -> None:
+    good = door.answer
+    door.answer = lambda config: RuntimeError("lost") if config.decoding.seed == 0 else good
+    status, out, err = door("-m", "decoding.seed=0,1")
+    assert status == 1
+    assert [config.decoding.seed for config in door.configs] == [0, 1]
+    assert json.loads(out[-1]) == good
+    assert [line for line in err if "lost" in line] == [
+        "specbench: RuntimeError: lost (HYDRA_FULL_ERROR=1 shows the traceback)"
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ the command as a process
+HEAVY = ("torch", "transformers", "datasets", "wandb", "pandas", "matplotlib", "scipy")
+LIGHT = """
+import sys
+sys.argv[1:] = {arguments!r}
+try:
+    {body}
+except SystemExit as exit_:
+    assert not exit_.code, exit_.code
+loaded = sorted(set({heavy!r}) & set(sys.modules))
+sys.exit(f"loaded: {{loaded}}" if loaded else 0)
+"""
+ENTER = "from specbench.cli import main; sys.exit(main())"
+
+
+def loads_nothing_heavy(arguments: list[str], body: str = ENTER) -> subprocess.CompletedProcess[str]:
+    code = LIGHT.format(arguments=arguments, body=body, heavy=HEAVY)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--version"], ["method=nothing", "--cfg", "job"]])
+def test_looking_does_not_load_heavy_libraries(arguments: list[str]) -> None:
+    done = loads_nothing_heavy(arguments)
+    assert "loaded:" not in done.stderr
+    if "method=nothing" not in arguments:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_a_heavy_import_is_caught() -> None:
+    assert "loaded: ['scipy']" in loads_nothing_heavy([], "import scipy").stderr
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "specbench", *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_python_dash_m(tmp_path: Path) -> None:
+    done = command("method.gama=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    help_ = command("--help", cwd=tmp_path)
+    assert help_.returncode == 0
+    assert "python -m specbench method=amusd data=humaneval" in help_.stdout
+
+
+# ------------------------------------------------------------------------------------------------ what third parties bring
+METHOD = """
+from specbench.method import Method
+
+class Echo(Method):
+    def __init__(self, *, times: int = 1):
+        super().__init__()
+        self.times = times
+"""
+
+
+def write_plugin(site: Path, package: str = "their_sd", conf: bool = True) -> None:
+    """A package with one method and one entry point, as pip would leave it in site-packages."""
+    folder = site / package
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "echo.py").write_text(METHOD)
+    if conf:
+        (folder / "conf" / "method").mkdir(parents=True)
+        yaml = f"defaults: [_base, _self_]\n_target_: {package}.echo.Echo\ntimes: 2\n"
+        (folder / "conf" / "method" / "echo.yaml").write_text(yaml)
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[specbench.conf]\n{package} = {package}.conf\n")
+
+
+def test_an_installed_plugin_is_a_choice_and_may_run(tmp_path: Path) -> None:
+    write_plugin(tmp_path)
+    code = """
+    from specbench.cli import compose
+    from specbench.plugins import create_method
+    config = compose(["method=echo", "method.times=3"])
+    method = create_method(config.method)
+    print(config.method_name, type(method).__module__, method.times)
+    """
+    run = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(run, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["echo", "their_sd.echo", "3"], done.stderr
+    info = command("--info", "searchpath", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert "specbench plugin their_sd" in info.stdout
+
+
+def test_a_broken_plugin_stops_with_its_name(tmp_path: Path) -> None:
+    write_plugin(tmp_path, conf=False)
+    done = command("--cfg", "job", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("specbench: plugin='their_sd': its configuration folder their_sd.conf does not exist")
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: specbench.methods.speculative.Speculative\n")
+    done = command("--config-dir", "mine", "method=mine", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "method_name" in done.stdout
