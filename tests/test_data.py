@@ -47,7 +47,7 @@ QUESTIONS = [
     {"question_id": number, "category": "even" if number % 2 == 0 else "odd", "turns": [f"ask {number}", "more"]}
     for number in range(12)
 ]
-CONVERSATIONS = [
+CONVERSATIONS: list[dict[str, Any]] = [
     {
         "conversation_id": f"c{number}",
         "model": "m",

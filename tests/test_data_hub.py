@@ -82,7 +82,12 @@ def test_download_is_verified_and_carries_its_commit(tmp_path: Path, monkeypatch
     path = snapshot(tmp_path, ROWS)
     wanted: list[dict[str, Any]] = []
     monkeypatch.setattr(hub, "probe", lambda url, seconds: None)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, **where: wanted.append(where) or str(path))
+
+    def download(repo: str, file: str, **where: Any) -> str:
+        wanted.append(where)
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(ConfigError, match="content differs from the published set"):
         data.load(CONFIG)
     assert (wanted[0]["revision"], wanted[0]["repo_type"]) == (COMMIT, "dataset")
