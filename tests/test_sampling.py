@@ -72,6 +72,7 @@ LAWS = [
     SamplingLaw(1.0, top_k=10**6),
     SamplingLaw(1.3, top_p=0.9),
     SamplingLaw(0.7, top_p=0.05),
+    SamplingLaw(1.0, top_p=1e-9),
     SamplingLaw(0.6, top_p=1.0),
     SamplingLaw(0.9, top_k=40, top_p=0.8),
 ]
@@ -135,7 +136,7 @@ def reference_uniform(key: int, position: int, token: int) -> float:
         return x ^ (x >> 31)
 
     golden = 0x9E3779B97F4A7C15
-    bits = rounds(mix(mix(key) + position * golden) ^ mix((token + 1) * golden))
+    bits = rounds(mix(mix(key) + position * golden) ^ mix((token + 1) * 0xD1342543DE82EF95))
     value = torch.tensor([(bits & (2**63 - 1)) | 1]).float().item() * 2.0**-63
     return min(value, 1 - 2.0**-24)
 
@@ -189,11 +190,16 @@ def test_noise_is_the_same_on_the_accelerator():
     assert torch.allclose(cpu, cuda, rtol=1e-6, atol=1e-6)
 
 
-def hash_faults(uniforms) -> list[str]:
+def _above_diagonal(block):
+    size = min(block.shape)
+    return block[:size, :size][tuple(torch.triu_indices(size, size, offset=1))]
+
+
+def hash_faults(uniforms, key: int = KEY) -> list[str]:
     """What is wrong with a function (key, positions, vocab_size) -> uniforms [n, V]; each figure has a chance near 1e-6."""
     faults = []
     rows, width = 64, 1024
-    block = uniforms(KEY, range(rows), width).double()
+    block = uniforms(key, range(rows), width).double()
     counts = torch.histc(block.float(), bins=128, min=0.0, max=1.0).numpy()
     if stats.chisquare(counts).pvalue < 1e-6:
         faults.append("not uniform")
@@ -204,10 +210,11 @@ def hash_faults(uniforms) -> list[str]:
         "positions": (block[:-1], block[1:]),
         "tokens": (block[:, :-1], block[:, 1:]),
         "position and token": (block[:-1, 1:], block[1:, :-1]),
-        "keys": (block, uniforms(KEY + 1, range(rows), width).double()),
-        "key and position": (block[1:], uniforms(KEY + 1, range(rows), width).double()[:-1]),
+        "keys": (block, uniforms(key + 1, range(rows), width).double()),
+        "key and position": (block[1:], uniforms(key + 1, range(rows), width).double()[:-1]),
         "seeds": (block, uniforms(noise_key(1, "HumanEval/0", 0), range(rows), width).double()),
-        "far positions": (block, uniforms(KEY, range(2**20, 2**20 + rows), width).double()),
+        "exchanged": (_above_diagonal(block[1:]), _above_diagonal(block[1:, : rows - 1].T)),
+        "far positions": (block, uniforms(key, range(2**20, 2**20 + rows), width).double()),
     }
     for name, (left, right) in neighbours.items():
         if abs(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1]) > 5 / math.sqrt(left.numel()):
@@ -220,8 +227,15 @@ def hash_faults(uniforms) -> list[str]:
     return faults
 
 
-def test_the_hash_has_no_faults():
-    assert hash_faults(keyed_uniforms) == []
+@pytest.mark.parametrize("key", [0, 1, 2, 2**63 - 1, KEY, noise_key(5, "mt_bench/81", 1)])
+def test_the_hash_has_no_faults(key):
+    assert hash_faults(keyed_uniforms, key) == []
+
+
+def test_equal_steps_for_positions_and_tokens_would_be_a_fault(monkeypatch):
+    monkeypatch.setattr(sampling, "_TOKEN_STEP", sampling._GOLDEN)
+    monkeypatch.setattr(sampling, "_token_hash", functools.lru_cache(sampling._token_hash.__wrapped__))
+    assert "exchanged: equal" in hash_faults(keyed_uniforms, 0)
 
 
 def _sum_hash(key, positions, vocab_size):

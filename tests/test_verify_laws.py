@@ -10,6 +10,7 @@ from law_tools import (
     EXACT,
     PAIRS,
     WRONG,
+    EnumeratingRng,
     Language,
     best_tree,
     branches,
@@ -132,6 +133,8 @@ def test_chains_that_share_their_first_tokens_are_followed_together():
         assert round_error(target, target, merged_chains, rule, 3) < EXACT
     verdict = match(merged_chains(None, None), [0, 2, 9, 2, 1, 9, 9])
     assert verdict == Verdict((2, 3), (0, 2, 1)), "the second chain holds the longest path"
+    written = torch.eye(3, dtype=torch.float64)[[0, 2, 1, 2, 1, 0, 0]]  # the same target as distributions
+    assert delta(merged_chains(None, None), written, EnumeratingRng()) == verdict
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -178,6 +178,8 @@ def test_typical_acceptance_follows_its_definition():
     assert p[0, 0] > threshold and p[0, 1] > threshold
     # Both paths stand to depth 2; 0.6 * 0.9 beats 0.3 * 0.4.
     assert typical(tree, p, Forbidden()) == Verdict((0, 2), (0, 2, 0))
+    mirrored = DraftTree([1, 0, 2, 2], [-1, -1, 0, 1])
+    assert typical(mirrored, p[[0, 2, 1, 3, 4]], Forbidden()) == Verdict((1, 3), (0, 2, 0))
     # A higher bar leaves only the first child of the first node, and then none.
     assert typical(DraftTree([1]), p[:2], TorchRng.seeded(0), epsilon=0.31, delta=10.0).num_accepted == 0
     assert typical(DraftTree([0]), p[:2], TorchRng.seeded(0), epsilon=0.31, delta=10.0).num_accepted == 1

@@ -21,7 +21,8 @@ from torch import Tensor
 from specbench.schema import ConfigError
 
 _MASK64 = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads consecutive counters
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads consecutive positions
+_TOKEN_STEP = 0xD1342543DE82EF95  # spreads token ids; another step, so that no key makes position i and token j look alike
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9  # splitmix64's finaliser (Steele, Lea and Flood 2014, variant 13 by Stafford)
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _MAX63 = (1 << 63) - 1
@@ -159,5 +160,5 @@ def _mix_rounds(bits: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=16)
 def _token_hash(vocab_size: int, device: str) -> Tensor:
     """A hash per token id, int64 [vocab_size]; kept, because every call of a run needs the same one."""
-    bits = _mix_rounds(torch.arange(1, vocab_size + 1, dtype=torch.int64, device=device).mul_(_signed(_GOLDEN)))
+    bits = _mix_rounds(torch.arange(1, vocab_size + 1, dtype=torch.int64, device=device).mul_(_signed(_TOKEN_STEP)))
     return bits ^ _shifted(bits, 31)
