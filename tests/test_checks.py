@@ -1,0 +1,73 @@
+"""Range checks hold for configurations that were built in Python too, where nobody has checked the types."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from specbench.checks import validate
+from specbench.cli import compose
+from specbench.cli_errors import schema_keys
+from specbench.schema import ConfigError, RunConfig
+
+
+def with_value(key: str, value: Any) -> RunConfig:
+    config = compose(["method=speculative"])
+    *sections, leaf = key.split(".")
+    node: Any = config
+    for section in sections:
+        node = getattr(node, section)
+    assert leaf in {field.name for field in dataclasses.fields(node)}
+    setattr(node, leaf, value)
+    return config
+
+
+def test_what_ships_is_valid() -> None:
+    validate(compose())
+
+
+def test_a_configuration_without_a_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"pair\.target"):
+        validate(RunConfig())
+    with pytest.raises(ConfigError, match=r"method\._target_"):
+        validate(dataclasses.replace(compose(), method={}))
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("decoding.max_new_tokens", [1, 10**6], [0, -1, True, 1.0, "8", None]),
+        ("decoding.temperature", [0, 0.7, 2], [-0.1, math.inf, math.nan, "1", None, False]),
+        ("decoding.top_p", [None, 0.9, 1], [0, 1.01, -0.5, math.nan, "0.9"]),
+        ("decoding.top_k", [None, 1, 50], [0, 2.5, True]),
+        ("decoding.seed", [0, 2**31], [-1, None, 0.5]),
+        ("measure.repeats", [1], [0, None]),
+        ("measure.warmup", [0], [-1]),
+        ("measure.mode", ["paired", "aa"], ["ab", None]),
+        ("measure.power", ["auto", "off"], [False, "on"]),
+        ("engine.threads", [None, 1], [0]),
+        ("engine.timeout_seconds", [0.5, 60], [0, -1, math.inf, math.nan]),
+        ("data.limit", [None, 1], [0]),
+        ("data.categories", [None, ["a"]], [[]]),
+        ("pair.target", ["a/b"], ["", " ", None]),
+        ("pair.draft", ["a/b", None], ["", 3]),
+        ("pair.draft_device", ["auto", "cpu", "cuda", "cuda:1"], ["gpu", "cuda:", "cuda:x", None]),
+        ("runs_dir", ["runs"], ["", None]),
+    ],
+)
+def test_ranges(key: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        validate(with_value(key, value))
+    for value in bad:
+        with pytest.raises(ConfigError) as raised:
+            validate(with_value(key, value))
+        assert raised.value.key == key
+        assert "\n" not in str(raised.value)
+
+
+def test_schema_keys_reach_into_sections() -> None:
+    assert {"decoding.seed", "pair.target_dtype", "runs_dir"} <= set(schema_keys())
+    assert "decoding" not in schema_keys()
