@@ -116,9 +116,10 @@ class KVCache(Cache):
         first = self.layers[0].keys
         assert first is not None
         index = torch.tensor(rows, device=first.device)
-        for layer in self.layers:
-            keys = layer.keys
-            layer.gather(start, index if keys is None or keys.device == index.device else index.to(keys.device))
+        with torch.inference_mode():  # the buffers are inference tensors: nowhere else may they be written to
+            for layer in self.layers:
+                keys = layer.keys
+                layer.gather(start, index if keys is None or keys.device == index.device else index.to(keys.device))
 
     def reset(self) -> None:
         for layer in self.layers:

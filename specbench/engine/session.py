@@ -24,6 +24,7 @@ class Model:
     """A loaded causal language model and what a session must know of it.
 
     vocab_size: the pair's common vocabulary; logits beyond it are cut off (padded rows of one family are no tokens).
+    tree_refusal: why only chains may be fed to it, None if trees may be too.
     """
 
     module: Any  # a transformers PreTrainedModel in eval mode
@@ -31,6 +32,7 @@ class Model:
     plan: MaskPlan
     accepts_logits_to_keep: bool
     num_cache_layers: int
+    tree_refusal: str | None = None
 
     @classmethod
     def wrap(cls, module: Any, vocab_size: int | None = None) -> Model:
@@ -47,6 +49,8 @@ class Model:
             plan=MaskPlan.of(config),
             accepts_logits_to_keep="logits_to_keep" in parameters,
             num_cache_layers=config.num_hidden_layers,
+            # GPT-Neo cuts its local layers by row inside the attention, where no mask of ours reaches.
+            tree_refusal="its local attention counts rows, not depth" if "local" in _layers(config) else None,
         )
 
     @property
@@ -102,9 +106,12 @@ class Session:
         """Append rows and return their logits [n, vocab] ([1, vocab] with last_only), on the model's device.
 
         parents: row index of each row's parent among the new rows, -1 = the sequence so far; None = a chain.
+        Raises ValueError for a tree on a model that takes chains only.
         """
         model, past, rows = self.model, self.cache.length, len(ids)
         assert rows > 0, "nothing to feed"
+        if parents is not None and model.tree_refusal is not None:
+            raise ValueError(f"this model takes draft chains only: {model.tree_refusal}")
         input_ids = torch.tensor([ids], device=model.device)
         if parents is None:
             positions = self._positions[:, past : past + rows]
@@ -160,6 +167,11 @@ class Session:
         if self.tap_layers:
             self.taps = {layer: hidden[rows] for layer, hidden in self.taps.items()}
         self.pending = verdict.extra
+
+
+def _layers(config: Any) -> Sequence[str]:
+    """GPT-Neo's name for layer types."""
+    return getattr(config, "attention_layers", None) or ()
 
 
 def _depths(parents: Sequence[int]) -> list[int]:

@@ -1,0 +1,175 @@
+"""Tiny random models of several architectures, a tiny tokenizer, and what is needed to decode with them.
+
+The weights are drawn with a wide spread, so that logits differ by units and not by thousandths: a wrong position, mask or
+cache row then moves an argmax, and near-ties are rare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from specbench.engine.runtime import Outcome, Request, Runtime
+from specbench.engine.sampling import SamplingLaw, noise_key
+from specbench.engine.session import Model
+from specbench.method import Method
+from specbench.pair import ModelSpec, PairSpec
+
+VOCAB = 64
+WINDOW = 6  # of the sliding layers: shorter than the sequences of the tests
+ARCHITECTURES = ("llama", "qwen3", "gpt2", "gpt_neox", "mistral", "gemma3")
+WITH_SLIDING_LAYERS = ("mistral", "gemma3")
+
+
+def config(architecture: str, vocab_size: int = VOCAB, hidden: int = 32, layers: int = 2) -> Any:
+    """A transformers configuration of that architecture, as small as it goes."""
+    heads = 2
+    common = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 256,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "initializer_range": 0.35,
+    }
+    grouped = {**common, "num_key_value_heads": 1, "head_dim": hidden // heads, "tie_word_embeddings": False}
+    if architecture == "llama":
+        return LlamaConfig(**grouped)
+    if architecture == "qwen3":
+        return Qwen3Config(**grouped)
+    if architecture == "mistral":
+        return MistralConfig(**grouped, sliding_window=WINDOW)
+    if architecture == "gpt_neox":
+        return GPTNeoXConfig(**common)
+    if architecture == "gemma3":
+        types = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)]
+        return Gemma3TextConfig(**grouped, sliding_window=WINDOW, layer_types=types, query_pre_attn_scalar=hidden // heads)
+    if architecture == "gpt2":
+        return GPT2Config(
+            vocab_size=vocab_size,
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=heads,
+            n_positions=256,
+            bos_token_id=None,
+            eos_token_id=None,
+            initializer_range=0.35,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    raise ValueError(f"architecture={architecture!r}: known are {', '.join(ARCHITECTURES)}")
+
+
+def module(
+    architecture: str = "llama",
+    *,
+    seed: int = 0,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    **sizes: int,
+) -> Any:
+    """A randomly initialised causal language model in eval mode; the same seed gives the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = AutoModelForCausalLM.from_config(config(architecture, **sizes), attn_implementation=attention, dtype=dtype)
+    return made.eval().requires_grad_(False)
+
+
+def model(architecture: str = "llama", *, common_vocabulary: int | None = None, **options: Any) -> Model:
+    """The same, as sessions take it."""
+    return Model.wrap(module(architecture, **options), common_vocabulary)
+
+
+def noisy_copy(source: Any, noise: float, seed: int = 1) -> Any:
+    """A copy of a module with every weight disturbed: a draft that agrees with its target often, not always."""
+    copy = type(source)(source.config).to(source.dtype)
+    copy.load_state_dict(source.state_dict())
+    copy.config._attn_implementation = source.config._attn_implementation
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in copy.parameters():
+            weight += noise * weight.std(unbiased=False) * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+    return copy.eval().requires_grad_(False)
+
+
+def tokenizer(vocab_size: int = VOCAB, swap: tuple[int, int] | None = None) -> PreTrainedTokenizerFast:
+    """A byte-free character tokenizer with `vocab_size` ids; `swap` exchanges the meaning of two ids."""
+    letters = [chr(code) for code in range(32, 127)] + ["\n"]
+    names = ["<unk>", "<eos>", *letters, *(f"<extra_{i}>" for i in range(vocab_size))][:vocab_size]
+    if swap is not None:
+        names[swap[0]], names[swap[1]] = names[swap[1]], names[swap[0]]
+    core = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<eos>")
+
+
+def save(folder: Path, made: Any, words: PreTrainedTokenizerFast | None = None) -> Path:
+    """A model folder as Hugging Face lays it out."""
+    made.save_pretrained(folder)
+    (words or tokenizer(made.config.vocab_size)).save_pretrained(folder)
+    return folder
+
+
+def spec(role: str = "target") -> ModelSpec:
+    return ModelSpec(role, "tiny", "tiny", "float32", "cpu", None, "sdpa", False)
+
+
+def runtime(
+    target: Model,
+    draft: Model | None = None,
+    law: SamplingLaw | None = None,
+    max_new_tokens: int = 24,
+    eos_ids: Iterable[int] = (),
+) -> Runtime:
+    """What a method is opened with, around models that were made here."""
+    pair = PairSpec("tiny", spec(), spec("draft") if draft is not None else None, target.vocab_size)
+    return Runtime(pair, target, draft, law or SamplingLaw(), max_new_tokens, frozenset(eos_ids))
+
+
+def request(around: Runtime, prompt_ids: Sequence[int], sample_id: str = "0", seed: int = 0) -> Request:
+    key = noise_key(seed, sample_id, 0)
+    return Request(sample_id, 0, tuple(prompt_ids), around.max_new_tokens, around.eos_ids, key)
+
+
+def opened(method: Method, around: Runtime) -> Method:
+    method.open(around)
+    return method
+
+
+def decode(method: Method, around: Runtime, prompt_ids: Sequence[int], **naming: Any) -> Outcome:
+    """Open, decode one prompt, close."""
+    try:
+        return opened(method, around).decode(request(around, prompt_ids, **naming))
+    finally:
+        method.close()
+
+
+def prompt(length: int, seed: int = 0, vocab_size: int = VOCAB) -> list[int]:
+    """Random ids."""
+    return torch.randint(vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def plain_forward(made: Any, ids: Sequence[int], vocab_size: int | None = None) -> torch.Tensor:
+    """Logits [n, vocab] of one fresh forward without a cache: what every session must reproduce."""
+    with torch.inference_mode():
+        return made(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, :, :vocab_size]
