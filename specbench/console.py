@@ -170,6 +170,8 @@ def _cost_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         other = energy.get("baseline_joules_per_token")
         beside = "" if other is None else f", baseline {other:.3f}"
         rows.append(("energy", f"{energy['joules_per_token']:.3f} J/token gross{beside} ({energy['source']})"))
+        if energy.get("joules_by_part"):
+            rows.append(("  by part", f"{_shares(energy['joules_by_part'])}. {energy['attribution_rule']}"))
     else:
         rows.append(("energy", f"not measured: {energy.get('joules_per_token_why', 'no reason recorded')}"))
     if s["memory_peak_bytes"] is not None:

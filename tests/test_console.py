@@ -8,6 +8,9 @@ from fake_records import failed, paired_run
 
 from specbench import console
 from specbench.measure import lossless, summary
+from specbench.measure.attribution import RULE_WITH_IDLE, summarise
+from specbench.measure.energy import DeviceEnergy, total_of
+from specbench.measure.energy_pass import Block, Work
 from specbench.measure.events import SampleRecord
 
 RUN = {
@@ -114,3 +117,19 @@ def test_a_divergence_is_in_the_table() -> None:
     }
     assert "numerical tie: 3 of 4 outputs identical" in console.final_table(s)
     assert "s/1 parts at token 17 (gap 3e-05)" in " ".join(console.final_table(s).split())
+
+
+def test_energy_comes_with_its_attribution_rule() -> None:
+    samples, rounds = paired_run(4, 1)
+    idle = {"GPU-1": 10.0}
+    blocks = [
+        Block(
+            arm,
+            total_of([DeviceEnergy("GPU-1", "target", "nvml_counter", 600.0, 12.0)], 12.0),
+            Work(100, {"target": {"verify": 6.0}}),
+        )
+        for arm in ("method", "baseline")
+    ]
+    text = " ".join(console.final_table(made(samples, rounds, energy=summarise(blocks, idle))).split())
+    assert "6.000 J/token gross, baseline 6.000 (nvml_counter)" in text
+    assert "verify 90%, prefill 0%, wait 10%" in text and RULE_WITH_IDLE in text

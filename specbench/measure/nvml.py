@@ -1,68 +1,194 @@
 """NVIDIA's management library through nvidia-ml-py: facts, counters and sensors of devices, addressed by UUID.
 
 Everything degrades to "not there, because ...": a missing package, driver, device or reading is a reason, never a zero.
+CUDA's order of devices need not be NVML's, so indices are never carried from one to the other: see `uuid_of_cuda_device`.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Clock event reasons that mean "slower than it could be": power cap, hardware slowdown, thermal (software, hardware), brake.
+THROTTLE_BITS = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "thermal (software)",
+    0x40: "thermal (hardware)",
+    0x80: "power brake",
+}
 
-def _load() -> tuple[Any | None, str | None]:
-    """The initialised bindings, or the reason why there are none."""
+
+class NvmlUnavailable(RuntimeError):
+    """No bindings, no driver, no such device; the text is the reason."""
+
+
+def _load() -> Any:
+    """The initialised bindings. Raises NvmlUnavailable."""
     try:
         import pynvml
     except ImportError as error:
-        return None, f"nvidia-ml-py is not installed ({error})"
+        raise NvmlUnavailable(f"nvidia-ml-py is not installed ({error})") from error
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return None, f"NVML: {error}"
-    return pynvml, None
+        raise NvmlUnavailable(f"NVML: {error}") from error
+    return pynvml
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _text(value: Any) -> str | None:
+    return None if value is None else value.decode() if isinstance(value, bytes) else str(value)
+
+
+class NvmlDevice:
+    """One device. Readings return (value, None) or (None, reason)."""
+
+    def __init__(self, nvml: Any, handle: Any):
+        self._nvml, self._handle = nvml, handle
+        self.uuid = _text(self._ask("nvmlDeviceGetUUID")[0]) or "unknown"
+        self.name = _text(self._ask("nvmlDeviceGetName")[0]) or "unknown"
+
+    def _ask(self, function: str, *arguments: Any) -> tuple[Any, str | None]:
+        try:
+            return getattr(self._nvml, function)(self._handle, *arguments), None
+        except self._nvml.NVMLError as error:
+            return None, f"{function}: {error}"
+        except AttributeError:
+            return None, f"{function}: not in the installed nvidia-ml-py"
+
+    def energy_joules(self) -> tuple[float | None, str | None]:
+        """Joules since the driver was loaded (Volta and newer); ticks every 20 to 100 ms."""
+        value, why = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return (None if value is None else value / 1000), why
+
+    def power_watts(self) -> tuple[float | None, str | None]:
+        """Instantaneous board power where the driver names it so, else the general reading (a 1 s average on many devices)."""
+        fields, why = self._ask("nvmlDeviceGetFieldValues", [self._nvml.NVML_FI_DEV_POWER_INSTANT])
+        if fields is not None and fields[0].nvmlReturn == self._nvml.NVML_SUCCESS:
+            return fields[0].value.uiVal / 1000, None
+        value, why = self._ask("nvmlDeviceGetPowerUsage")
+        return (None if value is None else value / 1000), why
+
+    def sample(self) -> dict[str, Any]:
+        """One row of the power trace; what cannot be read is null."""
+        nvml = self._nvml
+        watts, why = self.power_watts()
+        utilisation, memory = self._ask("nvmlDeviceGetUtilizationRates")[0], self._ask("nvmlDeviceGetMemoryInfo")[0]
+        row = {
+            "device": self.uuid,
+            "watts": watts,
+            "utilisation": None if utilisation is None else utilisation.gpu / 100,
+            "memory_bytes": None if memory is None else int(memory.used),
+            "temperature_celsius": self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)[0],
+            "sm_clock_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)[0],
+            "memory_clock_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM)[0],
+            "throttle_bits": self.clock_event_bits(),
+        }
+        return row if why is None else {**row, "watts_why": why}
+
+    def clock_event_bits(self) -> int | None:
+        for function in (
+            "nvmlDeviceGetCurrentClocksEventReasons",
+            "nvmlDeviceGetCurrentClocksThrottleReasons",
+        ):  # new, old name
+            value = self._ask(function)[0]
+            if value is not None:
+                return int(value)
+        return None
+
+    def process_ids(self) -> set[int] | None:
+        """Processes with a context on the device; None where the driver does not tell (containers often hide them)."""
+        found, _ = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        return None if found is None else {process.pid for process in found}
+
+    def facts(self) -> dict[str, Any]:
+        """Name, UUID, memory, clocks and limits, for provenance."""
+        nvml, ask = self._nvml, self._ask
+        memory, mig = ask("nvmlDeviceGetMemoryInfo")[0], ask("nvmlDeviceGetMigMode")[0]
+        limit = ask("nvmlDeviceGetPowerManagementLimit")[0]
+        return {
+            "name": self.name,
+            "uuid": self.uuid,
+            "memory_bytes": None if memory is None else int(memory.total),
+            "power_limit_watts": None if limit is None else limit / 1000,
+            "sm_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)[0],
+            "memory_clock_mhz": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM)[0],
+            "max_sm_clock_mhz": ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)[0],
+            "applications_sm_clock_mhz": ask("nvmlDeviceGetApplicationsClock", nvml.NVML_CLOCK_SM)[0],
+            "temperature_celsius": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)[0],
+            "persistence_mode": ask("nvmlDeviceGetPersistenceMode")[0],
+            "mig_mode": None if mig is None else mig[0],
+        }
+
+
+def devices(uuids: Sequence[str] | None = None) -> list[NvmlDevice]:
+    """The devices with these UUIDs, in this order, or all of this host. Raises NvmlUnavailable naming what is missing."""
+    nvml = _load()
+    if uuids is None:
+        found = []
+        try:
+            for index in range(nvml.nvmlDeviceGetCount()):
+                found.append(NvmlDevice(nvml, nvml.nvmlDeviceGetHandleByIndex(index)))
+        except nvml.NVMLError as error:
+            raise NvmlUnavailable(f"NVML: {error}") from error
+        if not found:
+            raise NvmlUnavailable("NVML is there but names no device")
+        return found
+    chosen = []
+    for uuid in uuids:
+        try:
+            chosen.append(NvmlDevice(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)))
+        except nvml.NVMLError as error:
+            raise NvmlUnavailable(f"NVML: device {uuid}: {error}") from error
+    return chosen
 
 
 def device_facts() -> tuple[list[dict[str, Any]], str | None]:
-    """Name, UUID, driver, clocks and power limit of every device of this host, and why the list is empty if it is."""
-    nvml, why = _load()
-    if nvml is None:
-        return [], why
+    """Facts of every device of this host with the driver's version, and why the list is empty if it is."""
+    try:
+        found = devices()
+    except NvmlUnavailable as error:
+        return [], str(error)
+    nvml = _load()
+    try:
+        driver = _text(nvml.nvmlSystemGetDriverVersion())
+    except nvml.NVMLError:
+        driver = None
+    return [{**device.facts(), "driver": driver} for device in found], None
 
-    def ask(function: str, *arguments: Any) -> Any:
-        try:
-            return getattr(nvml, function)(*arguments)
-        except (nvml.NVMLError, AttributeError):
-            return None
 
-    driver = ask("nvmlSystemGetDriverVersion")
-    devices: list[dict[str, Any]] = []
-    for index in range(ask("nvmlDeviceGetCount") or 0):
-        handle = ask("nvmlDeviceGetHandleByIndex", index)
-        if handle is None:
-            devices.append({"index": index, "uuid": None, "why": "no access to this device"})
-            continue
-        memory, mig = ask("nvmlDeviceGetMemoryInfo", handle), ask("nvmlDeviceGetMigMode", handle)
-        limit = ask("nvmlDeviceGetPowerManagementLimit", handle)
-        name, uuid = ask("nvmlDeviceGetName", handle), ask("nvmlDeviceGetUUID", handle)
-        devices.append(
-            {
-                "index": index,
-                "name": None if name is None else _text(name),
-                "uuid": None if uuid is None else _text(uuid),
-                "driver": None if driver is None else _text(driver),
-                "memory_bytes": None if memory is None else int(memory.total),
-                "power_limit_watts": None if limit is None else limit / 1000,
-                "sm_clock_mhz": ask("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM),
-                "memory_clock_mhz": ask("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_MEM),
-                "max_sm_clock_mhz": ask("nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM),
-                "applications_sm_clock_mhz": ask("nvmlDeviceGetApplicationsClock", handle, nvml.NVML_CLOCK_SM),
-                "temperature_celsius": ask("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
-                "persistence_mode": ask("nvmlDeviceGetPersistenceMode", handle),
-                "mig_mode": None if mig is None else mig[0],
-            }
-        )
-    ask("nvmlShutdown")
-    return devices, None if devices else "NVML is there but names no device"
+def uuid_of_cuda_device(index: int, environment: Mapping[str, str] | None = None) -> str:
+    """The NVML UUID of `cuda:<index>`. Raises NvmlUnavailable where it cannot be known for certain.
+
+    From torch's device properties if torch is imported (its UUID lacks the prefix), else from CUDA_VISIBLE_DEVICES where that
+    names UUIDs or CUDA_DEVICE_ORDER=PCI_BUS_ID makes both orders one, else if this host has a single device.
+    """
+    environment = os.environ if environment is None else environment
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        own = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+        if own is not None:
+            return str(own) if str(own).startswith(("GPU-", "MIG-")) else f"GPU-{own}"
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    named = [part.strip() for part in visible.split(",")] if visible else None
+    if named is not None and index >= len(named):
+        raise NvmlUnavailable(f"cuda:{index} is not among CUDA_VISIBLE_DEVICES={visible}")
+    all_devices = devices()
+    if named is not None and not named[index].isdigit():  # a UUID or an unambiguous beginning of one; MIG names as they are
+        matching = [device.uuid for device in all_devices if device.uuid.startswith(named[index])]
+        return matching[0] if len(matching) == 1 else named[index]
+    position = index if named is None else int(named[index])
+    if len(all_devices) == 1 and position == 0:
+        return all_devices[0].uuid
+    if environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" and position < len(all_devices):
+        return all_devices[position].uuid
+    raise NvmlUnavailable(
+        f"cuda:{index}: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or NVML may mean another of {len(all_devices)} devices"
+    )
+
+
+def throttle_names(bits: int) -> list[str]:
+    """The reasons in a clock event mask that slow a device down."""
+    return [name for bit, name in THROTTLE_BITS.items() if bits & bit]

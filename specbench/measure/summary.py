@@ -27,13 +27,6 @@ def _or_why(key: str, value: Any, why: str) -> dict[str, Any]:
     return {key: value} if value is not None else _null(key, why)
 
 
-def is_single_arm(run: Mapping[str, Any]) -> bool:
-    """A run whose method is the baseline itself, outside of the A/A mode, has one arm."""
-    config = run.get("config", {})
-    names = (run.get("method", config.get("method_name")), run.get("baseline", config.get("baseline_name")))
-    return names[0] == names[1] and config.get("measure", {}).get("mode") != "aa"
-
-
 def build_summary(
     run: Mapping[str, Any],
     samples: Sequence[SampleRecord],
@@ -50,8 +43,8 @@ def build_summary(
     """The summary of one run; also of a run that was cut off, from what it left behind.
 
     run: run.json (used: status, method, baseline, pair, data, devices, num_devices, config, run_folder, warnings).
-    rounds: by sample key, `Round`s or columns. lossless: `lossless.LosslessReport.as_dict()`. energy: the joined readings of
-    the energy pass (see `energy.summarise`), null when not measured. memory: `memory.footprint_table`'s dictionary.
+    rounds: by sample key, `Round`s or columns. lossless: `lossless.LosslessReport.as_dict()`. energy:
+    `attribution.summarise`'s dictionary, None when not measured. memory: `memory.footprint_table`'s dictionary.
     noise_floor: the interval of an A/A run under the same conditions. Raises metrics.IdentityError if records contradict.
     """
     finished = [r for r in samples if r.error is None and r.decode_seconds is not None]
@@ -62,7 +55,7 @@ def build_summary(
     own = [r for r in finished if r.arm == own_arm]
     mine = table.arm(own_arm)
     config = run.get("config", {})
-    notes = [*run.get("warnings", []), *warnings]
+    notes = [*run.get("warnings", []), *warnings, *(energy or {}).get("warnings", [])]
 
     summary: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -135,7 +128,8 @@ def _pair(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
 def _data(run: Mapping[str, Any], config: Mapping[str, Any], samples: Sequence[SampleRecord]) -> dict[str, Any]:
     chosen = config.get("data", {})
     base = {"name": run.get("data_name", chosen.get("name")), "source": chosen.get("source")}
-    return {**base, **dict(run.get("data") or {}), "num_samples": len({r.sample_id for r in samples})}
+    facts = {key: value for key, value in (run.get("data") or {}).items() if key != "sample_ids"}
+    return {**base, **facts, "num_samples": len({r.sample_id for r in samples})}
 
 
 def _device(run: Mapping[str, Any]) -> dict[str, Any] | str | None:
@@ -172,12 +166,10 @@ def _speed(
     """Rates of both arms on the paired prompts and the speed-up; adds the statistics' warnings to `notes`."""
     pairs = stats.pair_samples(samples)
     devices = run.get("num_devices")
-    if is_single_arm(run) or own_arm == "baseline" or not len(pairs):
-        why = (
-            "the method is the baseline itself: one arm"
-            if is_single_arm(run)
-            else "no prompt was finished by both arms with at least one decode token"
-        )
+    if not len(pairs):
+        same = run.get("method") == run.get("baseline") and len({r.arm for r in samples}) < 2
+        nobody = "no prompt was finished by both arms with at least one decode token"
+        why = "the method is the baseline itself: one arm" if same else nobody
         rate = _rate(stats.arm_times(samples, own_arm))
         return {
             **_or_why("decode_tokens_per_second", rate, "no sample was finished with a decode token"),
