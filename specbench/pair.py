@@ -45,7 +45,14 @@ class PairSpec:
 
 
 def resolve_path(name: str, role: str = "target") -> str:
-    """`builtin:<part>` to a folder of this package; anything else is a local folder or a Hub repository as it stands."""
+    """`builtin:<part>` to a folder of this package; anything else is a local folder or a Hub repository as it stands.
+
+    Raises ConfigError for an unknown part and for a path that is no folder (it would be asked of the Hub as a repository).
+    """
+    if name.startswith(("/", "./", "../", "~")):
+        if not Path(name).expanduser().is_dir():
+            raise ConfigError(f"pair.{role}", name, "no such folder")
+        return str(Path(name).expanduser())
     if not name.startswith(BUILTIN):
         return name
     folder = _BUILTIN_DIR / name.removeprefix(BUILTIN)
@@ -111,8 +118,6 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
     from specbench.engine.session import Model
 
     transformers_logging.disable_progress_bar()
-    if Path(spec.path).is_absolute() and not Path(spec.path).is_dir():
-        raise ConfigError(f"pair.{spec.role}", spec.name, "no such folder")
     try:
         module = AutoModelForCausalLM.from_pretrained(
             spec.path,

@@ -110,6 +110,9 @@ class Session:
         """
         model, past, rows = self.model, self.cache.length, len(ids)
         assert rows > 0, "nothing to feed"
+        assert past + rows <= self._positions.shape[1], (
+            f"session of {self._positions.shape[1]} positions asked for {past + rows}"
+        )
         if parents is not None and model.tree_refusal is not None:
             raise ValueError(f"this model takes draft chains only: {model.tree_refusal}")
         input_ids = torch.tensor([ids], device=model.device)

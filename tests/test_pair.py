@@ -1,0 +1,356 @@
+"""Ill-matched pairs are refused with the reason before anything runs; padded vocabularies of one family are no mismatch."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers
+
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.session import Model, Session
+from specbench.methods.autoregressive import Autoregressive
+from specbench.methods.speculative import Speculative
+from specbench.pair import (
+    PairSpec,
+    check_pair,
+    context_length,
+    eos_ids,
+    load_model,
+    load_tokenizer,
+    pair_facts,
+    probe_rollback,
+    resolve_path,
+    specify,
+)
+from specbench.schema import ConfigError, PairConfig
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Any:
+    """folder(name, vocab_size=..., words=..., **sizes) saves a tiny Llama and its tokenizer, and returns the path."""
+
+    def folder(name: str, vocab_size: int = 512, words: Any = None, seed: int = 0, **changes: Any) -> str:
+        config = tiny.config("llama", vocab_size)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = transformers.LlamaForCausalLM(config)
+        return str(tiny.save(tmp_path / name, module, words or tiny.tokenizer(512)))
+
+    return folder
+
+
+def specified(target: str, draft: str | None = None, **more: Any) -> PairSpec:
+    return specify(PairConfig(target=target, draft=draft, **more))
+
+
+def checked(target: str, draft: str | None = None) -> PairSpec:
+    spec = specified(target, draft)
+    return check_pair(spec, load_tokenizer(spec.target))
+
+
+# ----------------------------------------------------------------------------------------------------------- names and places
+def test_builtin_parts_resolve_to_this_package() -> None:
+    folder = Path(resolve_path("builtin:target"))
+    assert (folder / "config.json").is_file() and folder.parts[-3:] == ("models", "builtin", "target")
+    assert resolve_path("some/repository") == "some/repository"
+
+
+def test_a_wrong_builtin_part_lists_the_possible_ones() -> None:
+    with pytest.raises(ConfigError, match=r"pair\.draft='builtin:drfat': possible: .*builtin:draft.*builtin:target"):
+        specified("builtin:target", "builtin:drfat")
+
+
+def test_a_missing_target_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"pair\.target=''"):
+        specify(PairConfig())
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "../nowhere", "~/nowhere"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^pair\.target='{name}': no such folder$"):
+        specified(name)
+    with pytest.raises(ConfigError, match=rf"^pair\.draft='{name}': no such folder$"):
+        specified("builtin:target", name)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(ConfigError, match=r"^pair\.target=.*cannot be loaded") as caught:
+            load(specified(str(tmp_path)).target)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_wrong_type_or_device_names_its_key(role: str) -> None:
+    config = PairConfig(target="builtin:target", draft="builtin:draft")
+    with pytest.raises(ConfigError, match=rf"pair\.{role}_dtype='int8': possible: auto, float32, bfloat16, float16"):
+        specify(replace(config, **{f"{role}_dtype": "int8"}))
+    with pytest.raises(ConfigError, match=rf"pair\.{role}_device='gpu': possible: auto, cpu, cuda"):
+        specify(replace(config, **{f"{role}_device": "gpu"}))
+    with pytest.raises(ConfigError, match=rf"pair\.{role}_device='cuda:64': this machine has \d+ CUDA devices"):
+        specify(replace(config, **{f"{role}_device": "cuda:64"}))
+
+
+def test_auto_means_float32_on_a_cpu_and_the_models_own_devices() -> None:
+    spec = specify(PairConfig(target="builtin:target", draft="builtin:draft", target_device="cpu", draft_device="cpu"))
+    assert (spec.target.dtype, spec.target.device) == ("float32", "cpu")
+    model = load_model(spec.target)
+    assert model.dtype == torch.float32 and model.device.type == "cpu"
+
+
+def test_the_configured_type_is_the_models(folders: Any) -> None:
+    spec = specified(folders("target"), target_dtype="bfloat16", target_device="cpu")
+    assert load_model(spec.target).dtype == torch.bfloat16
+
+
+def test_weights_in_a_pickle_are_refused(folders: Any) -> None:
+    folder = folders("target")
+    state = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    torch.save(state, Path(folder) / "pytorch_model.bin")
+    assert load_model(specified(folder).target)  # beside safetensors it does no harm
+    (Path(folder) / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"pair\.target=.*cannot be loaded.*safetensors"):
+        load_model(specified(folder).target)
+
+
+# ------------------------------------------------------------------------------------------------------ tokenizers, vocabulary
+def test_a_pair_of_one_family_is_accepted(folders: Any) -> None:
+    assert checked(folders("target"), folders("draft", seed=1)).vocab_size == 512
+    assert checked("builtin:target", "builtin:draft").vocab_size == len(load_tokenizer(specified("builtin:target").target))
+
+
+def test_tokenizers_that_differ_are_refused_and_the_first_difference_named(folders: Any) -> None:
+    target, draft = folders("target"), folders("draft", words=tiny.tokenizer(512, swap=(40, 70)))
+    with pytest.raises(ConfigError, match=r"pair\.draft=.*differ on 2 of 512 common ids, first at 40: 'F' in.*'d' in"):
+        checked(target, draft)
+
+
+def test_tokenizers_that_share_too_little_are_refused(folders: Any) -> None:
+    with pytest.raises(ConfigError, match=r"pair\.draft=.*share only 20 ids"):
+        checked(folders("target"), folders("draft", vocab_size=20))
+
+
+def test_tokenizers_that_cut_text_differently_are_refused(folders: Any) -> None:
+    from tokenizers import pre_tokenizers
+
+    words = tiny.tokenizer(512)
+    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # the same ids, other pieces
+    with pytest.raises(ConfigError, match=r"pair\.draft=.*cut the same text into different ids"):
+        checked(folders("target"), folders("draft", words=words))
+
+
+@pytest.mark.parametrize("padded", ["target", "draft"])
+def test_padded_vocabularies_are_cropped_to_the_common_rows(folders: Any, padded: str) -> None:
+    """512 against 520 rows with one tokenizer: ids as AR's, logits cropped, no draft probability beyond."""
+    sizes = {"target": 512, "draft": 512} | {padded: 520}
+    spec = checked(folders("target", sizes["target"]), folders("draft", sizes["draft"], seed=1))
+    assert spec.vocab_size == 512 and spec.draft is not None
+    target, draft = load_model(spec.target, spec.vocab_size), load_model(spec.draft, spec.vocab_size)
+    assert {"target": target, "draft": draft}[padded].module.config.vocab_size == 520
+    for model in (target, draft):
+        session = Session(model)
+        session.start(16)
+        logits = session.feed([1, 2, 3])
+        assert logits.shape == (3, 512)
+        torch.testing.assert_close(logits, tiny.plain_forward(model.module, [1, 2, 3], 512))
+        # Padding rows made the winners of the uncropped model: a crop forgotten anywhere would emit or draft them.
+        if model.module.config.vocab_size == 520:
+            model.module.lm_head.weight[512:] = 50 * model.module.lm_head.weight[:8]
+    prompt = tiny.prompt(6, vocab_size=512)
+    laws = {"greedy_match": SamplingLaw(), "sample_match": SamplingLaw(0.7), "ratio": SamplingLaw(1.0)}
+    for rule, law in laws.items():
+        around = tiny.runtime(target, draft, law, max_new_tokens=40)
+        method = Speculative(draft_length=3, rule=rule)
+        outcome = tiny.decode(method, around, prompt)
+        assert max(outcome.output_ids) < 512
+        if rule != "ratio":
+            assert outcome.output_ids == tiny.decode(Autoregressive(), around, prompt).output_ids
+    method.open(around)
+    method.begin(tiny.request(around, prompt), 5)
+    tree = method.propose(3)
+    assert tree.q is not None and all(row.shape == (512,) and abs(float(row.sum()) - 1) < 1e-5 for row in tree.q)
+
+
+def test_the_twin_without_a_crop_emits_padding(folders: Any) -> None:
+    """The same model, its rows not cropped, does emit ids from the padding: the test above can fail."""
+    model = load_model(specified(folders("target", 520)).target)
+    model.module.lm_head.weight[512:] = 50 * model.module.lm_head.weight[:8]
+    outcome = tiny.decode(Autoregressive(), tiny.runtime(model, max_new_tokens=40), tiny.prompt(6, vocab_size=512))
+    assert max(outcome.output_ids) >= 512
+
+
+def test_the_context_is_the_shorter_one(folders: Any) -> None:
+    long, short = folders("long", max_position_embeddings=256), folders("short", max_position_embeddings=96)
+    assert context_length(specified(long, short)) == context_length(specified(short, long)) == 96
+    assert context_length(specified(long)) == 256
+
+
+def test_all_end_ids_of_the_generation_config_count() -> None:
+    module = types.SimpleNamespace(generation_config=types.SimpleNamespace(eos_token_id=[3, 9]))
+    words = types.SimpleNamespace(eos_token_id=7)
+    assert eos_ids(module, words) == {3, 9}
+    module.generation_config.eos_token_id = 0
+    assert eos_ids(module, words) == {0}
+    module.generation_config.eos_token_id = None
+    assert eos_ids(module, words) == {7}
+    assert eos_ids(types.SimpleNamespace(), types.SimpleNamespace(eos_token_id=None)) == frozenset()
+
+
+def test_facts_of_a_pair_say_what_ran(folders: Any) -> None:
+    facts = pair_facts(checked(folders("target"), folders("draft", seed=1)))
+    assert facts["vocab_size"] == 512 and facts["target"]["dtype"] == "float32"
+    hashes = {facts["target"]["sha256"], facts["draft"]["sha256"], facts["tokenizer"]["sha256"]}
+    assert len(hashes) == 3 and None not in hashes  # other weights, another hash
+    assert facts == pair_facts(checked(facts["target"]["path"], facts["draft"]["path"]))
+
+
+# ------------------------------------------------------------------------------------------- architectures, handled or refused
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+NEVER: list[tuple[str, Any, str]] = [
+    ("mamba", lambda: transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), "recurrent state"),
+    ("jamba", lambda: transformers.JambaConfig(**SMALL, num_experts=2), "recurrent state"),
+    ("qwen3_next", lambda: transformers.Qwen3NextConfig(**SMALL, head_dim=16, num_experts=2), "recurrent state"),
+    ("minimax", lambda: transformers.MiniMaxConfig(**SMALL, head_dim=16), "layers of type linear_attention"),
+    ("llama4", lambda: transformers.Llama4TextConfig(**SMALL, head_dim=16, num_local_experts=2), "layers of type chunked_att"),
+]
+EAGER_ONLY: dict[str, Any] = {
+    "bloom": lambda: transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2),
+    "xlnet": lambda: transformers.XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2, d_inner=32),
+    "mpt": lambda: transformers.MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=2),
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]], window_size=6
+    ),
+}
+
+
+def build(config: Any, attention: str = "eager") -> Any:
+    for key in ("initializer_range", "init_std"):
+        if hasattr(config, key):
+            setattr(config, key, 0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).requires_grad_(False)
+
+
+@pytest.mark.parametrize(("name", "config", "reason"), NEVER, ids=[name for name, *_ in NEVER])
+def test_state_that_cannot_be_rolled_back_is_refused(name: str, config: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Model.wrap(build(config()))
+
+
+def test_encoder_decoder_models_are_refused() -> None:
+    config = transformers.T5Config(vocab_size=64, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16)
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        Model.wrap(transformers.T5ForConditionalGeneration(config))
+
+
+def test_a_refused_model_is_one_line_that_names_its_key(tmp_path: Path) -> None:
+    tiny.save(tmp_path, build(NEVER[0][1]()), tiny.tokenizer())
+    with pytest.raises(ConfigError, match=r"^pair\.target=.*refused: its recurrent state cannot be rolled back$"):
+        load_model(specify(PairConfig(target=str(tmp_path), target_device="cpu"), attention="eager").target)
+
+
+@pytest.mark.parametrize("name", ["bloom", "xlnet"])
+def test_models_that_take_no_such_cache_or_mask_are_refused_by_the_probe(name: str) -> None:
+    model = Model.wrap(build(EAGER_ONLY[name]()))
+    with pytest.raises(ConfigError, match=r"pair\.draft='x': refused: a probe of its cache failed with"):
+        probe_rollback(model, "draft", "x")
+
+
+@pytest.mark.parametrize("name", ["mpt", "gpt_neo"])
+def test_models_that_count_rows_take_chains_and_no_trees(name: str) -> None:
+    model = Model.wrap(build(EAGER_ONLY[name]()))
+    probe_rollback(model, "target", name)
+    session = Session(model)
+    session.start(32)
+    ids = tiny.prompt(20)
+    ours = torch.cat([session.feed(ids[:9]), session.feed(ids[9:])])
+    torch.testing.assert_close(ours, tiny.plain_forward(model.module, ids), atol=1e-5, rtol=1e-5)
+    session.rollback(9)
+    with pytest.raises(ValueError, match="takes draft chains only"):
+        session.feed([1, 2], parents=[-1, -1])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_probe_lets_exact_models_through(architecture: str, attention: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny.model(architecture, attention=attention, dtype=dtype)
+        probe_rollback(model, "target", architecture)
+        assert model.tree_refusal is None
+
+
+class Disturbed:
+    """A model around another: `change` rewrites the arguments of every forward."""
+
+    def __init__(self, inner: Any, change: Any):
+        self.inner, self.change, self.calls = inner, change, 0
+        self.config, self.device, self.dtype = inner.config, inner.device, inner.dtype
+
+    def __call__(self, **arguments: Any) -> Any:
+        self.calls += 1
+        arguments = self.change(self, arguments)
+        return self.inner(**arguments)
+
+
+def ignores_positions(outer: Disturbed, arguments: dict[str, Any]) -> dict[str, Any]:
+    rows = arguments["input_ids"].shape[1]
+    return {**arguments, "position_ids": torch.arange(rows).unsqueeze(0)}
+
+
+def keeps_state(outer: Disturbed, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Counts what it was fed, as a recurrent layer would, and never uncounts it."""
+    if "past_key_values" not in arguments:
+        return arguments
+    rows = arguments["input_ids"].shape[1]
+    start = getattr(outer, "seen", 0)
+    outer.seen = start + rows  # type: ignore[attr-defined]
+    return {**arguments, "position_ids": torch.arange(start, start + rows).unsqueeze(0)}
+
+
+def ignores_the_mask(outer: Disturbed, arguments: dict[str, Any]) -> dict[str, Any]:
+    mask = arguments.get("attention_mask")
+    return arguments if mask is None else {**arguments, "attention_mask": torch.zeros_like(mask)}
+
+
+def counts_rows(outer: Disturbed, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Right on chains: positions by row. Wrong on trees, where they go by depth."""
+    cache = arguments.get("past_key_values")
+    start = 0 if cache is None else cache.get_seq_length()
+    rows = arguments["input_ids"].shape[1]
+    return {**arguments, "position_ids": torch.arange(start, start + rows).unsqueeze(0)}
+
+
+@pytest.mark.parametrize("change", [ignores_positions, keeps_state, ignores_the_mask])
+def test_the_probe_catches_a_broken_use_of_the_cache(change: Any) -> None:
+    model = tiny.model("llama")
+    model.module = Disturbed(model.module, change)
+    with pytest.raises(ConfigError, match=r"pair\.target='broken': refused: its cache cannot be rolled back exactly"):
+        probe_rollback(model, "target", "broken")
+    assert model.module.calls > 1
+
+
+def test_the_probe_notices_positions_that_do_not_follow_branches() -> None:
+    model = tiny.model("llama")
+    model.module = Disturbed(model.module, counts_rows)
+    probe_rollback(model, "target", "by rows")
+    assert model.tree_refusal is not None and "branches" in model.tree_refusal
