@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from functools import partial
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from specbench.pair import BUILTIN, resolve_path
+from specbench.paths import CONF_DIR, MODELS_DIR
 from specbench.schema import ConfigError
+from specbench.training.distill import OwnTextBatches, distillation_loss, draft_from_layers, prompt_texts
 from specbench.training.loop import Schedule, compiled, train
 from specbench.training.prepare import prepare
 from specbench.training.settings import PartSettings, Settings, TrainSettings, settings_from
@@ -22,8 +27,7 @@ from specbench.training.target import heldout_loss, new_llama, next_token_loss, 
 from specbench.training.tokenizer import save_tokenizer
 from specbench.training.tokens import PackedBatches, load_streams
 
-BUILTIN_FOLDER = Path(__file__).resolve().parent / "models" / "builtin"
-CONF_FOLDER = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir()).resolve()
+BUILTIN_FOLDER = MODELS_DIR / "builtin"
 
 
 def schedule_of(settings: TrainSettings, part: PartSettings) -> Schedule:
@@ -31,10 +35,10 @@ def schedule_of(settings: TrainSettings, part: PartSettings) -> Schedule:
     return Schedule(
         tokens=part.tokens,
         rows=settings.rows,
-        length=settings.length,
-        long_share=settings.long_share,
-        matrix_lr=settings.matrix_lr,
-        other_lr=settings.other_lr,
+        length=part.length or settings.length,
+        long_share=settings.long_share if part.kind == "target" else 0.0,
+        matrix_lr=settings.matrix_lr * part.rate,
+        other_lr=settings.other_lr * part.rate,
         decay=settings.decay,
     )
 
@@ -53,15 +57,106 @@ def train_target(settings: Settings) -> dict[str, Any]:
     if complete:
         save_model(model, out)
         save_tokenizer(tokenizer, out, options.max_positions)
-    heldout = {name: torch.from_numpy(a.astype(np.int64)) for name, a in load_streams(folder, "heldout").items()}
     return {
         "part": settings.part,
         "complete": complete,
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": vars(history),
-        "heldout_loss": heldout_loss(model, heldout, options.length),
+        "heldout_loss": heldout_loss(model, load_streams(folder, "heldout"), options.length) if complete else None,
         "corpus": manifest["tokens"],
     }
+
+
+def train_draft(settings: Settings) -> dict[str, Any]:
+    """Distil a draft (or a shallower target) from the pair's target; returns the facts for the card."""
+    options, part, pair = settings.train, settings.chosen(), settings.pair
+    out = output_folder(settings, part)
+    target_path = resolve_path(pair.target)
+    target = load_model(target_path, pair.target_revision, pair.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        target_path, revision=pair.target_revision, trust_remote_code=pair.trust_remote_code
+    )
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ConfigError("pair.target", pair.target, "its tokenizer has no fast version, which the corpus is encoded with")
+    eos_ids = end_ids(target, tokenizer)
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    folder, manifest = prepare(options, backend, eos_ids[0], tokens_folder(options, backend))
+    torch.manual_seed(options.seed)
+    draft = initial_draft(settings, part, target)
+    length = part.length or options.length
+    prompts = [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
+    corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
+    batches = OwnTextBatches(
+        target,
+        prompts,
+        corpus,
+        part.own_text,
+        length,
+        options.temperatures,
+        eos_ids,
+        options.seed,
+        options.generate_rows,
+        options.pool_rows,
+    )
+    loss = compiled(partial(distillation_loss, draft, target, autocast=options.autocast), options.compile)
+    checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
+    history, complete = train(draft, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
+    if complete:
+        save_model(draft, out)
+        tokenizer.save_pretrained(out)
+    return {
+        "part": settings.part,
+        "complete": complete,
+        "distilled_from": pair.target,
+        "parameters": sum(p.numel() for p in draft.parameters()),
+        "history": vars(history),
+        "generated_rows": batches.generated,
+        "heldout_loss": heldout_loss(draft, load_streams(folder, "heldout"), length) if complete else None,
+        "corpus": manifest["tokens"],
+    }
+
+
+def load_model(path: str, revision: str | None, trust_remote_code: bool) -> nn.Module:
+    """A causal language model in float32, frozen."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32
+    )
+    return model.eval().requires_grad_(False)
+
+
+def initial_draft(settings: Settings, part: PartSettings, target: nn.Module) -> nn.Module:
+    """The draft's first weights: layers of the target, or the pair's own draft.
+
+    Raises ConfigError for an unknown `train.init`.
+    """
+    pair, init = settings.pair, settings.train.init
+    if init == "auto":
+        init = "draft" if pair.draft and not pair.draft.startswith(BUILTIN) else "layers"
+    if init == "draft" and pair.draft:
+        draft = load_model(resolve_path(pair.draft, "draft"), pair.draft_revision, pair.trust_remote_code)
+    elif init == "layers":
+        draft = draft_from_layers(target, part.layers, part.copy_layers)
+    else:
+        raise ConfigError("train.init", settings.train.init, "choose auto, layers, or draft with a pair.draft")
+    return draft.requires_grad_(True)
+
+
+def end_ids(target: nn.Module, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The target's end-of-text ids, from its generation config or its tokenizer."""
+    found = getattr(getattr(target, "generation_config", None), "eos_token_id", None)
+    ids = found if isinstance(found, list) else [found if found is not None else tokenizer.eos_token_id]
+    if ids[0] is None:
+        raise ConfigError("pair.target", tokenizer.name_or_path, "it names no end-of-text token")
+    return [int(i) for i in ids]
+
+
+def tokens_folder(options: TrainSettings, tokenizer: Tokenizer) -> str:
+    """The work folder of a tokenizer's arrays: `corpus` for the tokenizer that was trained there, else named by its hash."""
+    own = Path(options.work) / "corpus" / "tokenizer.json"
+    text = tokenizer.to_str()
+    if own.exists() and Tokenizer.from_file(str(own)).to_str() == text:
+        return "corpus"
+    return f"corpus-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def output_folder(settings: Settings, part: PartSettings) -> Path:
@@ -79,10 +174,12 @@ def run(settings: Settings) -> dict[str, Any]:
     kind = settings.chosen().kind
     if kind == "target":
         return train_target(settings)
-    raise ConfigError("part", settings.part, "unknown kind")
+    if kind == "draft":
+        return train_draft(settings)
+    raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target or draft")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def main(config: DictConfig) -> None:
     """Command line entry; the last line of stdout is a JSON document."""
     plain = OmegaConf.to_container(config, resolve=True)

@@ -20,8 +20,12 @@ from specbench.training.licences import Package, permissive_distributions
 from specbench.training.overlap import OverlapFilter
 
 STREAMS = ("functions", "code", "docs")
-SKIPPED_FOLDERS = frozenset(["tests", "test", "testing", "_vendor", "vendor", "idlelib", "lib2to3", "site-packages", "__pycache__"])
-SKIPPED_NAMES = re.compile(r"^(licen[cs]e|copying|notice|authors|record|top_level|entry_points|sources|requirements|test_)", re.I)
+SKIPPED_FOLDERS = frozenset(
+    ["tests", "test", "testing", "_vendor", "vendor", "idlelib", "lib2to3", "site-packages", "__pycache__"]
+)
+SKIPPED_NAMES = re.compile(
+    r"^(licen[cs]e|copying|notice|authors|record|top_level|entry_points|sources|requirements|test_)", re.I
+)
 MAX_FILE_BYTES = 200_000
 MIN_FUNCTION_CHARS, MAX_FUNCTION_CHARS = 150, 3_000
 MIN_PROSE_CHARS = 250
@@ -66,7 +70,9 @@ def machine_files(max_package_bytes: int) -> Iterator[tuple[Package, str, str]]:
     """
     version = ".".join(map(str, sys.version_info[:3]))
     stdlib = Path(sysconfig.get_paths()["stdlib"])
-    yield from _limited(Package("python-standard-library", version, "PSF-2.0"), stdlib, stdlib.rglob("*"), max_package_bytes * 4)
+    yield from _limited(
+        Package("python-standard-library", version, "PSF-2.0"), stdlib, stdlib.rglob("*"), max_package_bytes * 4
+    )
     for package, dist in permissive_distributions():
         description = dist.metadata.get_payload()  # type: ignore[attr-defined]
         if isinstance(description, str) and len(description) >= MIN_PROSE_CHARS:

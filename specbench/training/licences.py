@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 PERMISSIVE_IDS = frozenset(
-    ["MIT", "MIT-CMU", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Apache-2.0", "PSF-2.0", "Python-2.0", "ISC", "Zlib", "CC0-1.0"]
-    + ["BSL-1.0", "LLVM-exception"]
+    {"MIT", "MIT-CMU", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Apache-2.0", "PSF-2.0", "Python-2.0", "ISC", "Zlib"}
+    | {"CC0-1.0", "BSL-1.0", "LLVM-exception"}  # BSL-1.0 is the Boost licence
 )
 PERMISSIVE_CLASSIFIERS = (
     "MIT License",
@@ -18,9 +19,8 @@ PERMISSIVE_CLASSIFIERS = (
     "Python Software Foundation License",
     "ISC License (ISCL)",
 )
-PERMISSIVE_WORDS = frozenset(
-    ["mit", "mit license", "bsd", "bsd license", "3-clause bsd license", "bsd-3-clause", "bsd-2-clause", "apache 2.0 license"]
-    + ["apache 2.0", "apache-2.0", "apache license 2.0", "apache license, version 2.0", "isc", "isc license", "psf"]
+PERMISSIVE_WORDS = re.compile(
+    r"(mit|isc|bsd|bsd-[23]-clause|[23]-clause bsd|psf|apache([ -]| license,? )?(version )?2\.0)( license)?", re.I
 )
 
 
@@ -33,8 +33,8 @@ class Package:
     licence: str
 
 
-def stated_licence(meta: metadata.PackageMetadata) -> str | None:
-    """The licence when it is permissive beyond doubt, else None.
+def stated_licence(meta: Any) -> str | None:
+    """The licence in a distribution's metadata when it is permissive beyond doubt, else None.
 
     Order of belief: `License-Expression` (every identifier must be permissive), then licence classifiers (all of them), then
     a short `License` text.
@@ -48,7 +48,7 @@ def stated_licence(meta: metadata.PackageMetadata) -> str | None:
     if classifiers:
         return "; ".join(classifiers) if all(c in PERMISSIVE_CLASSIFIERS for c in classifiers) else None
     text = (meta.get("License") or "").strip()
-    return text if text.lower() in PERMISSIVE_WORDS else None
+    return text if PERMISSIVE_WORDS.fullmatch(text) else None
 
 
 def permissive_distributions() -> Iterator[tuple[Package, metadata.Distribution]]:

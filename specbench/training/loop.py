@@ -127,7 +127,9 @@ def _note(history: History, loss: float, tokens: int) -> None:
         history.curve.append((history.tokens_seen, round(average, 4)))
 
 
-def _save(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], batches: BatchSource, history: History) -> None:
+def _save(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], batches: BatchSource, history: History
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     state = {

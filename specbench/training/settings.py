@@ -21,6 +21,8 @@ class PartSettings:
     folder: str = "draft"  # name under train.out's default, specbench/models/builtin
     copy_layers: list[int] | None = None  # layers of the target that a draft starts from; None: spread evenly
     own_text: float = 0.75  # share of distillation rows that are the target's own continuations, the rest is corpus text
+    length: int | None = None  # tokens per sequence; None: train.length
+    rate: float = 1.0  # factor on both learning rates
 
 
 @dataclass

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,10 +41,13 @@ def next_token_loss(model: nn.Module, ids: Tensor, autocast: bool) -> Tensor:
 
 
 @torch.no_grad()
-def heldout_loss(model: nn.Module, streams: dict[str, Tensor], length: int, max_tokens: int = 60_000) -> dict[str, float]:
+def heldout_loss(
+    model: nn.Module, streams: Mapping[str, np.ndarray], length: int, max_tokens: int = 60_000
+) -> dict[str, float]:
     """Nats per token on each held-out stream, in windows of `length` tokens."""
     losses = {}
-    for name, ids in streams.items():
+    for name, array in streams.items():
+        ids = torch.from_numpy(array.astype(np.int64))
         usable = min(len(ids), max_tokens) // length * length
         if usable:
             windows = ids[:usable].view(-1, length).split(4)
@@ -48,13 +55,7 @@ def heldout_loss(model: nn.Module, streams: dict[str, Tensor], length: int, max_
     return losses
 
 
-def save_model(model: nn.Module, folder: Path) -> None:
+def save_model(model: Any, folder: Path) -> None:
     """Write `model` as bfloat16 safetensors in shards of at most 15 MB; `model` itself stays as it is."""
-    copied = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config  # type: ignore[attr-defined]
-    dtype, config.dtype = config.dtype, torch.bfloat16
-    try:
-        model.save_pretrained(folder, state_dict=copied, max_shard_size="15MB")  # type: ignore[operator]
-    finally:
-        config.dtype = dtype
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")

@@ -69,7 +69,9 @@ class PackedBatches:
     def __init__(self, arrays: Mapping[str, np.ndarray], shares: Mapping[str, float], seed: int):
         usable = {name: array for name, array in arrays.items() if len(array) and shares.get(name, 0) > 0}
         if not usable:
-            raise ValueError(f"train.shares={dict(shares)}: none of the streams {sorted(arrays)} has tokens; give a larger corpus")
+            raise ValueError(
+                f"train.shares={dict(shares)}: none of the streams {sorted(arrays)} has tokens; give a larger corpus"
+            )
         self.names = sorted(usable)
         self.arrays = usable
         total = sum(shares[name] for name in self.names)

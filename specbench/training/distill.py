@@ -1,0 +1,150 @@
+"""Distilling a draft: its distribution is pulled to the target's, mostly on text that the target itself writes.
+
+A draft is asked about the target's text, not about a corpus, so that is what it should see: sequence-level distillation with
+the full distribution (Kim and Rush 2016; DistillSpec, Zhou et al. 2024, "on-policy" data from the target).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from specbench.training.generate import continuations, mask_after_end
+from specbench.training.tokens import PackedBatches
+
+PROMPT_START = re.compile(r"^(?:def |class |from |import |@|[A-Z][a-z]+ )", re.M)
+PROMPT_LENGTHS = (32, 64, 96, 128, 160, 192)
+
+
+def draft_from_layers(target: Any, layers: int, chosen: list[int] | None) -> nn.Module:
+    """A model of the target's shape with fewer layers, its embeddings, norm and chosen layers copied from the target.
+
+    `chosen`: which layers; None spreads them evenly from the first to the last. Raises ValueError when they do not fit.
+    """
+    config = copy.deepcopy(target.config)
+    depth = config.num_hidden_layers
+    chosen = chosen if chosen is not None else [round(i) for i in np.linspace(0, depth - 1, layers)]
+    if len(chosen) != layers or not all(0 <= layer < depth for layer in chosen):
+        raise ValueError(f"copy_layers={chosen}: name {layers} layers between 0 and {depth - 1}")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in chosen]
+    draft = AutoModelForCausalLM.from_config(config).float()
+    state = {}
+    for name, value in target.state_dict().items():
+        found = re.match(r"(.*\blayers\.)(\d+)(\..*)", name)
+        if found is None:
+            state[name] = value
+            continue
+        for place, layer in enumerate(chosen):
+            if int(found[2]) == layer:
+                state[f"{found[1]}{place}{found[3]}"] = value
+    draft.load_state_dict(state)
+    return draft
+
+
+def distillation_loss(draft: nn.Module, target: nn.Module, ids: Tensor, autocast: bool) -> Tensor:
+    """Mean KL(target || draft) in nats per position; ids (rows, length), -1 where there is no text."""
+    fed = ids.clamp(min=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.no_grad():
+            wanted = target(input_ids=fed, use_cache=False).logits
+        given = draft(input_ids=fed, use_cache=False).logits
+    shared = min(wanted.shape[-1], given.shape[-1])
+    log_p = wanted[..., :shared].float().log_softmax(-1)
+    log_q = given[..., :shared].float().log_softmax(-1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    weight = (ids >= 0).float()
+    return (divergence * weight).sum() / weight.sum()
+
+
+def prompt_texts(folder: Path, limit: int = 4_000) -> list[str]:
+    """Beginnings of functions, classes and paragraphs in the corpus's `prompts` split, up to `limit` characters each."""
+    texts: list[str] = []
+    with open(folder / "prompts.jsonl", encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            if record["stream"] == "code":
+                continue  # its functions are in the stream of functions already
+            starts = [m.start() for m in PROMPT_START.finditer(record["text"])]
+            texts.extend(record["text"][start : start + limit] for start in starts)
+    return texts
+
+
+class OwnTextBatches:
+    """Batches for distillation: the target's own continuations mixed with corpus text.
+
+    A pool of continuations is refilled as training goes: each generated batch is used about `reuse` times before it leaves.
+    Every tenth batch is corpus text alone, in sequences four times as long, so that late positions stay known.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        prompts: list[list[int]],
+        corpus: PackedBatches,
+        own_text: float,
+        length: int,
+        temperatures: list[float],
+        eos_ids: list[int],
+        seed: int,
+        generate_rows: int = 64,
+        pool_rows: int = 512,
+        reuse: float = 4.0,
+    ):
+        self.target, self.prompts, self.corpus = target, prompts, corpus
+        self.own_text, self.length, self.temperatures, self.eos_ids = own_text, length, temperatures, eos_ids
+        self.seed, self.step, self.generated = seed, 0, 0
+        self.generate_rows, self.pool_rows, self.reuse = generate_rows, pool_rows, reuse
+        self.pool = torch.zeros(0, length, dtype=torch.int64)
+        self.used = 0
+        self.lengths = [n for n in PROMPT_LENGTHS if n <= length // 2 and any(len(p) >= n for p in prompts)]
+        if own_text > 0 and not self.lengths:
+            raise ValueError(f"train.length={length}: no prompt of at least {PROMPT_LENGTHS[0]} tokens fits in half of it")
+
+    def next(self, rows: int, length: int) -> Tensor:
+        """Ids, int64 (rows, length); -1 after the end of a continuation."""
+        assert length == self.length
+        draw = np.random.default_rng([self.seed, 7, self.step])
+        self.step += 1
+        if self.step % 10 == 0:
+            return self.corpus.next(max(rows // 4, 1), 4 * length)
+        own = int(draw.binomial(rows, self.own_text))
+        parts = []
+        if own:
+            while len(self.pool) < min(self.pool_rows, 2 * self.generate_rows) or self.used > self.reuse * self.generated:
+                self._generate()
+            parts.append(self.pool[torch.from_numpy(draw.integers(0, len(self.pool), own))])
+            self.used += own
+        if own < rows:
+            parts.append(self.corpus.next(rows - own, length))
+        return torch.cat(parts)
+
+    def _generate(self) -> None:
+        draw = np.random.default_rng([self.seed, 8, self.generated])
+        size = int(draw.choice(self.lengths))
+        usable = [p for p in self.prompts if len(p) >= size]
+        chosen = torch.tensor([usable[i][:size] for i in draw.integers(0, len(usable), self.generate_rows)])
+        temperatures = torch.from_numpy(draw.choice(self.temperatures, self.generate_rows)).float()
+        generator = torch.Generator().manual_seed(int(draw.integers(0, 2**62)))
+        rows = continuations(self.target, chosen, self.length - size, temperatures, generator)
+        self.pool = torch.cat([self.pool, mask_after_end(rows, size, self.eos_ids)])[-self.pool_rows :]
+        self.generated += self.generate_rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, with the pool."""
+        names = ("step", "generated", "used", "pool")
+        return {name: getattr(self, name) for name in names} | {"corpus": self.corpus.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a position that `state_dict` gave."""
+        self.step, self.generated, self.used, self.pool = state["step"], state["generated"], state["used"], state["pool"]
+        self.corpus.load_state_dict(state["corpus"])

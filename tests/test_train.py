@@ -1,0 +1,298 @@
+"""The training command makes a miniature pair end to end; its parts do what the card says of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from specbench.schema import ConfigError, PairConfig
+from specbench.train import run
+from specbench.training import corpus as corpora
+from specbench.training.distill import OwnTextBatches, distillation_loss, draft_from_layers
+from specbench.training.generate import choose, continuations, distinct_share, mask_after_end
+from specbench.training.licences import Package, stated_licence
+from specbench.training.loop import Schedule, train
+from specbench.training.optim import learning_rate_factor, orthogonalise
+from specbench.training.overlap import OverlapFilter, evaluation_files, evaluation_texts
+from specbench.training.settings import PartSettings, Settings, TrainSettings, settings_from
+from specbench.training.target import new_llama, next_token_loss
+from specbench.training.tokenizer import train_tokenizer
+from specbench.training.tokens import PackedBatches, write_tokens
+
+FUNCTION = '''def area_{n}(width: float, height: float) -> float:
+    """Return the area of rectangle number {n}.
+
+    The area is the product of width and height; a negative side is an error, and the message says which side it was. A side
+    of zero is allowed and gives an area of zero, so that callers need not treat empty rectangles {n} in a special way.
+    """
+    if width < 0 or height < 0:
+        raise ValueError("side {n} is negative")
+    return width * height * {n}
+
+
+'''
+TINY = {"width": 32, "heads": 2, "feed_forward": 48, "vocab_size": 300, "max_positions": 512, "rows": 2, "length": 64}
+TINY |= {"threads": 1, "compile": "off", "autocast": False, "generate_rows": 4, "pool_rows": 8, "new_tokens": 16}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Python files and notes that covers all splits."""
+    folder = tmp_path_factory.mktemp("source")
+    for n in range(120):
+        (folder / f"module_{n}.py").write_text("".join(FUNCTION.format(n=10 * n + i) for i in range(3)))
+        (folder / f"notes_{n}.md").write_text(f"# Notes {n}\n\n" + f"Rectangle {n} has an area and a long description. " * 8)
+    return folder
+
+
+def settings_for(part: str, source: Path, work: Path, out: Path, **train: object) -> Settings:
+    options = TINY | {"source": str(source), "source_licence": "MIT", "work": str(work), "out": str(out)} | train
+    parts = {
+        "target": PartSettings(kind="target", layers=3, tokens=2_048, folder="target"),
+        "draft": PartSettings(kind="draft", layers=1, tokens=1_024, folder="draft"),
+    }
+    target = str(out.parent / "target")
+    return Settings(part=part, pair=PairConfig(target=target, draft=None), train=TrainSettings(**options), parts=parts)
+
+
+@pytest.fixture(scope="module")
+def pair(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature target and draft, by the same code as the shipped pair."""
+    folder = tmp_path_factory.mktemp("pair")
+    for part in ("target", "draft"):
+        report = run(settings_for(part, source, folder / "work", folder / part))
+        assert report["complete"]
+    return folder
+
+
+def test_target_and_draft_load_and_share_a_tokenizer(pair: Path) -> None:
+    target, draft = (AutoModelForCausalLM.from_pretrained(pair / part) for part in ("target", "draft"))
+    assert (target.config.num_hidden_layers, draft.config.num_hidden_layers) == (3, 1)
+    assert target.dtype == torch.bfloat16
+    tokenizer = AutoTokenizer.from_pretrained(pair / "draft")
+    text = "def f(x):\n    return 'naïve — λ'\n"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.eos_token_id == target.config.eos_token_id == 0
+    ids = torch.tensor([tokenizer(text).input_ids])
+    assert target(ids).logits.shape == (*ids.shape, 300)
+
+
+def test_command_line_trains_a_target(source: Path, tmp_path: Path) -> None:
+    options = {name: str(value) for name, value in TINY.items()} | {"source": str(source), "source_licence": "MIT"}
+    options |= {"work": str(tmp_path / "work"), "out": str(tmp_path / "out"), "tokens": "256", "layers": "1"}
+    command = [sys.executable, "-m", "specbench.train", "part=target", "pair=builtin"]
+    command += [f"train.{name}={value}" for name, value in options.items()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["history"]["tokens_seen"] == 256
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+class Interrupting:
+    """Batches that stop the run after some steps, by the signal a user or a scheduler would send."""
+
+    def __init__(self, batches: PackedBatches, after: int):
+        self.batches, self.after = batches, after
+
+    def next(self, rows: int, length: int) -> torch.Tensor:
+        if self.batches.step == self.after:
+            os.kill(os.getpid(), 15)
+        return self.batches.next(rows, length)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.batches, name)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_resumed_run_gives_the_weights_of_an_uninterrupted_one(resume: bool, tmp_path: Path) -> None:
+    arrays = {"code": np.random.default_rng(0).integers(1, 300, 5_000)}
+    options = TrainSettings(**TINY)
+
+    def once(name: str, again: bool, stop_after: int | None) -> tuple[dict[str, torch.Tensor], bool]:
+        model = new_llama(options, 1, 300)
+        batches = PackedBatches(arrays, {"code": 1.0}, seed=3)
+        chosen = batches if stop_after is None else Interrupting(batches, stop_after)
+        schedule = Schedule(tokens=1_024, rows=2, length=64)
+        loss = lambda ids: next_token_loss(model, ids, False)  # noqa: E731
+        history, complete = train(model, loss, chosen, schedule, tmp_path / f"{name}.pt", again, name)
+        return {key: value.clone() for key, value in model.state_dict().items()}, complete
+
+    whole, complete = once("whole", False, None)
+    assert complete
+    _, complete = once("broken", False, 3)
+    assert not complete
+    # Starting a fresh run with a shorter budget instead of resuming must not pass for the same thing.
+    continued, complete = once("broken", resume, None) if resume else once("other", False, 5)
+    assert complete == resume
+    assert all(torch.equal(whole[key], continued[key]) for key in whole) == resume
+
+
+def test_draft_resumes_exactly(pair: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool of the target's own text is part of a checkpoint: a broken run goes on to the very same draft."""
+    (tmp_path / "target").symlink_to(pair / "target")
+    settings = settings_for("draft", source, tmp_path / "work", tmp_path / "draft")
+    original = OwnTextBatches.next
+
+    def interrupting(self: OwnTextBatches, rows: int, length: int) -> torch.Tensor:
+        if self.step == 4:
+            os.kill(os.getpid(), 15)
+        return original(self, rows, length)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OwnTextBatches, "next", interrupting)
+        assert not run(settings)["complete"]
+    assert not (tmp_path / "draft").exists()
+    settings.train.resume = True
+    assert run(settings)["complete"]
+    made, again = (AutoModelForCausalLM.from_pretrained(f / "draft").state_dict() for f in (pair, tmp_path))
+    assert all(torch.equal(made[key], again[key]) for key in made)
+
+
+def test_distillation_lowers_the_divergence_from_the_target() -> None:
+    options = TrainSettings(**TINY)
+    target = new_llama(options, 2, 64).requires_grad_(False)
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.mul_(3)
+    draft = draft_from_layers(target, 1, [1])
+    assert torch.equal(draft.model.layers[0].mlp.up_proj.weight, target.model.layers[1].mlp.up_proj.weight)
+    assert float(distillation_loss(target, target, torch.arange(8)[None], False)) == pytest.approx(0, abs=1e-6)
+    batches = PackedBatches({"code": np.random.default_rng(1).integers(0, 64, 4_000)}, {"code": 1.0}, 0)
+    held = PackedBatches({"code": np.random.default_rng(2).integers(0, 64, 4_000)}, {"code": 1.0}, 0).next(8, 64)
+    before = float(distillation_loss(draft, target, held, False).detach())
+    optimizer = torch.optim.Adam(draft.parameters(), 3e-3)
+    for _ in range(40):
+        distillation_loss(draft, target, batches.next(4, 64), False).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(distillation_loss(draft, target, held, False).detach()) < 0.7 * before
+
+
+def test_masked_positions_do_not_count() -> None:
+    options = TrainSettings(**TINY)
+    target, draft = new_llama(options, 1, 64), new_llama(options, 1, 64)
+    torch.nn.init.normal_(draft.lm_head.weight)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    cut = torch.tensor([[5, 6, -1, -1]])
+    assert float(distillation_loss(draft, target, cut, False)) == pytest.approx(
+        float(distillation_loss(draft, target, ids[:, :2], False)), rel=1e-5
+    )
+    assert mask_after_end(torch.tensor([[0, 5, 6, 0, 7]]), 2, [0]).tolist() == [[0, 5, 6, 0, -1]]
+
+
+@pytest.mark.parametrize("layers", [[0, 3], [0, 1]])
+def test_layers_that_do_not_fit_are_refused(layers: list[int]) -> None:
+    with pytest.raises(ValueError, match="copy_layers"):
+        draft_from_layers(new_llama(TrainSettings(**TINY), 3, 64), 3 if layers == [0, 1] else 2, layers)
+
+
+def test_batched_continuations_are_the_models_own_greedy_text(pair: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(pair / "target", dtype=torch.float32).eval()
+    prompts = torch.tensor([[5, 6, 7, 8], [40, 41, 42, 43]])
+    rows = continuations(model, prompts, 6, torch.zeros(2), torch.Generator())
+    for row in rows:
+        for position in range(4, 10):
+            assert int(model(row[None, :position]).logits[0, -1].argmax()) == int(row[position])
+
+
+def test_sampling_follows_the_temperature() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0]).repeat(20_000, 1)
+    counts = torch.bincount(choose(logits, torch.full((20_000,), 0.7), torch.Generator().manual_seed(0)), minlength=3)
+    assert torch.allclose(counts / 20_000, (logits[0] / 0.7).softmax(-1), atol=0.015)
+
+
+def test_overlap_filter_finds_a_planted_prompt(tmp_path: Path) -> None:
+    """A corpus file that quotes an evaluation prompt is removed; the same file without the quotation stays."""
+    prompt = "Return the number of ways in which seven green frogs may cross a pond of nineteen lily pads"
+    (tmp_path / "evaluation.jsonl").write_text(json.dumps({"task_id": "x/0", "turns": [prompt]}) + "\n")
+    files = evaluation_files([tmp_path, tmp_path / "missing"])
+    overlap = OverlapFilter(text for file in files for text in evaluation_texts(file))
+    assert overlap.num_texts == 1
+    package = Package("p", "1", "MIT")
+    planted = FUNCTION.format(n=1) + f"# {prompt.upper()}, and more.\n"
+    inputs = [(package, "p/planted.py", planted), (package, "p/clean.py", FUNCTION.format(n=2))]
+    corpus = corpora.gather(iter(inputs), overlap)
+    assert corpus.removed_for_overlap == ["p/planted.py (code)"]
+    assert "p/clean.py" in {d.path for d in corpus.documents}
+    assert not any(prompt.upper() in d.text for d in corpus.documents)
+
+
+def test_corpus_drops_repeats_and_cuts_functions_out() -> None:
+    package = Package("p", "1", "MIT")
+    text = "class A:\n    x = 1\n\n" + "".join("    " + line + "\n" for line in FUNCTION.format(n=3).splitlines())
+    corpus = corpora.gather(iter([(package, "p/a.py", text), (package, "p/b.py", text)]), OverlapFilter([]))
+    assert {d.path for d in corpus.documents} == {"p/a.py"}
+    (functions,) = (d for d in corpus.documents if d.stream == "functions")
+    assert functions.text.startswith("def area_3(")
+    counts = Counter(corpora.split_of(f"p/{n}.py") for n in range(5_000))
+    assert 20 < counts["heldout"] < 90
+    assert 100 < counts["prompts"] < 200
+
+
+@pytest.mark.parametrize(
+    ("meta", "allowed"),
+    [
+        ({"License-Expression": "MIT AND (Apache-2.0 OR BSD-3-Clause)"}, True),
+        ({"License-Expression": "MIT AND GPL-3.0-only"}, False),
+        ({"Classifier": ["License :: OSI Approved :: MIT License"]}, True),
+        ({"Classifier": ["License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)"], "License": "MIT"}, False),
+        ({"License": "Apache 2.0 License"}, True),
+        ({"License": "Proprietary"}, False),
+        ({}, False),
+    ],
+)
+def test_only_stated_permissive_licences_pass(meta: dict[str, object], allowed: bool) -> None:
+    class Metadata(dict):  # type: ignore[type-arg]
+        def get_all(self, name: str) -> object:
+            return self.get(name)
+
+    assert (stated_licence(Metadata(meta)) is not None) == allowed
+
+
+def test_batches_depend_on_the_seed_alone(source: Path, tmp_path: Path) -> None:
+    corpus = corpora.gather(corpora.folder_files(source, "MIT"), OverlapFilter([]))
+    tokenizer = train_tokenizer((d.text for d in corpus.documents), 300)
+    first = write_tokens(corpus, tokenizer, tmp_path / "a", 0, 0)
+    write_tokens(corpus, tokenizer, tmp_path / "b", 0, 0)
+    write_tokens(corpus, tokenizer, tmp_path / "c", 1, 0)
+    a, b, c = (np.load(tmp_path / name / "functions.train.npy") for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+    assert first["packages"][0]["licence"] == "MIT"
+
+
+def test_orthogonalised_updates_and_learning_rate() -> None:
+    matrices = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonalise(matrices))
+    assert singular.min() > 0.5
+    assert singular.max() < 1.3
+    factors = [learning_rate_factor(p, 0.1, 0.4) for p in (0.0, 0.05, 0.3, 0.6, 0.8, 1.0)]
+    assert factors == pytest.approx([0.02, 0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_distinct_share_tells_a_loop_from_a_text() -> None:
+    assert distinct_share([1, 2, 3] * 40) == pytest.approx(3 / 117)
+    assert distinct_share(list(range(40))) == 1.0
+    assert distinct_share([1, 2]) is None
+
+
+def test_wrong_options_are_named(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="part='tokens'"):
+        run(Settings(part="tokens"))
+    with pytest.raises(ConfigError, match=r"train\.lenght"):
+        settings_from({"part": "target", "train": {"lenght": 3}})
+    with pytest.raises(ConfigError, match=r"train\.source_licence"):
+        run(settings_for("target", source, tmp_path / "w", tmp_path / "out", source_licence=""))
+    settings = settings_for("draft", source, tmp_path / "w", tmp_path / "out")
+    settings.train.out = None
+    with pytest.raises(ConfigError, match=r"train\.out"):
+        run(settings)
