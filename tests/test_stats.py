@@ -8,7 +8,7 @@ import pytest
 from fake_records import chain_rounds, failed, paired_run, record_of
 from numpy.typing import NDArray
 
-from specbench.measure import stats
+from specbench.measure import pairing, stats
 from specbench.measure.events import SampleRecord
 
 FloatArray = NDArray[np.float64]
@@ -28,7 +28,7 @@ def test_each_estimator_by_hand() -> None:
         sample("baseline", "b", 10, 1.0),
         sample("method", "b", 10, 2.0),
     ]
-    s = stats.paired_speedup(stats.pair_samples(samples), resamples=FEW)
+    s = stats.paired_speedup(pairing.pair_samples(samples), resamples=FEW)
     assert s.ratio_of_totals == pytest.approx(11 / 7)  # seconds over seconds: the tokens are the same
     assert s.geomean == pytest.approx(np.sqrt(2.0 * 0.5))
     assert s.share_slower == 0.5
@@ -40,7 +40,7 @@ def test_each_estimator_by_hand() -> None:
 
 def test_different_lengths_compare_rates() -> None:
     samples = [sample("baseline", "a", 100, 10.0), sample("method", "a", 50, 2.5)]
-    s = stats.paired_speedup(stats.pair_samples(samples), resamples=FEW)
+    s = stats.paired_speedup(pairing.pair_samples(samples), resamples=FEW)
     assert s.ratio_of_totals == pytest.approx(2.0) and not s.same_lengths  # not 10 / 2.5 = 4: half of the text is missing
     assert s.ci95 is None  # one prompt says nothing about others
 
@@ -48,7 +48,7 @@ def test_different_lengths_compare_rates() -> None:
 def test_median_over_repeats_shrugs_off_one_hiccup() -> None:
     samples = [sample(arm, "a", 100, t, repeat=i) for arm, scale in (("baseline", 2.0), ("method", 1.0))
                for i, t in enumerate([scale, scale * 1.001, scale * 30])]  # fmt: skip
-    pairs = stats.pair_samples(samples)
+    pairs = pairing.pair_samples(samples)
     assert stats.paired_speedup(pairs, resamples=FEW).ratio_of_totals == pytest.approx(2.0, rel=0.01)
 
 
@@ -58,13 +58,13 @@ def test_conversations_are_one_unit() -> None:
         for turn in range(2)
         for arm in ("method", "baseline")
     ]
-    pairs = stats.pair_samples(samples)
+    pairs = pairing.pair_samples(samples)
     assert len(pairs) == 1 and pairs.method.decode_tokens.tolist() == [[20.0]]
     assert stats.paired_speedup(pairs, resamples=FEW).ratio_of_totals == pytest.approx(5 / 3)
     broken = [dataclasses.replace(r, error="x", decode_seconds=None) if r.turn and r.arm == "method" else r for r in samples]
-    assert len(stats.pair_samples(broken)) == 0  # a conversation with a failed turn is no conversation
+    assert len(pairing.pair_samples(broken)) == 0  # a conversation with a failed turn is no conversation
     missing = [r for r in samples if not (r.turn and r.arm == "method")]
-    assert len(stats.pair_samples(missing)) == 0
+    assert len(pairing.pair_samples(missing)) == 0
 
 
 def test_only_what_both_arms_finished_is_paired() -> None:
@@ -75,27 +75,27 @@ def test_only_what_both_arms_finished_is_paired() -> None:
         failed(("s/2", 0, 0, "method")),
         failed(("s/3", 1, 0, "baseline"), reason="prompt_too_long", error=None),
     ]
-    pairs = stats.pair_samples(lost)
+    pairs = pairing.pair_samples(lost)
     assert pairs.prompts == ("s/0", "s/1", "s/3", "s/4", "s/5") and pairs.num_excluded == 1
     seen = np.isfinite(pairs.method.decode_seconds)
     assert np.array_equal(seen, np.isfinite(pairs.baseline.decode_seconds))
     assert seen.tolist() == [[True, False, True], [False, True, True], [False, True, True], [True] * 3, [True] * 3]
     with pytest.raises(ValueError, match="nothing to compare"):
-        stats.paired_speedup(stats.pair_samples([r for r in samples if r.arm == "method"]))
+        stats.paired_speedup(pairing.pair_samples([r for r in samples if r.arm == "method"]))
 
 
 def test_seeded_and_invariant_to_order() -> None:
     samples, _ = paired_run(30, 3, noise=0.2, categories=["a", "b", "c"])
-    first = stats.paired_speedup(stats.pair_samples(samples), seed=1, resamples=FEW)
-    assert first == stats.paired_speedup(stats.pair_samples(samples), seed=1, resamples=FEW)
-    other = stats.paired_speedup(stats.pair_samples(samples), seed=2, resamples=FEW)
+    first = stats.paired_speedup(pairing.pair_samples(samples), seed=1, resamples=FEW)
+    assert first == stats.paired_speedup(pairing.pair_samples(samples), seed=1, resamples=FEW)
+    other = stats.paired_speedup(pairing.pair_samples(samples), seed=2, resamples=FEW)
     assert other.ci95 != first.ci95 and other.ratio_of_totals == first.ratio_of_totals
     assert first.num_strata == 3
 
 
 def test_known_speedup_lies_in_every_interval() -> None:
     samples, _ = paired_run(60, 3, speedup=1.4, noise=0.05, seed=3)
-    s = stats.paired_speedup(stats.pair_samples(samples))
+    s = stats.paired_speedup(pairing.pair_samples(samples))
     for interval in (s.ci95, s.ci95_repeats, s.geomean_ci95):
         assert interval is not None and interval[0] < 1.4 < interval[1]
     assert s.ci95 is not None and s.ci95[1] - s.ci95[0] < 0.1
@@ -108,7 +108,7 @@ def test_interval_over_repeats_sees_noise_that_all_prompts_share() -> None:
     shaken = [
         dataclasses.replace(r, decode_seconds=(r.decode_seconds or 0) * slow.get((r.arm, r.repeat), 1.0)) for r in samples
     ]
-    s = stats.paired_speedup(stats.pair_samples(shaken), resamples=FEW)
+    s = stats.paired_speedup(pairing.pair_samples(shaken), resamples=FEW)
     assert s.ci95 is not None and s.ci95_repeats is not None
     assert s.ci95[1] - s.ci95[0] < 0.01 < 0.3 < s.ci95_repeats[1] - s.ci95_repeats[0]
 
@@ -134,14 +134,14 @@ def test_distinguishable() -> None:
 # ---------------------------------------------------------------------------------------------------- warnings
 def test_warnings_appear_and_stay_away() -> None:
     calm, _ = paired_run(60, 3, noise=0.005)
-    assert stats.warnings_for(calm, stats.pair_samples(calm)) == []
+    assert stats.warnings_for(calm, pairing.pair_samples(calm)) == []
     few, _ = paired_run(10, 3, noise=0.005)
-    assert [w.split(":")[0] for w in stats.warnings_for(few, stats.pair_samples(few))] == ["only 10 prompts"]
+    assert [w.split(":")[0] for w in stats.warnings_for(few, pairing.pair_samples(few))] == ["only 10 prompts"]
     noisy, _ = paired_run(60, 3, noise=0.15)
-    assert sum("spread" in w for w in stats.warnings_for(noisy, stats.pair_samples(noisy))) == 2
+    assert sum("spread" in w for w in stats.warnings_for(noisy, pairing.pair_samples(noisy))) == 2
     last = calm[-1].order
     drifting = [dataclasses.replace(r, decode_seconds=(r.decode_seconds or 0) * (1 + 0.1 * r.order / last)) for r in calm]
-    warned = stats.warnings_for(drifting, stats.pair_samples(drifting))
+    warned = stats.warnings_for(drifting, pairing.pair_samples(drifting))
     assert sum("slower over the run (drift)" in w for w in warned) == 2
     slope, error = stats.drift(drifting, "method") or (0.0, 0.0)
     assert slope == pytest.approx(0.1, abs=4 * error + 0.01)
@@ -156,7 +156,7 @@ def test_interleaving_cancels_a_drift_and_blocks_do_not() -> None:
             for p in range(200):
                 order = orders[arm](p)
                 made.append(sample(arm, f"p{p}", 100, 1.0 * (1 + 0.1 * order / 400), order=order))
-        return stats.paired_speedup(stats.pair_samples(made), resamples=10).ratio_of_totals
+        return stats.paired_speedup(pairing.pair_samples(made), resamples=10).ratio_of_totals
 
     assert abs(measured({"method": lambda p: 2 * p + p % 2, "baseline": lambda p: 2 * p + 1 - p % 2}) - 1) < 0.001
     assert abs(measured({"method": lambda p: p + 200, "baseline": lambda p: p}) - 1) > 0.04
@@ -164,7 +164,7 @@ def test_interleaving_cancels_a_drift_and_blocks_do_not() -> None:
 
 # ---------------------------------------------------------------------------------------------------- coverage
 def population(n: int, rng: np.random.Generator) -> FloatArray:
-    """Prompts with long-tailed lengths and varying acceptance: [n, 4] as `ratio_interval` takes them."""
+    """Prompts with long-tailed lengths and varying acceptance: [n, 4] as `ratio_intervals` takes them."""
     length = np.clip(rng.lognormal(5.2, 0.6, n), 20, 1024).round()
     emitted = np.clip(rng.normal(2.6, 0.6, n), 1.1, None)
     return np.column_stack([length, length / emitted * 0.038, length, length * 0.028])
@@ -194,11 +194,11 @@ def as_promised(share: float) -> bool:
 
 
 def test_coverage_of_the_interval_over_prompts() -> None:
-    assert as_promised(coverage(lambda columns, rng: stats.ratio_interval(columns, rng, resamples=500)))
+    assert as_promised(coverage(lambda columns, rng: stats.ratio_intervals(columns, rng, resamples=500)[0]))
 
 
 def test_coverage_check_catches_a_narrow_interval() -> None:
-    assert not as_promised(coverage(lambda columns, rng: stats.ratio_interval(columns, rng, resamples=500, level=0.90)))
+    assert not as_promised(coverage(lambda columns, rng: stats.ratio_intervals(columns, rng, resamples=500, level=0.90)[0]))
 
 
 def test_coverage_check_catches_an_unpaired_interval() -> None:
@@ -225,7 +225,7 @@ def test_rounds_do_not_matter_to_the_statistics() -> None:
     assert a.num_emitted == b.num_emitted
     baseline = sample("baseline", "p", 12, 1.0)
     speeds = [
-        stats.paired_speedup(stats.pair_samples([dataclasses.replace(r, decode_seconds=0.5), baseline]), resamples=10)
+        stats.paired_speedup(pairing.pair_samples([dataclasses.replace(r, decode_seconds=0.5), baseline]), resamples=10)
         for r in (a, b)
     ]
     assert speeds[0] == speeds[1]

@@ -9,6 +9,7 @@ import pytest
 from fake_records import failed, paired_run
 
 from specbench.measure import lossless, metrics, store, summary
+from specbench.measure.noise import find_noise_floor
 from specbench.measure.store import RunStore
 
 PROMISED = [
@@ -18,7 +19,7 @@ PROMISED = [
     "lossless", "energy", "memory_peak_bytes", "warnings",
 ]  # fmt: skip
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "pair": {"target": "builtin:target", "draft": "builtin:draft"},
     "data": {"name": "humaneval", "source": "standin"},
     "measure": {"mode": "paired"},
@@ -150,7 +151,6 @@ def test_rebuilt_from_the_files(tmp_path: Path) -> None:
         rounds,
         lossless=report,
         warnings=["said once"],
-        seed=summary.stats.seed_from(made.run["config_hash"]),
     )
     made.write_summary(original)
     made.close()
@@ -164,6 +164,28 @@ def test_rebuilt_from_the_files(tmp_path: Path) -> None:
         cut = summary.rebuild(made.folder)
     assert cut["lossless"]["verdict"] == "identical" and cut["speedup"] is not None
     assert len(store.read_rounds(made.folder)) == len(samples) and cut["lossless"]["compared"] == 11  # of 12
+
+
+def test_noise_floor_of_the_same_conditions_only(tmp_path: Path) -> None:
+    def finished(mode: str, low: float, conditions: str = "here", **config: Any) -> dict[str, Any]:
+        made = RunStore.create(tmp_path, "autoregressive", "humaneval", {**CONFIG, "measure": {"mode": mode}, **config})
+        made.write_run({"baseline": "autoregressive", "device": "cpu", "provenance": {"conditions_hash": conditions}})
+        made.write_summary({"speedup": {"ci95": [low, 1.01]}})
+        made.set_status("success")
+        return made.run
+
+    mine = finished("paired", 0.5)
+    assert find_noise_floor(tmp_path, mine) is None
+    finished("aa", 0.97)
+    finished("aa", 0.80, conditions="another machine")
+    finished("aa", 0.81, decoding={"temperature": 1.0})
+    finished("aa", 0.82, pair={"target": "other", "draft": None})
+    assert find_noise_floor(tmp_path, mine) == (0.97, 1.01)
+    other_draft = finished("paired", 0.5, pair={**CONFIG["pair"], "draft": "bigger"})  # the floor is the target's
+    assert find_noise_floor(tmp_path, other_draft) == (0.97, 1.01)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / store.RUN_FILE).write_text("{")
+    assert find_noise_floor(tmp_path, mine) == (0.97, 1.01)
 
 
 def close(a: Any, b: Any) -> bool:

@@ -1,7 +1,6 @@
 """Speed-up as a paired statistic over prompts, with intervals that say what they cover.
 
-The unit is the prompt (a whole conversation for multi-turn sets): its turns are summed, then the median over the repeats is
-taken, so that a prompt is one pair of numbers. Every estimator has its own name, because the choice of average alone moves the
+The unit is the prompt (see `pairing`). Every estimator has its own name, because the choice of average alone moves the
 figure by several per cent. Two intervals with two meanings: over prompts (would it hold on other prompts of this kind?) and
 over repeats (would this machine say it again?).
 """
@@ -19,8 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from specbench.measure.events import SampleRecord
-
-FloatArray = NDArray[np.float64]
+from specbench.measure.pairing import ArmTimes, FloatArray, PairedTimes
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -29,113 +27,6 @@ MIN_STRATUM = 5  # a category with fewer prompts is not a stratum of its own: re
 MAX_SPREAD = 0.05
 MAX_DRIFT = 0.02
 _CHUNK = 2_000_000  # drawn indices at once: bounds the memory of a bootstrap
-
-
-# ---------------------------------------------------------------------------------------------------- prompts
-@dataclass(frozen=True)
-class ArmTimes:
-    """One arm on P prompts and R repeats. Shapes [P, R]; NaN where a repeat is missing.
-
-    `output_tokens` includes the token of each turn's prefill, `decode_tokens` does not.
-    """
-
-    decode_seconds: FloatArray
-    prefill_seconds: FloatArray
-    decode_tokens: FloatArray
-    output_tokens: FloatArray
-
-    def decode(self) -> tuple[FloatArray, FloatArray]:
-        """Per prompt: decode tokens and decode seconds, medians over repeats, each of shape [P]."""
-        return _median_pair(self.decode_tokens, self.decode_seconds)
-
-    def end_to_end(self) -> tuple[FloatArray, FloatArray]:
-        """Per prompt: output tokens and prefill + decode seconds, medians over repeats, each of shape [P]."""
-        return _median_pair(self.output_tokens, self.prefill_seconds + self.decode_seconds)
-
-
-def _median_pair(tokens: FloatArray, seconds: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Median over repeats. The median is taken of the time per token, so that repeats of unequal length stay comparable."""
-    median_tokens = np.nanmedian(tokens, axis=1)
-    return median_tokens, median_tokens * np.nanmedian(seconds / tokens, axis=1)
-
-
-@dataclass(frozen=True)
-class PairedTimes:
-    """Both arms on the prompts that both finished, in the order of first appearance."""
-
-    prompts: tuple[str, ...]
-    categories: tuple[str | None, ...]
-    method: ArmTimes
-    baseline: ArmTimes
-    num_excluded: int = 0  # prompts that failed, were too long, or ended with their first token in one of the arms
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-
-def _cells(
-    samples: Iterable[SampleRecord], arm: str
-) -> tuple[dict[tuple[str, int], list[float]], dict[tuple[str, int], set[int]]]:
-    """By (prompt, repeat): the sums [decode s, prefill s, decode tokens, output tokens] over turns, and the turns seen."""
-    sums: dict[tuple[str, int], list[float]] = {}
-    turns: dict[tuple[str, int], set[int]] = {}
-    broken: set[tuple[str, int]] = set()
-    for r in samples:
-        if r.arm != arm:
-            continue
-        cell = (r.sample_id, r.repeat)
-        if r.error is not None or r.decode_seconds is None or r.prefill_seconds is None or r.num_emitted is None:
-            broken.add(cell)  # a conversation with a failed turn is no conversation
-            continue
-        row = sums.setdefault(cell, [0.0, 0.0, 0.0, 0.0])
-        for i, value in enumerate((r.decode_seconds, r.prefill_seconds, r.num_emitted, len(r.output_ids))):
-            row[i] += value
-        turns.setdefault(cell, set()).add(r.turn)
-    for cell in broken:
-        sums.pop(cell, None)
-        turns.pop(cell, None)
-    return sums, turns
-
-
-def _arm_times(cells: dict[tuple[str, int], list[float]], prompts: Sequence[str], repeats: Sequence[int]) -> ArmTimes:
-    table = np.full((4, len(prompts), len(repeats)), np.nan)
-    for p, prompt in enumerate(prompts):
-        for r, repeat in enumerate(repeats):
-            row = cells.get((prompt, repeat))
-            if row is not None:
-                table[:, p, r] = row
-    return ArmTimes(*table)
-
-
-def arm_times(samples: Sequence[SampleRecord], arm: str) -> ArmTimes:
-    """One arm alone, on all prompts that it finished with at least one decode token in some repeat."""
-    cells, _ = _cells(samples, arm)
-    cells = {cell: row for cell, row in cells.items() if row[2] > 0 and row[0] > 0}
-    prompts = list(dict.fromkeys(prompt for prompt, _ in cells))
-    return _arm_times(cells, prompts, sorted({repeat for _, repeat in cells}))
-
-
-def pair_samples(samples: Sequence[SampleRecord], method: str = "method", baseline: str = "baseline") -> PairedTimes:
-    """Pair the two arms by prompt and repeat. A repeat counts where both arms finished the same turns of the prompt."""
-    method_cells, method_turns = _cells(samples, method)
-    baseline_cells, baseline_turns = _cells(samples, baseline)
-    common = {
-        cell
-        for cell, row in method_cells.items()
-        if method_turns[cell] == baseline_turns.get(cell) and min(row[0], row[2], *baseline_cells[cell][::2]) > 0
-    }
-    everyone = dict.fromkeys(r.sample_id for r in samples if r.arm in (method, baseline))
-    kept = {prompt for prompt, _ in common}
-    prompts = [prompt for prompt in everyone if prompt in kept]
-    category = {r.sample_id: r.category for r in samples}
-    repeats = sorted({repeat for _, repeat in common})
-    return PairedTimes(
-        prompts=tuple(prompts),
-        categories=tuple(category[prompt] for prompt in prompts),
-        method=_arm_times({cell: method_cells[cell] for cell in common}, prompts, repeats),
-        baseline=_arm_times({cell: baseline_cells[cell] for cell in common}, prompts, repeats),
-        num_excluded=len(everyone) - len(prompts),
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- bootstrap
@@ -178,21 +69,23 @@ def _ratio(totals: FloatArray) -> FloatArray:
     return np.asarray((totals[..., 0] / totals[..., 1]) / (totals[..., 2] / totals[..., 3]))
 
 
-def ratio_interval(
+def ratio_intervals(
     columns: FloatArray,
     rng: np.random.Generator,
     strata: NDArray[np.int64] | None = None,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
-) -> tuple[float, float] | None:
-    """Percentile interval over prompts of the ratio of totals; None with fewer than two prompts.
+) -> list[tuple[float, float] | None]:
+    """Percentile intervals over prompts of ratios of totals, from the same resamples; None with fewer than two prompts.
 
-    columns: [P, 4] method tokens, method seconds, baseline tokens, baseline seconds. With equal token counts in both arms the
-    ratio is the one of the seconds, in every resample.
+    columns: [P, 4 n], for each of n ratios method tokens, method seconds, baseline tokens, baseline seconds. With equal token
+    counts in both arms the ratio is the one of the seconds, in every resample.
     """
+    assert columns.shape[1] % 4 == 0, "four columns per ratio"
     if len(columns) < 2:
-        return None
-    return percentile_interval(_ratio(bootstrap_totals(columns, resamples, rng, strata)), level)
+        return [None] * (columns.shape[1] // 4)
+    totals = bootstrap_totals(columns, resamples, rng, strata)
+    return [percentile_interval(_ratio(totals[:, i : i + 4]), level) for i in range(0, columns.shape[1], 4)]
 
 
 def t_interval(logs: FloatArray, level: float = LEVEL) -> tuple[float, float] | None:
@@ -260,9 +153,10 @@ def paired_speedup(pairs: PairedTimes, seed: int = 0, resamples: int = RESAMPLES
     logs = np.log(ratios)
     rates = whole[:, ::2] / whole[:, 1::2]  # tokens/s by prompt: method, baseline
     repeat_logs = _log_ratio_by_repeat(pairs)
+    decode_interval, whole_interval = ratio_intervals(np.hstack([columns, whole]), rng, strata, resamples)
     return Speedup(
         ratio_of_totals=float(_ratio(columns.sum(0))),
-        ci95=ratio_interval(columns, rng, strata, resamples),
+        ci95=decode_interval,
         ci95_repeats=t_interval(repeat_logs),
         geomean=float(np.exp(logs.mean())),
         geomean_ci95=t_interval(logs),
@@ -270,7 +164,7 @@ def paired_speedup(pairs: PairedTimes, seed: int = 0, resamples: int = RESAMPLES
         share_slower=float(np.mean(ratios < 1)),
         speedup_specbench=float(rates[:, 0].mean() / rates[:, 1].mean()),
         end_to_end=float(_ratio(whole.sum(0))),
-        end_to_end_ci95=ratio_interval(whole, rng, strata, resamples),
+        end_to_end_ci95=whole_interval,
         num_prompts=len(pairs),
         num_repeats=pairs.method.decode_seconds.shape[1],
         num_excluded=pairs.num_excluded,

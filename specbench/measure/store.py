@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import math
 import os
 import re
-import tempfile
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from specbench.measure.events import FORMAT_VERSION, ROUND_FIELDS, Round, SampleRecord
+from specbench.measure.jsonfile import StoreError as StoreError
+from specbench.measure.jsonfile import TornLineWarning as TornLineWarning
+from specbench.measure.jsonfile import canonical_json, cut_torn_line, dumps, read_json, read_lines, write_atomically
 from specbench.measure.masking import mask_mapping, mask_text
 
 RUN_FILE = "run.json"
@@ -44,77 +43,10 @@ SampleKey = tuple[str, int, int, str]  # sample_id, turn, repeat, arm
 RoundColumns = dict[str, list[Any]]  # one list per field of `Round`, all of the same length
 
 
-class StoreError(ValueError):
-    """A run folder that cannot be read as written; the message names file and line."""
-
-
-class TornLineWarning(UserWarning):
-    """The last line of a file had no end: the process died while writing it. The line is left out."""
-
-
-# ---------------------------------------------------------------------------------------------------- JSON, strictly
-def _plain(value: Any) -> Any:
-    """What json cannot write itself: numpy scalars and arrays, paths, dataclasses, sets."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if hasattr(value, "tolist"):  # numpy scalar or array
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
-
-
-def _non_finite(value: Any, at: str = "") -> str | None:
-    """The path of the first number that is not finite, for the error message."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return at or "."
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    for key, item in items:
-        found = _non_finite(item, f"{at}.{key}" if at else str(key))
-        if found:
-            return found
-    return None
-
-
-def dumps(value: Any, **options: Any) -> str:
-    """JSON text without NaN or infinity. Raises ValueError naming the path of the number that is not finite."""
-    try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain, **options)
-    except ValueError as error:
-        where = _non_finite(json.loads(json.dumps(value, default=_plain)))
-        raise ValueError(f"not a finite number at {where}: store null and the reason instead") from error
-
-
-def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces."""
-    return dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 (hex) of the configuration's canonical JSON, without the keys in `NOT_HASHED`."""
     hashed = {key: value for key, value in config.items() if key not in NOT_HASHED}
     return hashlib.sha256(canonical_json(hashed).encode()).hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole: readers see the old text or the new one, never a half."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _slug(name: str) -> str:
@@ -187,9 +119,9 @@ class RunStore:
         path = Path(folder)
         store = cls(path, read_run(path))
         for name in (SAMPLES_FILE, ROUNDS_FILE, POWER_FILE):
-            _cut_torn_line(path / name)
+            cut_torn_line(path / name)
         finished = {record.key for record in read_samples(path)}
-        lines = _read_lines(path / ROUNDS_FILE)
+        lines = read_lines(path / ROUNDS_FILE)
         kept = [line for line in lines if _key_of(line) in finished]
         if len(kept) != len(lines):
             write_atomically(path / ROUNDS_FILE, "".join(dumps(line) + "\n" for line in kept))
@@ -265,58 +197,8 @@ class RunStore:
 
 
 # ---------------------------------------------------------------------------------------------------- reading
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        data = file.read()
-        if not data or data.endswith(b"\n"):
-            return
-        start = data.rfind(b"\n") + 1
-        try:
-            json.loads(data[start:])
-            file.write(b"\n")  # a whole line that lost only its end
-        except ValueError:
-            file.truncate(start)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines of a JSONL file. Only an unterminated last line may be broken; a missing file is empty."""
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        last = number == len(lines)
-        if last and not line:
-            break
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("not a JSON object")
-        except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
-            if last:
-                warnings.warn(f"{path}:{number}: torn last line left out", TornLineWarning, stacklevel=3)
-                break
-            raise StoreError(f"{path}:{number}: {error}; the file was damaged after it was written") from error
-        rows.append(row)
-    return rows
-
-
 def _key_of(row: Mapping[str, Any]) -> SampleKey:
     return (row["sample_id"], row["turn"], row["repeat"], row["arm"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise StoreError(f"{path}: not there; is {path.parent} a run folder?") from error
-    except ValueError as error:
-        raise StoreError(f"{path}: {error}") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"{path}: not a JSON object")
-    return value
 
 
 def is_run_folder(folder: str | Path) -> bool:
@@ -330,7 +212,7 @@ def find_run_folders(root: str | Path) -> list[Path]:
 
 def read_run(folder: str | Path) -> dict[str, Any]:
     """run.json. Raises StoreError if it is missing, broken or of a newer format."""
-    run = _read_json(Path(folder) / RUN_FILE)
+    run = read_json(Path(folder) / RUN_FILE)
     version = run.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise StoreError(f"{Path(folder) / RUN_FILE}: format_version {version!r}, this version reads up to {FORMAT_VERSION}")
@@ -342,7 +224,7 @@ def read_samples(folder: str | Path) -> list[SampleRecord]:
     path = Path(folder) / SAMPLES_FILE
     records: list[SampleRecord] = []
     seen: dict[SampleKey, int] = {}
-    for number, row in enumerate(_read_lines(path), start=1):
+    for number, row in enumerate(read_lines(path), start=1):
         try:
             ids = {name: tuple(row[name]) for name in ("prompt_ids", "output_ids")}
             record = SampleRecord(**{**row, **ids})
@@ -359,7 +241,7 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
     """Rounds by sample key as columns (`rounds_from_columns` makes `Round`s of them). Arrays of unequal length are an error."""
     path = Path(folder) / ROUNDS_FILE
     table: dict[SampleKey, RoundColumns] = {}
-    for number, row in enumerate(_read_lines(path), start=1):
+    for number, row in enumerate(read_lines(path), start=1):
         missing = [name for name in (*KEY_FIELDS, *ROUND_FIELDS) if name not in row]
         if missing:
             raise StoreError(f"{path}:{number}: without {', '.join(missing)}")
@@ -375,8 +257,8 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
 
 def read_power(folder: str | Path) -> list[dict[str, Any]]:
     """Rows of the power trace; empty when none was taken."""
-    return _read_lines(Path(folder) / POWER_FILE)
+    return read_lines(Path(folder) / POWER_FILE)
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    return _read_json(Path(folder) / SUMMARY_FILE)
+    return read_json(Path(folder) / SUMMARY_FILE)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from specbench.measure import metrics, stats, store
+from specbench.measure import metrics, pairing, stats, store
 from specbench.measure.events import FORMAT_VERSION, Round, SampleRecord
 from specbench.measure.metrics import RoundTable, SampleKey
 
@@ -37,7 +37,7 @@ def build_summary(
     memory: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
     noise_floor: Sequence[float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resamples: int = stats.RESAMPLES,
 ) -> dict[str, Any]:
     """The summary of one run; also of a run that was cut off, from what it left behind.
@@ -45,7 +45,8 @@ def build_summary(
     run: run.json (used: status, method, baseline, pair, data, devices, num_devices, config, run_folder, warnings).
     rounds: by sample key, `Round`s or columns. lossless: `lossless.LosslessReport.as_dict()`. energy:
     `attribution.summarise`'s dictionary, None when not measured. memory: `memory.footprint_table`'s dictionary.
-    noise_floor: the interval of an A/A run under the same conditions. Raises metrics.IdentityError if records contradict.
+    noise_floor: the interval of an A/A run under the same conditions (`noise.find_noise_floor`). seed: of the bootstrap; None
+    takes it from the configuration's hash, so that a rebuilt summary draws the same resamples. Raises metrics.IdentityError if records contradict.
     """
     finished = [r for r in samples if r.error is None and r.decode_seconds is not None]
     keys = {r.key for r in finished}
@@ -70,6 +71,7 @@ def build_summary(
         "repeats": len({r.repeat for r in own}),
     }
     summary |= _decoding(own, mine)
+    seed = stats.seed_from(run.get("config_hash", "")) if seed is None else seed
     summary |= _speed(run, samples, own_arm, notes, noise_floor, seed, resamples)
     summary |= _rounds(mine)
     summary["seconds"] = metrics.seconds(mine, own)
@@ -111,10 +113,10 @@ def rebuild(folder: str | Path, *, noise_floor: Sequence[float] | None = None) -
     if (Path(folder) / store.SUMMARY_FILE).exists():
         old = store.read_summary(folder)
     lossless = old.get("lossless") or compare(samples, claim="not recorded").as_dict()
+    kept = {key: old.get(key) for key in ("energy", "memory")}
     return build_summary(
-        run, samples, rounds, lossless=lossless, energy=old.get("energy"), memory=old.get("memory"), noise_floor=noise_floor,
-        warnings=old.get("warnings", ()), seed=stats.seed_from(run.get("config_hash", "")),
-    )  # fmt: skip
+        run, samples, rounds, lossless=lossless, warnings=old.get("warnings", ()), noise_floor=noise_floor, **kept
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- parts
@@ -148,7 +150,7 @@ def _decoding(own: Sequence[SampleRecord], table: RoundTable) -> dict[str, Any]:
     }
 
 
-def _rate(times: stats.ArmTimes) -> float | None:
+def _rate(times: pairing.ArmTimes) -> float | None:
     """Decode tokens per second from totals over prompts of medians over repeats."""
     tokens, seconds = times.decode()
     return float(tokens.sum() / seconds.sum()) if len(tokens) else None
@@ -164,13 +166,13 @@ def _speed(
     resamples: int,
 ) -> dict[str, Any]:
     """Rates of both arms on the paired prompts and the speed-up; adds the statistics' warnings to `notes`."""
-    pairs = stats.pair_samples(samples)
+    pairs = pairing.pair_samples(samples)
     devices = run.get("num_devices")
     if not len(pairs):
         same = run.get("method") == run.get("baseline") and len({r.arm for r in samples}) < 2
         nobody = "no prompt was finished by both arms with at least one decode token"
         why = "the method is the baseline itself: one arm" if same else nobody
-        rate = _rate(stats.arm_times(samples, own_arm))
+        rate = _rate(pairing.arm_times(samples, own_arm))
         return {
             **_or_why("decode_tokens_per_second", rate, "no sample was finished with a decode token"),
             **_or_why(
