@@ -46,7 +46,8 @@ def build_summary(
     rounds: by sample key, `Round`s or columns. lossless: `lossless.LosslessReport.as_dict()`. energy:
     `attribution.summarise`'s dictionary, None when not measured. memory: `memory.footprint_table`'s dictionary.
     noise_floor: the interval of an A/A run under the same conditions (`noise.find_noise_floor`). seed: of the bootstrap; None
-    takes it from the configuration's hash, so that a rebuilt summary draws the same resamples. Raises metrics.IdentityError if records contradict.
+    takes it from the configuration's hash, so that a rebuilt summary draws the same resamples. Raises metrics.IdentityError if
+    records contradict.
     """
     finished = [r for r in samples if r.error is None and r.decode_seconds is not None]
     keys = {r.key for r in finished}
@@ -113,9 +114,15 @@ def rebuild(folder: str | Path, *, noise_floor: Sequence[float] | None = None) -
     if (Path(folder) / store.SUMMARY_FILE).exists():
         old = store.read_summary(folder)
     lossless = old.get("lossless") or compare(samples, claim="not recorded").as_dict()
-    kept = {key: old.get(key) for key in ("energy", "memory")}
     return build_summary(
-        run, samples, rounds, lossless=lossless, warnings=old.get("warnings", ()), noise_floor=noise_floor, **kept
+        run,
+        samples,
+        rounds,
+        lossless=lossless,
+        energy=old.get("energy"),
+        memory=old.get("memory"),
+        warnings=old.get("warnings", ()),
+        noise_floor=noise_floor,
     )
 
 
