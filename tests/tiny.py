@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -173,3 +174,52 @@ def plain_forward(made: Any, ids: Sequence[int], vocab_size: int | None = None) 
     """Logits [n, vocab] of one fresh forward without a cache: what every session must reproduce."""
     with torch.inference_mode():
         return made(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, :, :vocab_size]
+
+
+class Bare(torch.nn.Module):
+    """One attention layer in a dozen torch calls: some ten times faster than the smallest model of transformers.
+
+    For tests of laws, which need thousands of samples. It takes cache, mask and positions as transformers' models do.
+    """
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, vocab_size: int, *, seed: int, hidden: int = 8, spread: float = 1.0, num_positions: int = 32):
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=vocab_size, num_hidden_layers=1, max_position_embeddings=num_positions)
+        self.config.get_text_config = lambda decoder: self.config
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator) / shape[0] ** 0.5
+
+        self.embedding, self.places = (
+            draw(vocab_size, hidden) * vocab_size**0.5,
+            draw(num_positions, hidden) * num_positions**0.5,
+        )
+        self.projection, self.head = draw(hidden, 3 * hidden), draw(hidden, vocab_size) * spread
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
+    ) -> SimpleNamespace:
+        rows = input_ids.shape[1]
+        if position_ids is None:
+            position_ids = torch.arange(rows).unsqueeze(0)
+        x = self.embedding[input_ids] + self.places[position_ids]
+        query, key, value = (x @ self.projection).unsqueeze(1).chunk(3, dim=-1)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, 0)
+        if attention_mask is None and rows > 1:
+            attention_mask = torch.full((rows, rows), -torch.inf).triu_(1)
+        x = x + torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask).squeeze(1)
+        return SimpleNamespace(logits=x[:, -logits_to_keep:] @ self.head)
+
+
+def bare(vocab_size: int, *, seed: int, spread: float = 1.0) -> Model:
+    return Model.wrap(Bare(vocab_size, seed=seed, spread=spread))
