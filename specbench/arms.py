@@ -65,6 +65,8 @@ class Arm:
                 num_rounds=len(outcome.rounds),
                 memory_peak_bytes=memory_peak_bytes(self.device),
                 concurrent_seconds=outcome.concurrent_seconds,
+                started_at=outcome.started_at,
+                spans=tuple(outcome.spans),
             ),
             outcome.rounds,
         )

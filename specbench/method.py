@@ -104,5 +104,10 @@ class Method:
         """Bytes of KV cache by role, for the footprint table."""
         return {"target_kv": self.target.cache.nbytes}
 
+    def pids(self) -> list[int]:
+        """Process ids of the method's workers."""
+        worker = getattr(self, "worker", None)
+        return [worker.pid] if worker is not None and worker.pid is not None else []
+
     def close(self) -> None:
         """Free what `open` took; must be safe to call twice and after a failed `open`."""

@@ -55,6 +55,16 @@ class Conversation:
             noise_key=noise_key(decoding.seed, sample.sample_id, turn),
         )
 
+    def finished_requests(self, samples: Sequence[Sample], records: Sequence[SampleRecord], arm: str) -> list[Request]:
+        """The requests that this arm answered in repeat 0, in order (for passes after the timed ones)."""
+        done = {(r.sample_id, r.turn) for r in records if r.arm == arm and r.repeat == 0 and r.decode_seconds is not None}
+        return [
+            self.request(sample, turn, arm)
+            for sample in samples
+            for turn in self.turns(sample)
+            if (sample.sample_id, turn) in done
+        ]
+
     def too_long(self, request: Request) -> bool:
         limit = self.config.data.max_prompt_tokens
         return data.too_long(request.prompt_ids, limit, self.context, request.max_new_tokens)

@@ -17,6 +17,7 @@ from specbench import data
 from specbench.arms import Arm
 from specbench.checks import validate
 from specbench.console import final_table, use_colour
+from specbench.costs import NOT_ASKED, footprint, measure_energy, nothing_measured
 from specbench.data import Dataset, Sample
 from specbench.engine.placement import Placement
 from specbench.engine.runtime import Runtime
@@ -25,8 +26,11 @@ from specbench.engine.session import Session
 from specbench.measure import provenance
 from specbench.measure.events import SampleRecord
 from specbench.measure.lossless import compare
-from specbench.measure.store import RunStore, read_rounds, read_samples
+from specbench.measure.metrics import SampleKey
+from specbench.measure.noise import find_noise_floor
+from specbench.measure.store import RunStore, read_power, read_rounds, read_samples
 from specbench.measure.summary import build_summary
+from specbench.measure.timeline import build_trace
 from specbench.method import Method
 from specbench.pair import (
     PairSpec,
@@ -110,9 +114,9 @@ def prepare(config: RunConfig) -> Prepared:
 
 def create_arms(config: RunConfig) -> dict[str, Method]:
     """The methods by arm. A method that is its own baseline runs alone, unless measure.mode=aa asks for the noise floor."""
-    baseline = create_method(config.baseline, config.allow_targets)
+    baseline = create_method(config.baseline, config.allow_targets, key="baseline")
     if config.measure.mode == "aa":
-        return {"method": create_method(config.baseline, config.allow_targets), "baseline": baseline}
+        return {"method": create_method(config.baseline, config.allow_targets, key="baseline"), "baseline": baseline}
     method = create_method(config.method, config.allow_targets)
     return {"method": method} if config.method == config.baseline else {"method": method, "baseline": baseline}
 
@@ -131,18 +135,50 @@ def measure(config: RunConfig, prepared: Prepared, store: RunStore) -> dict[str,
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
         run_passes(conversation, prepared.samples, arms, store)
-        store.write_run({"memory": {name: arm.method.memory_bytes() for name, arm in arms.items()}})
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
         lossless = judge_output(prepared, runtime, samples)
+        longest = max((len(r.prompt_ids) for r in samples), default=0) + config.decoding.max_new_tokens
+        memory = footprint(runtime, arms, longest)
+        energy, warnings = nothing_measured(NOT_ASKED), list[str]()
+        if config.measure.power != "off":
+            requests = {name: conversation.finished_requests(prepared.samples, samples, name) for name in arms}
+            if all(requests.values()):
+                energy, warnings = measure_energy(arms, requests, runtime, pair_uses_draft(prepared), store)
     finally:
         gc.unfreeze()
         for method in prepared.methods.values():
             method.close()
     finished = any(record.error is None and record.decode_seconds is not None for record in samples)
-    store.set_status("success" if finished else "failed")
-    summary = build_summary({**store.run, "run_folder": str(store.folder)}, samples, rounds, lossless=lossless)
+    status = "success" if finished else "failed"
+    summary = build_summary(
+        {**store.run, "run_folder": str(store.folder), "status": status},
+        samples,
+        rounds,
+        lossless=lossless,
+        energy=energy,
+        memory=memory,
+        warnings=warnings,
+        noise_floor=find_noise_floor(config.runs_dir, store.run),
+    )
     store.write_summary(summary)
+    if config.measure.trace:
+        store.write_trace(build_trace(samples, rounds, read_power(store.folder), starts=starts(samples), spans=spans(samples)))
+    store.set_status(status)
     return summary
+
+
+def pair_uses_draft(prepared: Prepared) -> bool:
+    return any(method.needs.draft != "none" for method in prepared.methods.values())
+
+
+def starts(samples: Sequence[SampleRecord]) -> dict[SampleKey, float]:
+    """When each sample's decoding began, on the machine's monotonic clock."""
+    return {record.key: record.started_at for record in samples if record.started_at is not None}
+
+
+def spans(samples: Sequence[SampleRecord]) -> dict[SampleKey, list[tuple[float, float, str]]]:
+    """What the workers did during each sample, on its own clock."""
+    return {record.key: [(a, b, str(name)) for a, b, name in record.spans] for record in samples if record.spans}
 
 
 def num_devices(prepared: Prepared) -> int:
@@ -163,7 +199,7 @@ def load(config: RunConfig, prepared: Prepared) -> Runtime:
         probe_rollback(draft, "draft", pair.draft.name)
     ends = eos_ids(target.module, prepared.tokenizer)
     decoding, timeout = config.decoding, config.engine.timeout_seconds
-    return Runtime(pair, target, draft, prepared.law, decoding.max_new_tokens, ends, timeout)
+    return Runtime(pair, target, draft, prepared.law, decoding.max_new_tokens, ends, timeout, config.measure.trace)
 
 
 def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleRecord]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Plain dataclasses, so that `run` works without hydra; `cli` registers the same c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: object, remedy: str):
         super().__init__(f"{key}={value!r}: {remedy}")
         self.key, self.value, self.remedy = key, value, remedy
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
+        return type(self), (self.key, self.value, self.remedy)  # travels between processes
 
 
 @dataclass
@@ -90,6 +94,13 @@ class EngineConfig:
 
 
 @dataclass
+class SweepConfig:
+    """How a sweep is kept."""
+
+    name: str | None = None  # its folder below <runs_dir>/sweeps; None: from the options that are swept and its jobs' hash
+
+
+@dataclass
 class RunConfig:
     """One run: one method x pair x dataset x settings."""
 
@@ -106,9 +117,35 @@ class RunConfig:
     allow_targets: list[str] = field(
         default_factory=list
     )  # further packages that a method's `_target_` may name: it is code to run
-    resume: str | None = None
+    resume: str | None = None  # a run folder to go on with
+    run_folder: str | None = None  # exactly this folder, continued if it is there (a sweep gives each job its own)
+    allow_mixed: bool = False  # go on although code, packages or machine changed since the run was started; the run says so
+    device_lock: str = "wait"  # while another run measures on the same device of this host: wait | refuse | off
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    track: Any = field(default_factory=dict)  # where finished numbers are mirrored to; empty: nowhere
+
+
+# Where a run is kept, mirrored and queued: part of the command, not of what is measured.
+NOT_MEASURED = ("run_folder", "allow_mixed", "device_lock", "sweep", "track")
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain containers (for run.json and its hash)."""
-    return dataclasses.asdict(config)
+    """The configuration as plain containers (for run.json and its hash), without what is in `NOT_MEASURED`."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_MEASURED}
+
+
+def from_dict(stored: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `as_dict`; sections and options that are not in it keep their defaults. Raises ConfigError for others."""
+    config = RunConfig()
+    for key, value in stored.items():
+        if not hasattr(config, key):
+            raise ConfigError(key, value, "no such option in this version of specbench")
+        section = getattr(config, key)
+        if dataclasses.is_dataclass(section) and isinstance(value, Mapping):
+            known = {part.name for part in dataclasses.fields(section)}
+            for name in value:
+                if name not in known:
+                    raise ConfigError(f"{key}.{name}", value[name], "no such option in this version of specbench")
+            value = dataclasses.replace(section, **value)  # type: ignore[type-var]
+        setattr(config, key, value)
+    return config

@@ -16,7 +16,7 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.engine.tree import DraftTree, Verdict
 from specbench.engine.verify import Rule, TorchRng, check_contract
-from specbench.measure.clock import clock_for
+from specbench.measure.clock import clock_for, now
 from specbench.measure.events import Round
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def sequential(method: Method, target: Session, runtime: Runtime, request: Reque
     if finish is None:
         method.begin(request, first)
     stamps.append(clock.stamp())
+
+    started_at = now()
 
     done: list[tuple[DraftTree, Verdict, int]] = []
     while finish is None:
@@ -91,4 +93,4 @@ def sequential(method: Method, target: Session, runtime: Runtime, request: Reque
                 verify_seconds=verified - drafted,
             )
         )
-    return Outcome(output, finish, seconds[1] - seconds[0], seconds[-1] - start, rounds)
+    return Outcome(output, finish, seconds[1] - seconds[0], seconds[-1] - start, rounds, started_at=started_at)

@@ -34,7 +34,9 @@ class Outcome:
     prefill_seconds: float
     decode_seconds: float
     rounds: list[Round]
-    concurrent_seconds: dict[str, float] = field(default_factory=dict)
+    concurrent_seconds: dict[str, float] = field(default_factory=dict)  # {draft, discarded_draft, idle}, disjoint
+    started_at: float | None = None  # when decoding began, on the machine's monotonic clock
+    spans: list[tuple[float, float, str]] = field(default_factory=list)  # what workers did, on the rounds' clock; with trace
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Runtime:
     max_new_tokens: int  # of every request of the run
     eos_ids: frozenset[int]
     timeout_seconds: float = 60.0
+    trace: bool = False  # methods with workers report spans
 
     @property
     def device(self) -> str:

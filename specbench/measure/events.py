@@ -64,6 +64,8 @@ class SampleRecord:
     memory_peak_bytes: int | None = None
     concurrent_seconds: dict[str, float] = field(default_factory=dict)  # {draft, discarded_draft, idle} of other processes
     threads: int | None = None
+    started_at: float | None = None  # when decoding began, on the machine's monotonic clock
+    spans: tuple[tuple[float, float, str], ...] = ()  # measure.trace: (t_start, t_end, what) of workers, on the rounds' clock
     session: int = 0  # 0, or the number of the continuation that `resume` started
     error: str | None = None
 

@@ -227,8 +227,9 @@ def read_samples(folder: str | Path) -> list[SampleRecord]:
     for number, row in enumerate(read_lines(path), start=1):
         try:
             ids = {name: tuple(row[name]) for name in ("prompt_ids", "output_ids")}
-            record = SampleRecord(**{**row, **ids})
-        except (TypeError, KeyError) as error:
+            spans = tuple((start, end, name) for start, end, name in row.get("spans", ()))
+            record = SampleRecord(**{**row, **ids, "spans": spans})
+        except (TypeError, KeyError, ValueError) as error:
             raise StoreError(f"{path}:{number}: not a sample record: {error}") from error
         if record.key in seen:
             raise StoreError(f"{path}:{number}: {record.key} was already on line {seen[record.key]}")
