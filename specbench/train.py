@@ -19,11 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from specbench.pair import BUILTIN, resolve_path
 from specbench.paths import CONF_DIR, MODELS_DIR
 from specbench.schema import ConfigError
+from specbench.training.card import write_pair_card, write_training
+from specbench.training.corpus import STREAMS
 from specbench.training.distill import OwnTextBatches, distillation_loss, draft_from_layers, prompt_texts
+from specbench.training.evaluate import measure_pair
 from specbench.training.loop import Schedule, compiled, train
 from specbench.training.prepare import prepare
 from specbench.training.settings import PartSettings, Settings, TrainSettings, settings_from
-from specbench.training.target import heldout_loss, new_llama, next_token_loss, save_model
+from specbench.training.target import heldout_loss, loss_by_position, new_llama, next_token_loss, save_model
 from specbench.training.tokenizer import save_tokenizer
 from specbench.training.tokens import PackedBatches, load_streams
 
@@ -57,13 +60,29 @@ def train_target(settings: Settings) -> dict[str, Any]:
     if complete:
         save_model(model, out)
         save_tokenizer(tokenizer, out, options.max_positions)
+    report = facts_of(settings, model, vars(history), complete)
+    if complete:
+        heldout = load_streams(folder, "heldout")
+        report["heldout_loss"] = heldout_loss(model, heldout, options.length)
+        report["loss_by_position"] = loss_by_position(model, heldout["code"])
+        kept = ("packages", "tokens", "num_evaluation_texts", "evaluation_files", "removed_for_overlap")
+        report |= {"shares": options.shares, "streams": list(STREAMS)} | {name: manifest[name] for name in kept}
+        write_training(out, report)
+    return report
+
+
+def facts_of(settings: Settings, model: Any, history: dict[str, Any], complete: bool) -> dict[str, Any]:
+    """What every part's report says."""
+    config = model.config
     return {
         "part": settings.part,
         "complete": complete,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "history": vars(history),
-        "heldout_loss": heldout_loss(model, load_streams(folder, "heldout"), options.length) if complete else None,
-        "corpus": manifest["tokens"],
+        "history": history,
+        "heldout_loss": None,
+        "seed": settings.train.seed,
     }
 
 
@@ -80,7 +99,7 @@ def train_draft(settings: Settings) -> dict[str, Any]:
         raise ConfigError("pair.target", pair.target, "its tokenizer has no fast version, which the corpus is encoded with")
     eos_ids = end_ids(target, tokenizer)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    folder, manifest = prepare(options, backend, eos_ids[0], tokens_folder(options, backend))
+    folder, _ = prepare(options, backend, eos_ids[0], tokens_folder(options, backend))
     torch.manual_seed(options.seed)
     draft = initial_draft(settings, part, target)
     length = part.length or options.length
@@ -104,16 +123,12 @@ def train_draft(settings: Settings) -> dict[str, Any]:
     if complete:
         save_model(draft, out)
         tokenizer.save_pretrained(out)
-    return {
-        "part": settings.part,
-        "complete": complete,
-        "distilled_from": pair.target,
-        "parameters": sum(p.numel() for p in draft.parameters()),
-        "history": vars(history),
-        "generated_rows": batches.generated,
-        "heldout_loss": heldout_loss(draft, load_streams(folder, "heldout"), length) if complete else None,
-        "corpus": manifest["tokens"],
-    }
+    report = facts_of(settings, draft, vars(history), complete)
+    report |= {"distilled_from": pair.target, "generated_rows": batches.generated, "own_text": part.own_text}
+    if complete:
+        report["heldout_loss"] = heldout_loss(draft, load_streams(folder, "heldout"), length)
+        write_training(out, report)
+    return report
 
 
 def load_model(path: str, revision: str | None, trust_remote_code: bool) -> nn.Module:
@@ -171,6 +186,12 @@ def output_folder(settings: Settings, part: PartSettings) -> Path:
 def run(settings: Settings) -> dict[str, Any]:
     """Run one training command."""
     torch.set_num_threads(settings.train.threads)
+    if settings.part == "card":
+        folder = Path(settings.train.out) if settings.train.out else BUILTIN_FOLDER
+        facts = (
+            measure_pair(folder, settings.train.card_samples, settings.train.new_tokens, 1) if settings.train.measure else None
+        )
+        return {"part": "card", "card": str(write_pair_card(folder, facts))}
     kind = settings.chosen().kind
     if kind == "target":
         return train_target(settings)

@@ -51,6 +51,7 @@ class Corpus:
     packages: dict[str, Package]
     removed_for_overlap: list[str] = field(default_factory=list)
     num_evaluation_texts: int = 0
+    evaluation_files: list[str] = field(default_factory=list)
 
     def select(self, stream: str, split: str) -> list[Document]:
         """The documents of one stream and split, in corpus order."""

@@ -45,6 +45,7 @@ def gather_corpus(settings: TrainSettings) -> corpora.Corpus:
             raise ConfigError("train.source_licence", "", "state the licence of the folder's texts")
         found = corpora.folder_files(folder, settings.source_licence)
     corpus = corpora.gather(found, overlap)
+    corpus.evaluation_files = [file.name for file in files]
     if not corpus.documents:
         raise ConfigError("train.source", settings.source, "no usable .py, .md, .rst or .txt file of 200 bytes or more in it")
     print(f"{len(corpus.documents)} documents, {len(corpus.removed_for_overlap)} removed for overlap with an evaluation set")

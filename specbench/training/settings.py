@@ -59,6 +59,8 @@ class TrainSettings:
     generate_rows: int = 64
     pool_rows: int = 512
     init: str = "auto"
+    measure: bool = True
+    card_samples: int = 20
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Settings:
     def chosen(self) -> PartSettings:
         """The settings of the chosen part, with `train.*` overrides. Raises ConfigError for an unknown part."""
         if self.part not in self.parts:
-            raise ConfigError("part", self.part, f"choose one of {', '.join(sorted(self.parts))}, corpus or card")
+            raise ConfigError("part", self.part, f"choose one of {', '.join(sorted(self.parts))} or card")
         part = self.parts[self.part]
         changes = {name: getattr(self.train, name) for name in ("tokens", "layers") if getattr(self.train, name) is not None}
         return PartSettings(**(vars(part) | changes))

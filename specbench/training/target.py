@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,24 @@ def heldout_loss(
             windows = ids[:usable].view(-1, length).split(4)
             losses[name] = sum(float(next_token_loss(model, w, False)) * len(w) for w in windows) / (usable // length)
     return losses
+
+
+@torch.no_grad()
+def loss_by_position(model: nn.Module, ids: np.ndarray, context: int = 4_096, windows: int = 8) -> dict[str, float]:
+    """Nats per token at early and late positions of `windows` windows of `context` tokens; empty for too short a text.
+
+    Rotary positions need no training of their own, but attention over distances that training never showed does change:
+    this says by how much.
+    """
+    count = min(len(ids) // context, windows)
+    if count == 0:
+        return {}
+    losses = torch.zeros(context - 1)
+    for window in torch.from_numpy(ids[: count * context].astype(np.int64)).view(count, context):
+        logits = model(input_ids=window[None], use_cache=False).logits[0]
+        losses += nn.functional.cross_entropy(logits[:-1].float(), window[1:], reduction="none") / count
+    edges = [0, 64, 256, 512, 1_024, 2_048, context - 1]
+    return {f"{a}-{b}": float(losses[a:b].mean()) for a, b in itertools.pairwise(edges)}
 
 
 def save_model(model: Any, folder: Path) -> None:

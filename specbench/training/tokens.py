@@ -48,6 +48,7 @@ def write_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path, seed: int, 
         "tokens": totals,
         "num_evaluation_texts": corpus.num_evaluation_texts,
         "removed_for_overlap": corpus.removed_for_overlap,
+        "evaluation_files": corpus.evaluation_files,
         "vocab_size": tokenizer.get_vocab_size(),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
