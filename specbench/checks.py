@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from specbench.schema import ConfigError, DataConfig, DecodingConfig, EngineConfig, MeasureConfig, PairConfig, RunConfig
 
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -23,6 +24,21 @@ def validate(config: RunConfig) -> None:
         if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
             raise ConfigError(f"{name}._target_", None, f"no {name} is chosen; it names a class as package.module.Class")
     _text("runs_dir", config.runs_dir, "name a folder for run folders")
+    _check_keeping(config)
+
+
+def _check_keeping(config: RunConfig) -> None:
+    for key in ("resume", "run_folder"):
+        if getattr(config, key) is not None:
+            _text(key, getattr(config, key), "name a run folder, or null")
+    if config.resume is not None and config.run_folder is not None:
+        raise ConfigError("run_folder", config.run_folder, f"resume={config.resume} names the folder already; give one of them")
+    _one_of("device_lock", config.device_lock, "wait", "refuse", "off")
+    if not isinstance(config.allow_mixed, bool):
+        raise ConfigError("allow_mixed", config.allow_mixed, "possible: true, false")
+    name = config.sweep.name
+    if name is not None and (not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name)):
+        raise ConfigError("sweep.name", name, "possible: letters, digits and any of . _ + - (it names a folder), or null")
 
 
 def _check_pair(pair: PairConfig) -> None:

@@ -1,0 +1,184 @@
+"""One timing run per device: what two real processes see of each other, and what a killed one leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from specbench import locks
+from specbench.schema import ConfigError
+
+# Takes a device, says so, and gives it back when its stdin ends; then says who else was there.
+HOLDER = """
+import sys
+from specbench import locks
+with locks.hold(sys.argv[2:], sys.argv[1]) as held:
+    print("held", flush=True)
+    sys.stdin.read()
+    print(held.shared(), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(locks.FOLDER_VARIABLE, str(tmp_path / "locks"))
+    return tmp_path / "locks"
+
+
+class Holder:
+    def __init__(self, mode: str, *devices: str):
+        command = [sys.executable, "-c", HOLDER, mode, *devices]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def has_it(self) -> bool:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline() == "held\n"
+
+    def says(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
+
+    def leave(self) -> str:
+        """Its last word."""
+        return self.process.communicate(timeout=30)[0].strip()
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+
+@pytest.fixture
+def holder() -> Iterator[type[Holder]]:
+    made: list[Holder] = []
+
+    class Kept(Holder):
+        def __init__(self, mode: str, *devices: str):
+            super().__init__(mode, *devices)
+            made.append(self)
+
+    yield Kept
+    for one in made:
+        if one.process.poll() is None:
+            one.kill()
+
+
+def test_a_second_run_is_refused_by_name(holder: type[Holder]) -> None:
+    first = holder("wait", "cpu")
+    assert first.has_it()
+    with (
+        pytest.raises(ConfigError, match=rf"device_lock='refuse'.*cpu \(process {first.process.pid} since"),
+        locks.hold(["cpu"], "refuse"),
+    ):
+        pass
+    assert first.leave() == "[]"
+    with locks.hold(["cpu"], "refuse") as held:  # the twin: nobody is there any more
+        assert held.shared() == []
+
+
+def test_a_second_run_waits_and_says_for_whom(holder: type[Holder]) -> None:
+    first = holder("wait", "cpu")
+    assert first.has_it()
+    second = holder("wait", "cpu")
+    assert f"waiting for cpu: another run measures on it (process {first.process.pid}" in second.says()
+    assert first.leave() == "[]"
+    assert second.has_it()
+    assert second.leave() == "[]", "it was never there at the same time"
+
+
+def test_a_killed_holder_leaves_nothing_behind(holder: type[Holder], folder: Path) -> None:
+    first = holder("wait", "cpu")
+    assert first.has_it()
+    first.kill()
+    assert (folder / "cpu.lock").stat().st_size > 0, "its name is still written there"
+    with locks.hold(["cpu"], "refuse"):
+        pass
+    assert (folder / "cpu.lock").stat().st_size == 0
+
+
+def test_different_devices_do_not_meet(holder: type[Holder]) -> None:
+    first = holder("wait", "cuda:0")
+    assert first.has_it()
+    with locks.hold(["cuda:1", "cpu"], "refuse"):
+        pass
+    with pytest.raises(ConfigError), locks.hold(["cpu", "cuda:0"], "refuse"):
+        pass
+
+
+def test_two_runs_with_two_devices_in_opposite_order_both_end(holder: type[Holder]) -> None:
+    pair = [holder("wait", "cpu", "cuda:0"), holder("wait", "cuda:0", "cpu")]
+    for one in pair:
+        assert one.process.stdin is not None
+        one.process.stdin.close()
+        one.process.stdin = None
+    for one in pair:
+        assert one.leave().startswith("held")
+
+
+def test_measuring_beside_another_run_is_known_to_both(holder: type[Holder]) -> None:
+    first = holder("wait", "cpu")
+    assert first.has_it()
+    with locks.hold(["cpu"], "off") as held:
+        assert "cpu was in use by another run" in held.shared()[0]
+    assert "another run measured on cpu at the same time" in first.leave(), "though it had ended before the first one did"
+
+
+def test_two_that_take_no_lock_know_of_each_other(holder: type[Holder]) -> None:
+    first = holder("off", "cpu")
+    assert first.has_it()
+    with locks.hold(["cpu"], "off") as held:
+        assert held.shared()
+    assert first.leave() != "[]"
+
+
+def test_a_device_that_was_shared_before_is_not_shared_now(holder: type[Holder]) -> None:
+    first = holder("off", "cpu")
+    assert first.has_it()
+    with locks.hold(["cpu"], "wait") as held:
+        assert held.shared(), "the other one is still there"
+    first.leave()
+    with locks.hold(["cpu"], "wait") as held:
+        assert held.shared() == []
+
+
+def test_an_accelerator_is_locked_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda:0 of a process that sees the second device only is not cuda:0 of the host."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert locks.device_key("cuda:1") == "cuda-5"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert locks.device_key("cuda:0") == "cuda-5"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert locks.device_key("cuda:1") == "cuda-1"
+    assert locks.device_key("cpu") == "cpu"
+
+
+def test_what_is_written_holds_no_secret(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["specbench", "method=amusd", "method.api_key=abc123def456"])
+    with locks.hold(["cpu"], "wait"):
+        text = (folder / "cpu.lock").read_text()
+    assert "method=amusd" in text
+    assert "abc123" not in text
+
+
+def test_one_writer_per_run_folder(tmp_path: Path) -> None:
+    with locks.hold_folder(tmp_path, "resume"):
+        code = f"from pathlib import Path; from specbench.locks import hold_folder\nwith hold_folder(Path({str(tmp_path)!r}), 'resume'): pass"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert "another process is at work in this folder" in done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_lock_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ConfigError, match="SPECBENCH_LOCKS"), locks.hold(["cpu"]):
+        pass
