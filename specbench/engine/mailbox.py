@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import synchronize
 from typing import Any, Protocol
@@ -71,6 +71,7 @@ class LocalSlot:
 
     def publish(self, sample: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
         old = self._state
+        assert keep <= len(old.tokens), f"keeps {keep} of {len(old.tokens)} tokens"
         self._state = Message(old.version + 1, sample, epoch, flag, 0, [*old.tokens[:keep], *tokens])
 
     def version(self) -> int:
@@ -129,6 +130,7 @@ class SharedSlot:
         cells = self._cells
         self._acquire()
         try:
+            assert keep <= cells[_LENGTH], f"keeps {keep} of {cells[_LENGTH]} tokens"
             if tokens:
                 self._tokens[keep:end] = tokens
             cells[_SAMPLE], cells[_EPOCH], cells[_LENGTH], cells[_FLAG] = sample, epoch, end, flag
@@ -225,7 +227,7 @@ class Mailbox:
                 slot.unlink()
 
 
-def sleep_until_news(slot: Slot, seen_version: int, check: Any, timeout_seconds: float) -> float:
+def sleep_until_news(slot: Slot, seen_version: int, check: Callable[[], None], timeout_seconds: float) -> float:
     """Wait for a change of `slot`, calling `check()` every 50 ms (it raises when the other side is gone).
 
     Returns the seconds waited. Raises PeerLost after `timeout_seconds` without news.

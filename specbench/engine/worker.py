@@ -2,23 +2,27 @@
 
 The child loads its model from a small picklable specification and runs a *program*: an object with `open(model)`,
 `prepare(order)` and `run()`, so that AMUSD's drafter, PEARL's and others share this file. Between samples the child sleeps at
-its pipe and costs nothing. Death in either direction is noticed: the child has a lifeline that closes with its parent, the parent
-looks at the child whenever it waits, and an error travels with its own text.
+its pipe and costs nothing. Death in either direction is noticed: the child has a lifeline that closes with its parent, the
+parent looks at the child whenever it waits, and an error travels with its own text.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from specbench.engine.placement import Placement
+from specbench.measure.clock import now
 from specbench.pair import ModelSpec
 
 
@@ -49,7 +53,10 @@ class Failure:
 
 
 class Worker:
-    """The parent's handle on one child process. Raises WorkerError from any call when the child is gone or failed."""
+    """The parent's handle on one child process. Raises WorkerError from any call when the child is gone or failed.
+
+    timeout_seconds: how long the child may be silent when an answer is due; it then counts as hung and is killed.
+    """
 
     def __init__(
         self,
@@ -62,7 +69,7 @@ class Worker:
         start_timeout_seconds: float = 600.0,
     ):
         self.role, self.timeout_seconds = role, timeout_seconds
-        self._closed = False
+        self._closed = self._running = False
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         lifeline, self._lifeline = context.Pipe(duplex=False)
@@ -72,10 +79,15 @@ class Worker:
             name=f"specbench-{role}",
             daemon=True,
         )
-        self._process.start()
-        child_pipe.close()
-        lifeline.close()
-        self._expect("ready", start_timeout_seconds)
+        try:
+            with _without_interrupts():
+                self._process.start()
+            child_pipe.close()
+            lifeline.close()
+            self._expect("ready", start_timeout_seconds)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int | None:
@@ -83,74 +95,118 @@ class Worker:
 
     def prepare(self, order: Any) -> None:
         """Hand over a sample and wait until the child is ready for it."""
+        if self._running:
+            self.result()  # of a sample that failed elsewhere
         self._send(("prepare", order))
         self._expect("prepared", self.timeout_seconds)
 
     def go(self) -> None:
         """Let the prepared sample run; returns at once."""
         self._send(("run", None))
+        self._running = True
 
     def result(self) -> Any:
         """Wait for the running sample's report."""
-        return self._expect("result", self.timeout_seconds)
+        report = self._expect("result", self.timeout_seconds)
+        self._running = False
+        return report
 
     def check(self) -> None:
-        """Raise WorkerError if the child is dead or has reported a failure; cheap, called while waiting."""
+        """Raise WorkerError if the child is dead or has reported a failure; cheap, called while waiting for its messages."""
+        if self._closed:
+            raise WorkerError(f"worker {self.role} was stopped")
         if self._pipe.poll(0):
-            self._receive("running")
+            word = self._receive()[0]
+            self._give_up(f"is out of step: it said {word} while the sample runs")
         if self._process.exitcode is not None:
             raise WorkerError(self._death())
+
+    def lost(self, why: str) -> NoReturn:
+        """Raise WorkerError for a child that no longer takes part: its own error if it has one, else it hangs and is killed."""
+        with contextlib.suppress(OSError):
+            self.check()
+        self._give_up(f"hangs and was killed: {why}")
+
+    def _give_up(self, what: str) -> NoReturn:
+        self.close()
+        raise WorkerError(f"worker {self.role} {what}")
 
     def _send(self, message: tuple[str, Any]) -> None:
         try:
             self._pipe.send(message)
-        except (BrokenPipeError, OSError):
+        except OSError:
             self.check()
+            self._process.join(1.0)
             raise WorkerError(self._death()) from None
 
     def _expect(self, word: str, timeout_seconds: float) -> Any:
-        waited = 0.0
-        while not self._pipe.poll(0.05 if waited else 0.0005):
+        if self._closed:
+            raise WorkerError(f"worker {self.role} was stopped")
+        deadline = now() + timeout_seconds
+        while not self._pipe.poll(0.05):
             if self._process.exitcode is not None and not self._pipe.poll(0):
                 raise WorkerError(self._death())
-            waited += 0.05
-            if waited > timeout_seconds:
-                self.close()
-                raise WorkerError(f"worker {self.role}: no answer ({word}) for {timeout_seconds:g} s; it hangs and was killed")
-        return self._receive(word)
+            if now() > deadline:
+                self._give_up(f"hangs and was killed: no answer ({word}) for {timeout_seconds:g} s (engine.timeout_seconds)")
+        kind, content = self._receive()
+        if kind != word:
+            self._give_up(f"is out of step: it said {kind} where {word} was due")
+        return content
 
-    def _receive(self, word: str) -> Any:
+    def _receive(self) -> tuple[str, Any]:
         try:
             kind, content = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             self._process.join(1.0)
             raise WorkerError(self._death()) from None
         if kind == "failure":
-            raise WorkerError(f"worker {self.role}: {content.kind}: {content.message}\n{content.trace}")
-        assert kind == word, f"worker {self.role} said {kind} where {word} was due"
-        return content
+            error = WorkerError(f"worker {self.role}: {content.kind}: {content.message}")
+            error.add_note(f"In the worker's process:\n{content.trace}")
+            raise error
+        return kind, content
 
     def _death(self) -> str:
         code = self._process.exitcode
-        if code is not None and code < 0:
+        if code is None:
+            return f"worker {self.role} closed its pipe"
+        if code < 0:
             name = signal.Signals(-code).name
             hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
             return f"worker {self.role} died of {name}{hint}"
         return f"worker {self.role} died with exit status {code}"
 
     def close(self) -> None:
-        """Stop the child: politely, then by force. Safe to call twice."""
+        """Stop the child: politely if it is listening, else by force. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
         with contextlib.suppress(OSError):
             self._pipe.send(("close", None))
         self._lifeline.close()
-        self._process.join(2.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join(5.0)
+        if self._process.pid is not None:
+            self._process.join(0.1 if self._running else 2.0)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join(5.0)
         self._pipe.close()
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """The child inherits a blocked SIGINT: Ctrl-C during its start would otherwise print its traceback over the parent's words.
+
+    Nothing is lost: an interrupt that comes in between reaches the parent at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Starting the tracker unblocks the signal as a side effect: it must be there before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _child_main(
@@ -164,6 +220,8 @@ def _child_main(
         from specbench.pair import load_model
 
         program.open(load_model(spec, vocab_size))
+        gc.collect()
+        gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
         pipe.send(("ready", None))
         while True:
             word, content = pipe.recv()
