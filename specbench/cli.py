@@ -82,6 +82,10 @@ def main() -> int:
 def run_job(cfg: DictConfig) -> None:
     """One run from Hydra's composed configuration; prints its summary. Raises RunFailed if the run did not succeed."""
     config = to_run_config(cfg)
+    if config.resume is not None:
+        from specbench.resume import adopt
+
+        config = adopt(config, HydraConfig.get().overrides.task)
     from specbench.run import run
 
     summary = run(config)

@@ -78,15 +78,23 @@ class Conversation:
 
 
 def warm_up_all(
-    conversation: Conversation, samples: Sequence[Sample], arms: Mapping[str, Arm], threads: int | None
+    conversation: Conversation,
+    samples: Sequence[Sample],
+    arms: Mapping[str, Arm],
+    threads: int | None,
+    earlier: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Warm each arm up on first turns outside the evaluated set; reports the thread counts tried and chosen."""
+    """Warm each arm up on first turns outside the evaluated set; reports the thread counts tried and chosen.
+
+    threads: the one count for all, None to choose by speed. earlier: by arm, what the run's first session chose.
+    """
     chosen: dict[str, Any] = {}
     for name, arm in arms.items():
         requests = [conversation.request(sample, conversation.turns(sample)[0], name) for sample in samples]
         requests = [request for request in requests if not conversation.too_long(request)]
         if requests:
-            chosen[name] = {"seconds_per_token_by_threads": warm_up(arm, requests, threads), "threads": arm.placement.threads}
+            tried = warm_up(arm, requests, (earlier or {}).get(name, threads))
+            chosen[name] = {"seconds_per_token_by_threads": tried, "threads": arm.placement.threads}
     return chosen
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specbench import data
+from specbench import data, resume
 from specbench.arms import Arm
 from specbench.checks import validate
 from specbench.console import final_table, use_colour
@@ -23,12 +23,13 @@ from specbench.engine.placement import Placement
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel, noise_key
 from specbench.engine.session import Session
+from specbench.locks import Held, hold
 from specbench.measure import provenance
 from specbench.measure.events import SampleRecord
 from specbench.measure.lossless import compare
 from specbench.measure.metrics import SampleKey
 from specbench.measure.noise import find_noise_floor
-from specbench.measure.store import RunStore, read_power, read_rounds, read_samples
+from specbench.measure.store import read_power, read_rounds, read_samples
 from specbench.measure.summary import build_summary
 from specbench.measure.timeline import build_trace
 from specbench.method import Method
@@ -45,7 +46,8 @@ from specbench.pair import (
 )
 from specbench.passes import Conversation, run_passes, warm_up_all
 from specbench.plugins import create_method
-from specbench.schema import RunConfig, as_dict
+from specbench.resume import Opened
+from specbench.schema import RunConfig
 
 
 @dataclass
@@ -62,32 +64,34 @@ class Prepared:
     context: int | None
 
 
-def run(config: RunConfig) -> dict[str, Any]:
-    """Do one run and return its summary. Raises ConfigError before anything ran, or what ended it (its folder then says so)."""
+def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dict[str, Any]:
+    """Do one run, or what is left of it, and return its summary. `on_open` is told the run folder as soon as there is one.
+
+    Raises ConfigError before anything ran, or what ended the run (its folder then says so).
+    """
     validate(config)
+    if (summary := resume.finished(config)) is not None:
+        print(f"specbench: {summary['run_folder']} is finished: nothing is measured again", file=sys.stderr)
+        return summary
     prepared = prepare(config)
     for warning in prepared.dataset.warnings:
         print(f"specbench: {warning}", file=sys.stderr)
-    with RunStore.create(config.runs_dir, config.method_name, prepared.dataset.name, as_dict(config)) as store:
+    method_name = config.baseline_name if config.measure.mode == "aa" else config.method_name
+    names = (method_name, config.baseline_name, prepared.dataset.name)
+    turns = {s.sample_id: data.turns_to_generate(s, config.data.history) for s in prepared.samples}
+    with (
+        hold(devices(prepared.pair), config.device_lock) as held,
+        resume.open_run(config, names, run_facts(prepared), turns) as opened,
+    ):
+        if on_open is not None:
+            on_open(opened.store.folder)
         try:
-            names = {"method": config.method_name, "baseline": config.baseline_name}
-            if config.measure.mode == "aa":
-                names["method"] = names["baseline"]
-            store.write_run(
-                {
-                    **names,
-                    "pair": pair_facts(prepared.pair),
-                    "data": data_facts(prepared),
-                    "warnings": list(prepared.dataset.warnings),
-                    "provenance": provenance.collect(),
-                }
-            )
-            summary = measure(config, prepared, store)
+            summary = measure(config, prepared, opened, held)
         except KeyboardInterrupt:
-            store.set_status("interrupted")
+            opened.store.set_status("interrupted")
             raise
         except BaseException as error:
-            store.set_status("failed", error=f"{type(error).__name__}: {error}")
+            opened.store.set_status("failed", error=f"{type(error).__name__}: {error}")
             raise
     print(final_table(summary, use_colour(sys.stderr)), file=sys.stderr)
     return summary
@@ -121,8 +125,9 @@ def create_arms(config: RunConfig) -> dict[str, Method]:
     return {"method": method} if config.method == config.baseline else {"method": method, "baseline": baseline}
 
 
-def measure(config: RunConfig, prepared: Prepared, store: RunStore) -> dict[str, Any]:
+def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -> dict[str, Any]:
     """Load, warm up, run all passes, judge, summarise. The store's status is success afterwards."""
+    store = opened.store
     try:
         runtime = load(config, prepared)
         arms: dict[str, Arm] = {}
@@ -130,11 +135,11 @@ def measure(config: RunConfig, prepared: Prepared, store: RunStore) -> dict[str,
             method.open(runtime)
             arms[name] = Arm(name, method, runtime.device, method.placement or Placement((), 1))
         conversation = Conversation(config, prepared.tokenizer, runtime, prepared.context)
-        chosen = warm_up_all(conversation, prepared.warmup, arms, config.engine.threads)
-        store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), "warmup": chosen})
+        chosen = warm_up_all(conversation, prepared.warmup, arms, config.engine.threads, opened.threads)
+        store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), **opened.warmup_facts(chosen)})
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
-        run_passes(conversation, prepared.samples, arms, store)
+        run_passes(conversation, prepared.samples, arms, store, opened.finished, opened.session)
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
         lossless = judge_output(prepared, runtime, samples)
         longest = max((len(r.prompt_ids) for r in samples), default=0) + config.decoding.max_new_tokens
@@ -157,7 +162,7 @@ def measure(config: RunConfig, prepared: Prepared, store: RunStore) -> dict[str,
         lossless=lossless,
         energy=energy,
         memory=memory,
-        warnings=warnings,
+        warnings=[*warnings, *held.shared()],
         noise_floor=find_noise_floor(config.runs_dir, store.run),
     )
     store.write_summary(summary)
@@ -179,6 +184,11 @@ def starts(samples: Sequence[SampleRecord]) -> dict[SampleKey, float]:
 def spans(samples: Sequence[SampleRecord]) -> dict[SampleKey, list[tuple[float, float, str]]]:
     """What the workers did during each sample, on its own clock."""
     return {record.key: [(a, b, str(name)) for a, b, name in record.spans] for record in samples if record.spans}
+
+
+def devices(pair: PairSpec) -> set[str]:
+    """The torch devices that the run computes on."""
+    return {pair.target.device} | ({pair.draft.device} if pair.draft is not None else set())
 
 
 def num_devices(prepared: Prepared) -> int:
@@ -232,6 +242,16 @@ def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleR
 
     report = compare(samples, claim=method.claim(law), dtype=str(runtime.target.dtype), gap_of=gap_of, refuse=refuse)
     return report.as_dict()
+
+
+def run_facts(prepared: Prepared) -> dict[str, Any]:
+    """What run.json says about the run beside its options."""
+    return {
+        "pair": pair_facts(prepared.pair),
+        "data": data_facts(prepared),
+        "warnings": list(prepared.dataset.warnings),
+        "provenance": provenance.collect(),
+    }
 
 
 def data_facts(prepared: Prepared) -> dict[str, Any]:
