@@ -1,0 +1,287 @@
+"""The mailbox: shared memory means what plain memory means, nothing is torn, no wake-up is lost, nobody spins."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import mailbox_peers
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specbench.engine.mailbox import DONE, LocalSlot, Mailbox, PeerLost, SharedSlot, sleep_until_news
+
+CAPACITY = 24
+SPAWN = multiprocessing.get_context("spawn")
+
+
+# ------------------------------------------------------------------------------------------------ meaning
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[Any, ...]]:
+    """Publishes that grow, cut and overwrite, and reads from cursors that may lie behind the end."""
+    operations: list[tuple[Any, ...]] = []
+    length = 0
+    for _ in range(draw(st.integers(1, 12))):
+        if draw(st.booleans()):
+            keep = draw(st.integers(0, length))
+            tokens = draw(st.lists(st.integers(0, 2**60), max_size=CAPACITY - keep))
+            operations.append(
+                ("publish", draw(st.integers(0, 3)), draw(st.integers(0, 9)), keep, tokens, draw(st.integers(0, 9)))
+            )
+            length = keep + len(tokens)
+        else:
+            operations.append(("read", draw(st.integers(0, CAPACITY + 3))))
+    return operations
+
+
+SHARED = SharedSlot(CAPACITY)
+
+
+@settings(max_examples=200, deadline=None)
+@given(histories())
+def test_shared_means_what_local_means(operations: list[tuple[Any, ...]]) -> None:
+    local, shared = LocalSlot(), SHARED
+    shared.publish(-1, 0, 0, [])
+    offset = shared.version()
+    for name, *arguments in operations:
+        results = []
+        for slot in (local, shared):
+            if name == "publish":
+                sample, epoch, keep, tokens, flag = arguments
+                slot.publish(sample, epoch, keep, tokens, flag=flag)
+            message = slot.read(0 if name == "publish" else arguments[0])
+            base = offset if slot is shared else 0
+            assert slot.version() == message.version
+            assert slot.wait(message.version - 1, 0.0) and message.length == message.start + len(message.tokens)
+            results.append((message.version - base, message.sample, message.epoch, message.flag, message.start, message.tokens))
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("slot", [LocalSlot(), SharedSlot(8)], ids=["local", "shared"])
+def test_a_cursor_reads_only_what_is_new(slot: Any) -> None:
+    slot.publish(1, 0, 0, [10, 11, 12])
+    slot.publish(1, 0, 3, [13])
+    assert slot.read(3).tokens == [13]
+    assert slot.read(3).start == 3
+    slot.publish(1, 1, 2, [22, 23])  # cut at 2 and overwritten
+    assert slot.read(0).tokens == [10, 11, 22, 23]
+    slot.publish(1, 2, 1, [])  # cut only
+    message = slot.read(4)
+    assert (message.start, message.tokens, message.length) == (1, [], 1)
+    slot.publish(2, 0, 0, [7])
+    assert slot.read(0).tokens == [7]
+
+
+@pytest.mark.parametrize("slot", [LocalSlot(), SharedSlot(8)], ids=["local", "shared"])
+def test_a_gap_is_refused(slot: Any) -> None:
+    """Keeping more than there is would pass on whatever an earlier sample left there."""
+    slot.publish(1, 0, 0, [1, 2, 3])
+    slot.publish(1, 0, 1, [])
+    with pytest.raises(AssertionError, match="keeps 2 of 1"):
+        slot.publish(1, 0, 2, [5])
+    slot.publish(1, 0, 1, [9])  # and the slot is as usable as before
+    assert slot.read(0).tokens == [1, 9]
+
+
+def test_more_than_the_capacity_is_refused_and_the_lock_is_free() -> None:
+    slot = SharedSlot(4)
+    slot.publish(1, 0, 0, [1, 2, 3, 4])
+    with pytest.raises(AssertionError, match="mailbox of 4 tokens asked for 5"):
+        slot.publish(1, 0, 4, [5])
+    assert slot.read(0).tokens == [1, 2, 3, 4]
+
+
+def test_it_is_as_large_as_it_says_and_stays_so() -> None:
+    box = Mailbox.shared(100)
+    before = box.nbytes
+    assert 2 * 100 * 8 <= before <= 2 * 100 * 8 + 256
+    for number in range(500):
+        box.drafts.publish(number, 0, 0, list(range(number % 100)))
+    assert box.nbytes == before
+    assert Mailbox.local().nbytes == 0
+
+
+# ------------------------------------------------------------------------------------------------ sleeping and waking
+def test_waiting_ends_with_news_and_with_the_time() -> None:
+    slot = SharedSlot(4)
+    seen = slot.version()
+    assert not slot.wait(seen, 0.02)
+    timer = threading.Timer(0.1, slot.publish, (1, 0, 0, [1]))
+    timer.start()
+    assert slot.wait(seen, 30.0)
+    timer.join()
+    assert slot.wait(seen, 0.0), "news that came before the wait"
+
+
+def test_rings_do_not_pile_up() -> None:
+    """A reader that looks by itself leaves no ring behind that would end a later sleep."""
+    slot = SharedSlot(4)
+    for number in range(200):
+        slot.publish(number, 0, 0, [])
+    assert not slot.wait(slot.version(), 0.0)
+    assert not slot._bell.acquire(block=False)
+    start = time.perf_counter()
+    assert not slot.wait(slot.version(), 0.05)
+    assert time.perf_counter() - start >= 0.04, "it did not sleep"
+
+
+def cpu_of_waiting(slot: SharedSlot) -> float:
+    before = time.thread_time()
+    for _ in range(10):
+        slot.wait(slot.version(), 0.05)
+    return time.thread_time() - before
+
+
+def test_a_sleeping_reader_burns_no_cpu() -> None:
+    assert cpu_of_waiting(SharedSlot(4)) < 0.02
+
+
+def test_a_spinning_reader_would_be_seen() -> None:
+    slot = SharedSlot(4)
+    slot.SPIN_SECONDS = 0.05  # type: ignore[misc]
+    assert cpu_of_waiting(slot) > 0.02
+
+
+def test_sleep_until_news_asks_after_the_peer_and_gives_up() -> None:
+    slot, asked = SharedSlot(4), []
+    with pytest.raises(PeerLost, match=r"no news from the other process for 0\.2 s"):
+        sleep_until_news(slot, slot.version(), lambda: asked.append(1), 0.2)
+    assert len(asked) >= 2
+
+    def gone() -> None:
+        raise RuntimeError("died of old age")
+
+    with pytest.raises(RuntimeError, match="old age"):
+        sleep_until_news(slot, slot.version(), gone, 60.0)
+    seen = slot.version()
+    slot.publish(1, 0, 0, [])
+    assert sleep_until_news(slot, seen, gone, 60.0) < 1.0, "with news there is no question"
+
+
+# ------------------------------------------------------------------------------------------------ two processes
+def test_two_processes_never_read_a_torn_message() -> None:
+    count, longest = 3000, 40
+    slot = SharedSlot(longest)
+    child = SPAWN.Process(target=mailbox_peers.hammer, args=(slot, count, longest), daemon=True)
+    child.start()
+    reads, epochs, rng = 0, [0], random.Random(3)
+    while True:
+        message = slot.read(0)
+        if message.sample >= 0 and message.tokens:
+            *body, sign = message.tokens
+            assert sign == mailbox_peers.checksum(body, message.epoch), "torn"
+            assert message.version >= epochs[-1]
+            epochs.append(message.epoch)
+            reads += 1
+        if message.flag == DONE:
+            break
+        slot.wait(message.version, 1.0)
+        if rng.random() < 0.05:
+            time.sleep(1e-4)
+        assert child.is_alive() or slot.read(0).flag == DONE, "the writer died"
+    child.join(10)
+    assert child.exitcode == 0
+    assert epochs == sorted(epochs)
+    assert reads > 100 and len(set(epochs)) > 100, "the two hardly met"
+
+
+def test_a_checksum_sees_a_mixture() -> None:
+    """The twin: half of one message and half of another do not add up."""
+    one, two = mailbox_peers.signed(1, 20), mailbox_peers.signed(2, 20)
+    for cut in range(1, 20):
+        *body, sign = [*one[:cut], *two[cut:]]
+        assert sign != mailbox_peers.checksum(body, 1) or cut == 19
+        assert sign != mailbox_peers.checksum(body, 2)
+
+
+def test_no_wake_up_is_lost_between_two_processes() -> None:
+    """Two thousand times there and back, both sides asleep by turns: a lost ring would leave one asleep beside its news."""
+    there, back = SharedSlot(8), SharedSlot(8)
+    back.SPIN_SECONDS = 0.0  # type: ignore[misc]
+    child = SPAWN.Process(target=mailbox_peers.echo, args=(there, back, 0.0), daemon=True)
+    child.start()
+    rng = random.Random(4)
+    try:
+        for number in range(1, 2001):
+            if number == 1000:
+                back.SPIN_SECONDS = SharedSlot.SPIN_SECONDS  # type: ignore[misc]
+            seen = back.version()
+            there.publish(0, number, 0, [number])
+            if rng.random() < 0.3:
+                time.sleep(rng.random() * 2e-4)
+            assert mailbox_peers.woken(back, seen, 20.0), f"message {number}: asleep although there was an answer"
+            message = back.read(0)
+            assert (message.epoch, message.tokens) == (number, [number])
+    finally:
+        there.publish(0, 0, 0, [], flag=DONE)
+        child.join(10)
+    assert child.exitcode == 0
+
+
+def test_a_lost_ring_would_be_seen() -> None:
+    """The twin: a writer that forgets to ring leaves the reader asleep until its time is up."""
+    slot = SharedSlot(8)
+    slot.SPIN_SECONDS = 0.0  # type: ignore[misc]
+    writer = copy.copy(slot)
+    writer._bell = SPAWN.Semaphore(0)  # nobody sleeps at this one
+    writer.__setstate__(writer.__getstate__())
+    seen = slot.version()
+    timer = threading.Timer(0.05, writer.publish, (1, 0, 0, [1]))
+    timer.start()
+    assert not mailbox_peers.woken(slot, seen, 0.3)
+    timer.join()
+    assert slot.version() != seen
+
+
+def test_a_peer_that_died_with_the_lock_is_reported() -> None:
+    slot = SharedSlot(4)
+    slot.LOCK_SECONDS = 0.2  # type: ignore[misc]
+    child = SPAWN.Process(target=mailbox_peers.take_and_die, args=(slot,), daemon=True)
+    child.start()
+    child.join(30)
+    assert child.exitcode == 9
+    for use in (lambda: slot.read(0), lambda: slot.publish(1, 0, 0, [])):
+        with pytest.raises(PeerLost, match=r"held the mailbox for 0\.2 s"):
+            use()
+
+
+# ------------------------------------------------------------------------------------------------ nothing left behind
+def semaphores() -> set[str]:
+    return {entry.name for entry in Path("/dev/shm").glob("sem.mp-*")}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="named semaphores are no files here")
+def test_unlink_leaves_no_name_and_a_usable_mailbox() -> None:
+    before = semaphores()
+    box = Mailbox.shared(8)
+    mine = {
+        f"sem{slot_part._semlock.name.replace('/', '.')}"
+        for slot in (box.verdicts, box.drafts)
+        for slot_part in primitives(slot)
+    }
+    assert mine <= semaphores() - before and len(mine) == 4
+    box.unlink()
+    assert not mine & semaphores()
+    box.unlink()  # twice is harmless
+    box.drafts.publish(1, 0, 0, [1, 2])
+    assert box.drafts.read(1).tokens == [2]
+    assert not box.drafts.wait(box.drafts.version(), 0.0)
+
+
+def primitives(slot: Any) -> tuple[Any, Any]:
+    return slot._lock, slot._bell
+
+
+def test_the_mailbox_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, specbench.engine.mailbox; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False).returncode == 0
