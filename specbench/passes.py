@@ -23,7 +23,10 @@ from specbench.schema import RunConfig
 
 
 class Conversation:
-    """Turns samples into requests, remembering the answers of repeat 0 that later turns and repeats build on."""
+    """Turns samples into requests, remembering the answers that later turns and repeats build on.
+
+    The first answer to a turn counts: repeat 0's, or a later one's where that failed.
+    """
 
     def __init__(self, config: RunConfig, tokenizer: Any, runtime: Runtime, context: int | None):
         self.config, self.tokenizer, self.runtime, self.context = config, tokenizer, runtime, context
@@ -112,7 +115,7 @@ def run_passes(
     """
     measure, done = conversation.config.measure, finished or {}
     for record in sorted(done.values(), key=lambda record: (record.repeat, record.turn)):
-        if record.repeat == 0 and record.error is None:
+        if record.decode_seconds is not None:
             conversation.remember(record, len(arms) == 1)
     order = 1 + max((record.order for record in done.values()), default=-1)
     total = measure.repeats * len(arms) * sum(len(conversation.turns(sample)) for sample in samples)
@@ -144,7 +147,7 @@ def run_passes(
                         store.append(record, rounds)
                         progress.sample(record)
                         records.append(record)
-                        if repeat == 0 and record.decode_seconds is not None:
+                        if record.decode_seconds is not None:
                             conversation.remember(record, len(arms) == 1)
                     if any(record.decode_seconds is None for record in records):
                         break  # a later turn would need this one's answers: the conversation is over

@@ -29,7 +29,7 @@ from specbench.methods.speculative import Speculative
 VOCAB, PROMPT = 6, (1, 4)
 LENGTH, TOKENS = 2, 6  # drafts per round; the prefill's token, a full round of three, and two more
 LAWS = {"T=1": SamplingLaw(1.0), "T=0.7 top-p 0.9": SamplingLaw(0.7, top_p=0.9)}
-SAMPLES, FEWER = 1200, 600
+SAMPLES, FEWER = 1000, 500
 FITS, FAILS = 1e-3, 1e-6  # p-values: above the first a law counts as kept, below the second as broken
 
 

@@ -1,0 +1,436 @@
+"""The whole run: configuration in, run folder and summary out, on the built-in pair and the stand-in data.
+
+What goes wrong is part of it: failing samples, prompts that do not fit, an exception, Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import specbench.passes as passes
+import specbench.run as run_module
+from specbench import data
+from specbench.engine.runtime import Outcome, Request
+from specbench.measure import store
+from specbench.measure.events import SampleRecord
+from specbench.measure.store import read_rounds, read_run, read_samples, read_summary
+from specbench.methods.autoregressive import Autoregressive
+from specbench.methods.speculative import Speculative
+from specbench.pair import load_model, load_tokenizer, specify
+from specbench.run import run
+from specbench.schema import (
+    ConfigError,
+    DataConfig,
+    DecodingConfig,
+    EngineConfig,
+    MeasureConfig,
+    PairConfig,
+    RunConfig,
+)
+
+AR = {"_target_": "specbench.methods.autoregressive.Autoregressive", "draft_length": None}
+SD = {"_target_": "specbench.methods.speculative.Speculative", "draft_length": 3}
+# The keys that the documentation promises; each holds a number (or a structure) or null with the reason beside it.
+PROMISED = [
+    *("run_folder", "status", "method", "baseline", "pair", "data", "device", "num_rounds", "decode_tokens"),
+    *("decode_tokens_per_second", "baseline_decode_tokens_per_second", "speedup", "emitted_per_round", "accepted_per_round"),
+    *("acceptance_rate", "acceptance_by_position", "rollbacks", "num_discarded", "stale_rounds", "seconds"),
+    *("concurrent_seconds", "lossless", "energy", "memory_peak_bytes", "warnings"),
+]
+PROMISED_INSIDE = {
+    "pair": ["target", "draft"],
+    "data": ["name", "source", "num_samples"],
+    "speedup": ["ratio_of_totals", "geomean", "ci95", "end_to_end"],
+    "seconds": ["draft", "verify", "wait", "other"],
+    "lossless": ["claim", "verdict", "identical", "compared", "first_divergence"],
+    "energy": ["source", "joules_per_token", "baseline_joules_per_token"],
+}
+
+
+@pytest.fixture(autouse=True)
+def models_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in models, shared by the tests of this file: a run never changes one."""
+
+    def load(spec: Any, vocab_size: int | None = None) -> Any:
+        if spec not in LOADED:
+            LOADED[spec] = load_model(spec, vocab_size)
+        return LOADED[spec]
+
+    monkeypatch.setattr(run_module, "load_model", load)
+
+
+LOADED: dict[Any, Any] = {}
+
+
+def configured(folder: Path, method: Mapping[str, Any] = SD, baseline: Mapping[str, Any] = AR, **changes: Any) -> RunConfig:
+    """A small run; changes are given as section__option=value."""
+    config = RunConfig(
+        pair=PairConfig(
+            name="builtin", target="builtin:target", draft="builtin:draft", target_device="cpu", draft_device="cpu"
+        ),
+        data=DataConfig(name="humaneval", source="standin", limit=2),
+        decoding=DecodingConfig(max_new_tokens=16),
+        measure=MeasureConfig(repeats=1, warmup=1, power="off"),
+        engine=EngineConfig(threads=1),
+        method=dict(method),
+        baseline=dict(baseline),
+        method_name=method["_target_"].split(".")[2],
+        baseline_name=baseline["_target_"].split(".")[2],
+        runs_dir=str(folder / "runs"),
+        device_lock="off",
+    )
+    for name, value in changes.items():
+        section, _, option = name.partition("__")
+        setattr(getattr(config, section), option, value)
+    return config
+
+
+def only_folder(folder: Path) -> Path:
+    (found,) = [path.parent for path in (folder / "runs").rglob("run.json")]
+    return found
+
+
+def by_arm(records: list[SampleRecord], arm: str) -> list[SampleRecord]:
+    return [record for record in records if record.arm == arm]
+
+
+@contextlib.contextmanager
+def decoding_with(method: type, change: Any) -> Iterator[None]:
+    """`change(real, self, request)` instead of a method's `decode`."""
+    real = method.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "decode", lambda self, request: change(real, self, request), raising=False)
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------- what a run leaves behind
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("finished")
+    summary = run(configured(folder, measure__repeats=2, measure__trace=True, data__limit=3))
+    return summary, only_folder(folder)
+
+
+def test_the_summary_holds_every_promised_key(finished: Any) -> None:
+    summary, folder = finished
+    for key in PROMISED:
+        assert key in summary, key
+        assert summary[key] is not None or summary[f"{key}_why"], key
+    for key, inside in PROMISED_INSIDE.items():
+        if summary[key] is not None:
+            for name in inside:
+                assert name in summary[key], f"{key}.{name}"
+    assert read_summary(folder) == json.loads(json.dumps(summary))
+    assert summary["run_folder"] == str(folder)
+
+
+def test_the_summary_says_what_was_run(finished: Any) -> None:
+    summary, _ = finished
+    assert (summary["status"], summary["method"], summary["baseline"]) == ("success", "speculative", "autoregressive")
+    assert summary["data"]["name"] == "humaneval-standin" and summary["data"]["num_samples"] == 3
+    assert summary["pair"]["target"]["name"] == "builtin:target" and summary["pair"]["draft"]["name"] == "builtin:draft"
+    assert any("stand-in" in warning for warning in summary["warnings"])
+    assert summary["lossless"]["verdict"] == "identical" and summary["lossless"]["compared"] == 6
+    assert summary["lossless"]["claim"] == "greedy-exact"
+    assert summary["energy"]["joules_per_token"] is None and summary["energy"]["joules_per_token_why"]
+
+
+def test_the_run_folder_holds_its_files(finished: Any) -> None:
+    _, folder = finished
+    assert {path.name for path in folder.iterdir()} >= {
+        "run.json",
+        "samples.jsonl",
+        "rounds.jsonl",
+        "summary.json",
+        "trace.json",
+    }
+    told = read_run(folder)
+    assert told["status"] == "success" and told["format_version"] == 1
+    assert told["config"]["decoding"]["max_new_tokens"] == 16 and told["provenance"]
+    assert set(told["warmup"]) == {"method", "baseline"} and told["device"] == "cpu"
+    assert len(told["pair"]["target"]["sha256"]) == 64
+
+
+def test_figures_follow_from_the_records(finished: Any) -> None:
+    summary, folder = finished
+    samples, rounds = read_samples(folder), read_rounds(folder)
+    assert len(samples) == 3 * 2 * 2 and len({record.key for record in samples}) == len(samples)
+    own = by_arm(samples, "method")
+    assert summary["decode_tokens"] == sum(len(record.output_ids) - 1 for record in own)
+    emitted = [n for record in own for n in rounds[record.key]["num_emitted"]]
+    accepted = [n for record in own for n in rounds[record.key]["num_accepted"]]
+    assert summary["num_rounds"] == len(emitted) and summary["emitted_per_round"] == pytest.approx(sum(emitted) / len(emitted))
+    assert summary["accepted_per_round"] == pytest.approx(sum(accepted) / len(accepted))
+    for record in samples:
+        columns = rounds[record.key]
+        assert sum(columns["num_emitted"]) + 1 == len(record.output_ids) <= 16
+        assert record.num_rounds == len(columns["t_start"]) and record.threads == 1
+    seconds = summary["seconds"]
+    whole = sum(record.decode_seconds or 0.0 for record in own)
+    assert sum(seconds[part] for part in ("draft", "verify", "wait", "other")) == pytest.approx(whole, rel=0.01)
+
+
+def test_both_arms_saw_the_same_prompts_and_each_arm_repeats_itself(finished: Any) -> None:
+    _, folder = finished
+    found: dict[tuple[str, int], set[Any]] = {}
+    for record in read_samples(folder):
+        found.setdefault((record.sample_id, record.turn), set()).add((record.prompt_ids, record.output_ids))
+    assert len(found) == 3 and all(len(versions) == 1 for versions in found.values())
+
+
+def test_warm_up_prompts_are_not_measured(finished: Any) -> None:
+    _, folder = finished
+    config = configured(folder).data
+    everything = data.load(config)
+    evaluated = data.select(everything, DataConfig(**{**vars(config), "limit": 3}))
+    assert {record.sample_id for record in read_samples(folder)} == {sample.sample_id for sample in evaluated}
+    warm = data.warmup_samples(everything, evaluated, 1, config)
+    assert warm and not {sample.sample_id for sample in warm} & {sample.sample_id for sample in evaluated}
+
+
+# ------------------------------------------------------------------------------------------------------------- interleaving
+def orders(folder: Path) -> list[tuple[str, int, str]]:
+    return [(r.sample_id, r.repeat, r.arm) for r in sorted(read_samples(folder), key=lambda record: record.order)]
+
+
+def test_arms_alternate_within_each_prompt_in_seeded_order(tmp_path: Path) -> None:
+    found = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        config = configured(tmp_path / name, measure__seed=seed, measure__repeats=2, data__limit=3, decoding__max_new_tokens=2)
+        run(config)
+        found[name] = orders(only_folder(tmp_path / name))
+    assert found["a"] == found["b"] != found["c"]
+    for sequence in found.values():
+        couples = [sequence[i : i + 2] for i in range(0, len(sequence), 2)]
+        for (sample, repeat, arm), (other_sample, other_repeat, other_arm) in couples:
+            assert (sample, repeat) == (other_sample, other_repeat) and {arm, other_arm} == {"method", "baseline"}
+        assert len({couple[0][2] for couple in couples}) == 2  # not always the same arm first
+
+
+# ------------------------------------------------------------------------------------------------------ one arm, and A/A runs
+def test_the_baseline_alone_has_no_speedup_and_says_why(tmp_path: Path) -> None:
+    summary = run(configured(tmp_path, method=AR, data__limit=1))
+    assert summary["status"] == "success" and summary["speedup"] is None and "baseline itself" in summary["speedup_why"]
+    assert summary["decode_tokens_per_second"] > 0 and summary["baseline_decode_tokens_per_second"] is None
+    assert {record.arm for record in read_samples(only_folder(tmp_path))} == {"method"}
+    assert summary["pair"]["draft"] is None  # nobody asked for one
+
+
+def test_the_same_method_with_other_options_is_no_baseline_of_itself(tmp_path: Path) -> None:
+    summary = run(configured(tmp_path, baseline={**SD, "draft_length": 1}, data__limit=1))
+    assert {record.arm for record in read_samples(only_folder(tmp_path))} == {"method", "baseline"}
+    assert summary["lossless"]["verdict"] == "identical"
+
+
+def test_an_aa_run_measures_the_baseline_twice(tmp_path: Path) -> None:
+    summary = run(configured(tmp_path, measure__mode="aa", data__limit=2))
+    assert summary["method"] == summary["baseline"] == "autoregressive"
+    assert summary["speedup"]["ratio_of_totals"] > 0 and summary["lossless"]["verdict"] == "identical"
+    records = read_samples(only_folder(tmp_path))
+    assert {record.arm for record in records} == {"method", "baseline"}
+    assert all(record.num_rounds == record.num_emitted for record in records)  # nobody drafts
+
+
+# --------------------------------------------------------------------------------------------------------- conversations
+def prompts_of(folder: Path) -> dict[tuple[str, int, str], str]:
+    words = load_tokenizer(specify(PairConfig(target="builtin:target")).target)
+    return {(r.sample_id, r.turn, r.arm): words.decode(r.prompt_ids) for r in read_samples(folder)}
+
+
+def replies_of(folder: Path) -> dict[tuple[str, int, str], str]:
+    words = load_tokenizer(specify(PairConfig(target="builtin:target")).target)
+    return {
+        (r.sample_id, r.turn, r.arm): words.decode(r.output_ids, skip_special_tokens=True)
+        for r in read_samples(folder)
+        if r.repeat == 0
+    }
+
+
+@pytest.mark.parametrize("history", ["baseline", "own"])
+def test_the_second_turn_follows_the_answers_that_were_asked_for(tmp_path: Path, history: str) -> None:
+    """The method is made to answer otherwise than the baseline: only then does it show whose answer stands in the prompt."""
+
+    def stubborn(real: Any, self: Any, request: Request) -> Outcome:
+        outcome = real(self, request)
+        outcome.output_ids = [300] * len(outcome.output_ids)
+        return outcome
+
+    changes = {"data__name": "mt_bench", "data__history": history, "measure__repeats": 2, "measure__warmup": 0}
+    with decoding_with(Speculative, stubborn):
+        summary = run(configured(tmp_path, data__limit=1, decoding__max_new_tokens=8, **changes))
+    folder = only_folder(tmp_path)
+    records = read_samples(folder)
+    assert [(r.turn, r.repeat) for r in by_arm(records, "baseline")] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    prompts, replies = prompts_of(folder), replies_of(folder)
+    (sample_id,) = {record.sample_id for record in records}
+    assert replies[sample_id, 0, "method"] != replies[sample_id, 0, "baseline"]
+    for arm in ("method", "baseline"):
+        whose = arm if history == "own" else "baseline"
+        assert replies[sample_id, 0, whose] in prompts[sample_id, 1, arm]
+        assert prompts[sample_id, 1, arm].startswith(prompts[sample_id, 0, arm])
+    assert summary["lossless"]["verdict"] == "different"  # and the verdict is not fooled
+
+
+def test_dataset_history_generates_the_last_reply_only(tmp_path: Path) -> None:
+    changes = {"data__name": "refactorchat", "data__history": "dataset", "data__limit": 1, "measure__warmup": 0}
+    run(configured(tmp_path, pair__target_dtype="auto", decoding__max_new_tokens=4, **changes))
+    folder = only_folder(tmp_path)
+    sample = data.select(
+        data.load(DataConfig(name="refactorchat", source="standin")), DataConfig(name="refactorchat", limit=1)
+    )[0]
+    records = read_samples(folder)
+    assert {(record.sample_id, record.turn) for record in records} == {(sample.sample_id, len(sample.turns) - 1)}
+    for prompt in prompts_of(folder).values():
+        assert all(turn.reference in prompt for turn in sample.turns[:-1] if turn.reference)
+        assert sample.turns[-1].user in prompt
+
+
+# ------------------------------------------------------------------------------------------------------ what can go wrong
+def test_a_failing_sample_is_recorded_and_the_run_goes_on(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def failing(real: Any, self: Any, request: Request) -> Outcome:
+        calls.append(request.sample_id)
+        if len(calls) == 3:  # two of the warm-up, then the first sample
+            self.draft.feed([1, 2, 3])  # in the middle of something
+            raise RuntimeError("the draft fell over")
+        return real(self, request)
+
+    with decoding_with(Speculative, failing):
+        summary = run(configured(tmp_path, data__limit=3))
+    failed = [record for record in read_samples(only_folder(tmp_path)) if record.error]
+    assert len(failed) == 1 and failed[0].finish_reason == "error" and failed[0].arm == "method"
+    assert "RuntimeError: the draft fell over (at failing, line" in (failed[0].error or "")
+    assert failed[0].decode_seconds is None and failed[0].num_emitted is None and failed[0].output_ids == ()
+    assert summary["status"] == "success" and summary["num_failed"] == 1 and summary["data"]["num_samples"] == 3
+    lossless = summary["lossless"]
+    assert (lossless["identical"], lossless["compared"], lossless["verdict"]) == (2, 2, "identical")
+    assert any("1 samples failed" in warning and "fell over" in warning for warning in summary["warnings"])
+
+
+def test_a_conversation_that_failed_once_is_had_in_the_next_repeat(tmp_path: Path) -> None:
+    calls: list[Request] = []
+
+    def failing(real: Any, self: Any, request: Request) -> Outcome:
+        calls.append(request)
+        if len(calls) == 1:
+            raise RuntimeError("once")
+        return real(self, request)
+
+    changes = {"data__name": "mt_bench", "data__limit": 1, "measure__repeats": 2, "measure__warmup": 0}
+    with decoding_with(Autoregressive, failing):
+        summary = run(configured(tmp_path, decoding__max_new_tokens=8, **changes))
+    folder = only_folder(tmp_path)
+    done = {(r.turn, r.repeat) for r in read_samples(folder) if r.arm == "baseline" and r.error is None}
+    assert done == {(0, 1), (1, 1)} and summary["status"] == "success"
+    (sample_id,) = {record.sample_id for record in read_samples(folder)}
+    words = load_tokenizer(specify(PairConfig(target="builtin:target")).target)
+    answer = next(r for r in read_samples(folder) if (r.turn, r.repeat, r.arm) == (0, 1, "baseline"))
+    assert words.decode(answer.output_ids, skip_special_tokens=True) in prompts_of(folder)[sample_id, 1, "method"]
+
+
+def test_a_run_without_any_finished_sample_has_failed(tmp_path: Path) -> None:
+    def failing(real: Any, self: Any, request: Request) -> Outcome:
+        raise RuntimeError("never works")
+
+    with decoding_with(Speculative, failing), decoding_with(Autoregressive, failing):
+        summary = run(configured(tmp_path, measure__warmup=0, data__limit=1))
+    assert summary["status"] == "failed" == read_run(only_folder(tmp_path))["status"]
+    assert summary["decode_tokens_per_second"] is None and summary["speedup"] is None and summary["num_failed"] == 2
+
+
+def test_prompts_that_do_not_fit_are_recorded_as_such(tmp_path: Path) -> None:
+    config = configured(tmp_path, data__limit=4)
+    words = load_tokenizer(specify(config.pair).target)
+    samples = data.select(data.load(config.data), config.data)
+    lengths = sorted(len(data.render(sample, 0, (), words, "auto")) for sample in samples)
+    config.data.max_prompt_tokens = lengths[1]
+    config.measure.warmup = 0
+    summary = run(config)
+    records = read_samples(only_folder(tmp_path))
+    long = [record for record in records if record.finish_reason == "prompt_too_long"]
+    assert len(long) == 2 * sum(length > lengths[1] for length in lengths) > 0 and len(records) == 8
+    assert all(record.error is None and record.decode_seconds is None and record.output_ids == () for record in long)
+    assert summary["num_prompt_too_long"] == len(long) and summary["num_failed"] == 0 and summary["status"] == "success"
+
+
+def test_a_run_that_raises_says_so_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(passes, "Progress", broken)
+    with pytest.raises(OSError, match="no space left"):
+        run(configured(tmp_path, measure__warmup=0, data__limit=1))
+    told = read_run(only_folder(tmp_path))
+    assert told["status"] == "failed" and told["error"] == "OSError: no space left"
+    assert not (only_folder(tmp_path) / store.SUMMARY_FILE).exists()
+
+
+def test_a_failing_warm_up_ends_the_run(tmp_path: Path) -> None:
+    def failing(real: Any, self: Any, request: Request) -> Outcome:
+        raise ValueError("too small")
+
+    with decoding_with(Speculative, failing), pytest.raises(RuntimeError, match=r"warm-up of the method arm failed.*too small"):
+        run(configured(tmp_path, data__limit=1))
+    assert read_run(only_folder(tmp_path))["status"] == "failed"
+
+
+def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def interrupted(real: Any, self: Any, request: Request) -> Outcome:
+        calls.append(request.sample_id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, request)
+
+    with decoding_with(Speculative, interrupted), pytest.raises(KeyboardInterrupt):
+        run(configured(tmp_path, measure__warmup=0, data__limit=3))
+    folder = only_folder(tmp_path)
+    assert read_run(folder)["status"] == "interrupted"
+    records = read_samples(folder)
+    assert len(by_arm(records, "method")) == 1 and all(record.error is None for record in records)
+    assert set(read_rounds(folder)) == {record.key for record in records}
+
+
+def test_a_wrong_option_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method\.draft_length"):
+        run(configured(tmp_path, method={**SD, "draft_length": 0}))
+    with pytest.raises(ConfigError, match=r"pair\.draft"):
+        run(configured(tmp_path, pair__draft="builtin:nothing"))
+    with pytest.raises(ConfigError, match=r"measure\.repeats"):
+        run(configured(tmp_path, measure__repeats=0))
+    with pytest.raises(ConfigError, match=r"method\.rule"):
+        run(configured(tmp_path, method={**SD, "rule": "greedy_match"}, decoding__temperature=0.7))
+    assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- at temperature
+def test_keyed_sampling_is_compared_token_for_token(tmp_path: Path) -> None:
+    summary = run(configured(tmp_path, decoding__temperature=0.7, data__limit=2))
+    assert summary["lossless"]["claim"] == "sampling-exact" and summary["lossless"]["verdict"] == "identical"
+
+
+def test_the_ratio_rule_is_not_compared_and_says_why(tmp_path: Path) -> None:
+    summary = run(configured(tmp_path, method={**SD, "rule": "ratio"}, decoding__temperature=0.7, data__limit=1))
+    lossless = summary["lossless"]
+    assert lossless["claim"] == "sampling-exact" and lossless["verdict"] == "not_compared" and lossless["compared"] == 0
+    assert "rule ratio keeps the target's law" in " ".join([lossless["verdict_why"], *lossless["not_compared"]])
+
+
+def test_a_wrong_token_is_found_by_the_verdict(tmp_path: Path) -> None:
+    def wrong(real: Any, self: Any, request: Request) -> Outcome:
+        outcome = real(self, request)
+        outcome.output_ids[3] = (outcome.output_ids[3] + 1) % 1000
+        return outcome
+
+    with decoding_with(Speculative, wrong):
+        summary = run(configured(tmp_path, data__limit=1, measure__warmup=0))
+    assert summary["lossless"]["verdict"] == "different" and summary["lossless"]["first_divergence"]["position"] == 3
+    assert summary["lossless"]["first_divergence"]["gap"] > 1e-4
