@@ -39,7 +39,7 @@ WITH_SLIDING_LAYERS = ("mistral", "gemma3")
 def config(architecture: str, vocab_size: int = VOCAB, hidden: int = 32, layers: int = 2) -> Any:
     """A transformers configuration of that architecture, as small as it goes."""
     heads = 2
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
@@ -51,7 +51,7 @@ def config(architecture: str, vocab_size: int = VOCAB, hidden: int = 32, layers:
         "pad_token_id": None,
         "initializer_range": 0.35,
     }
-    grouped = {**common, "num_key_value_heads": 1, "head_dim": hidden // heads, "tie_word_embeddings": False}
+    grouped: dict[str, Any] = {**common, "num_key_value_heads": 1, "head_dim": hidden // heads, "tie_word_embeddings": False}
     if architecture == "llama":
         return LlamaConfig(**grouped)
     if architecture == "qwen3":
