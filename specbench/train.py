@@ -21,7 +21,7 @@ from specbench.paths import CONF_DIR, MODELS_DIR
 from specbench.schema import ConfigError
 from specbench.training.card import write_pair_card, write_training
 from specbench.training.corpus import STREAMS
-from specbench.training.distill import OwnTextBatches, distillation_loss, draft_from_layers, prompt_texts
+from specbench.training.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, head_of, prompt_texts
 from specbench.training.evaluate import measure_pair
 from specbench.training.loop import Schedule, compiled, train
 from specbench.training.prepare import prepare
@@ -37,7 +37,7 @@ def schedule_of(settings: TrainSettings, part: PartSettings) -> Schedule:
     """The training loop's schedule of a part."""
     return Schedule(
         tokens=part.tokens,
-        rows=settings.rows,
+        rows=part.rows or settings.rows,
         length=part.length or settings.length,
         long_share=settings.long_share if part.kind == "target" else 0.0,
         matrix_lr=settings.matrix_lr * part.rate,
@@ -92,6 +92,7 @@ def train_draft(settings: Settings) -> dict[str, Any]:
     out = output_folder(settings, part)
     target_path = resolve_path(pair.target)
     target = load_model(target_path, pair.target_revision, pair.trust_remote_code)
+    check_head(target)
     tokenizer = AutoTokenizer.from_pretrained(
         target_path, revision=pair.target_revision, trust_remote_code=pair.trust_remote_code
     )
@@ -116,8 +117,9 @@ def train_draft(settings: Settings) -> dict[str, Any]:
         options.seed,
         options.generate_rows,
         options.pool_rows,
+        autocast=options.autocast,
     )
-    loss = compiled(partial(distillation_loss, draft, target, autocast=options.autocast), options.compile)
+    loss = compiled(partial(distillation_loss, draft, head_of(target), autocast=options.autocast), options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(draft, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
     if complete:

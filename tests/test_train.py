@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from specbench.schema import ConfigError, PairConfig
 from specbench.train import run
 from specbench.training import corpus as corpora
-from specbench.training.distill import OwnTextBatches, distillation_loss, draft_from_layers
+from specbench.training.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, final_hidden, head_of
 from specbench.training.generate import choose, continuations, distinct_share, mask_after_end
 from specbench.training.licences import Package, stated_licence
 from specbench.training.loop import Schedule, train
@@ -123,7 +123,7 @@ def test_resumed_run_gives_the_weights_of_an_uninterrupted_one(resume: bool, tmp
         chosen = batches if stop_after is None else Interrupting(batches, stop_after)
         schedule = Schedule(tokens=1_024, rows=2, length=64)
         loss = lambda ids: next_token_loss(model, ids, False)  # noqa: E731
-        history, complete = train(model, loss, chosen, schedule, tmp_path / f"{name}.pt", again, name)
+        _, complete = train(model, loss, chosen, schedule, tmp_path / f"{name}.pt", again, name)
         return {key: value.clone() for key, value in model.state_dict().items()}, complete
 
     whole, complete = once("whole", False, None)
@@ -142,7 +142,7 @@ def test_draft_resumes_exactly(pair: Path, source: Path, tmp_path: Path, monkeyp
     settings = settings_for("draft", source, tmp_path / "work", tmp_path / "draft")
     original = OwnTextBatches.next
 
-    def interrupting(self: OwnTextBatches, rows: int, length: int) -> torch.Tensor:
+    def interrupting(self: OwnTextBatches, rows: int, length: int) -> tuple[torch.Tensor, ...]:
         if self.step == 4:
             os.kill(os.getpid(), 15)
         return original(self, rows, length)
@@ -157,6 +157,12 @@ def test_draft_resumes_exactly(pair: Path, source: Path, tmp_path: Path, monkeyp
     assert all(torch.equal(made[key], again[key]) for key in made)
 
 
+def divergence(draft: torch.nn.Module, target: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        hidden = final_hidden(target, ids.clamp(min=0), False)
+    return distillation_loss(draft, head_of(target), ids, hidden, False)
+
+
 def test_distillation_lowers_the_divergence_from_the_target() -> None:
     options = TrainSettings(**TINY)
     target = new_llama(options, 2, 64).requires_grad_(False)
@@ -165,27 +171,35 @@ def test_distillation_lowers_the_divergence_from_the_target() -> None:
             parameter.mul_(3)
     draft = draft_from_layers(target, 1, [1])
     assert torch.equal(draft.model.layers[0].mlp.up_proj.weight, target.model.layers[1].mlp.up_proj.weight)
-    assert float(distillation_loss(target, target, torch.arange(8)[None], False)) == pytest.approx(0, abs=1e-6)
+    assert float(divergence(target, target, torch.arange(8)[None])) == pytest.approx(0, abs=1e-3)
     batches = PackedBatches({"code": np.random.default_rng(1).integers(0, 64, 4_000)}, {"code": 1.0}, 0)
     held = PackedBatches({"code": np.random.default_rng(2).integers(0, 64, 4_000)}, {"code": 1.0}, 0).next(8, 64)
-    before = float(distillation_loss(draft, target, held, False).detach())
+    before = float(divergence(draft, target, held).detach())
     optimizer = torch.optim.Adam(draft.parameters(), 3e-3)
     for _ in range(40):
-        distillation_loss(draft, target, batches.next(4, 64), False).backward()
+        divergence(draft, target, batches.next(4, 64)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert float(distillation_loss(draft, target, held, False).detach()) < 0.7 * before
+    assert float(divergence(draft, target, held).detach()) < 0.7 * before
+
+
+def test_a_target_that_scales_its_logits_is_refused() -> None:
+    """The stored hidden states give the target's distribution only through a plain LM head."""
+    target = new_llama(TrainSettings(**TINY), 1, 64)
+    check_head(target)
+    target.register_forward_hook(lambda module, inputs, output: output.__setitem__("logits", 3 * output.logits))
+    with pytest.raises(ValueError, match="scales or caps"):
+        check_head(target)
 
 
 def test_masked_positions_do_not_count() -> None:
     options = TrainSettings(**TINY)
-    target, draft = new_llama(options, 1, 64), new_llama(options, 1, 64)
+    target, draft = (new_llama(options, 1, 64).requires_grad_(False) for _ in range(2))
     torch.nn.init.normal_(draft.lm_head.weight)
     ids = torch.tensor([[5, 6, 7, 8]])
     cut = torch.tensor([[5, 6, -1, -1]])
-    assert float(distillation_loss(draft, target, cut, False)) == pytest.approx(
-        float(distillation_loss(draft, target, ids[:, :2], False)), rel=1e-5
-    )
+    assert float(divergence(draft, target, cut)) == pytest.approx(float(divergence(draft, target, ids[:, :2])), rel=1e-5)
+    assert float(divergence(draft, target, ids)) != pytest.approx(float(divergence(draft, target, cut)), rel=1e-5)
     assert mask_after_end(torch.tensor([[0, 5, 6, 0, 7]]), 2, [0]).tolist() == [[0, 5, 6, 0, -1]]
 
 

@@ -51,13 +51,37 @@ def draft_from_layers(target: Any, layers: int, chosen: list[int] | None) -> nn.
     return draft
 
 
-def distillation_loss(draft: nn.Module, target: nn.Module, ids: Tensor, autocast: bool) -> Tensor:
-    """Mean KL(target || draft) in nats per position; ids (rows, length), -1 where there is no text."""
-    fed = ids.clamp(min=0)
+def final_hidden(model: nn.Module, ids: Tensor, autocast: bool) -> Tensor:
+    """The LM head's input, (rows, length, width); ids (rows, length) without gaps."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+
+
+def check_head(target: nn.Module) -> None:
+    """Raise ValueError for a target whose logits are more than its output embedding applied to the last hidden state."""
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        logits = target(input_ids=ids, use_cache=False).logits
+        again = head_of(target)(final_hidden(target, ids, False))
+    if not torch.allclose(logits, again, atol=1e-3):
+        raise ValueError(f"{type(target).__name__} scales or caps its logits: distillation from it is not supported")
+
+
+def head_of(model: Any) -> nn.Module:
+    """The module that turns last hidden states into logits."""
+    head: nn.Module = model.get_output_embeddings()
+    return head
+
+
+def distillation_loss(draft: nn.Module, target_head: nn.Module, ids: Tensor, hidden: Tensor, autocast: bool) -> Tensor:
+    """Mean KL(target || draft) in nats per position.
+
+    ids (rows, length), -1 where there is no text; hidden (rows, length, width): the target's last hidden states there.
+    """
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         with torch.no_grad():
-            wanted = target(input_ids=fed, use_cache=False).logits
-        given = draft(input_ids=fed, use_cache=False).logits
+            wanted = target_head(hidden if autocast else hidden.float())
+        given = draft(input_ids=ids.clamp(min=0), use_cache=False).logits
     shared = min(wanted.shape[-1], given.shape[-1])
     log_p = wanted[..., :shared].float().log_softmax(-1)
     log_q = given[..., :shared].float().log_softmax(-1)
@@ -80,10 +104,10 @@ def prompt_texts(folder: Path, limit: int = 4_000) -> list[str]:
 
 
 class OwnTextBatches:
-    """Batches for distillation: the target's own continuations mixed with corpus text.
+    """Batches for distillation: the target's own continuations mixed with corpus text, and the target's hidden states on both.
 
-    A pool of continuations is refilled as training goes: each generated batch is used about `reuse` times before it leaves.
-    Every tenth batch is corpus text alone, in sequences four times as long, so that late positions stay known.
+    A pool of rows is refilled as training goes: each row is used about `reuse` times before it leaves. The target runs once
+    over a row when it enters; its last hidden state, times its LM head, is its distribution at every later use.
     """
 
     def __init__(
@@ -99,52 +123,57 @@ class OwnTextBatches:
         generate_rows: int = 64,
         pool_rows: int = 512,
         reuse: float = 4.0,
+        autocast: bool = True,
     ):
         self.target, self.prompts, self.corpus = target, prompts, corpus
         self.own_text, self.length, self.temperatures, self.eos_ids = own_text, length, temperatures, eos_ids
-        self.seed, self.step, self.generated = seed, 0, 0
-        self.generate_rows, self.pool_rows, self.reuse = generate_rows, pool_rows, reuse
+        self.seed, self.step, self.generated, self.used = seed, 0, 0, 0
+        self.generate_rows, self.pool_rows, self.reuse, self.autocast = generate_rows, pool_rows, reuse, autocast
         self.pool = torch.zeros(0, length, dtype=torch.int64)
-        self.used = 0
+        self.hidden = torch.zeros(0)
         self.lengths = [n for n in PROMPT_LENGTHS if n <= length // 2 and any(len(p) >= n for p in prompts)]
         if own_text > 0 and not self.lengths:
             raise ValueError(f"train.length={length}: no prompt of at least {PROMPT_LENGTHS[0]} tokens fits in half of it")
 
-    def next(self, rows: int, length: int) -> Tensor:
-        """Ids, int64 (rows, length); -1 after the end of a continuation."""
+    def next(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Ids, int64 (rows, length), -1 after the end of a continuation; hidden states, bfloat16 (rows, length, width)."""
         assert length == self.length
         draw = np.random.default_rng([self.seed, 7, self.step])
         self.step += 1
-        if self.step % 10 == 0:
-            return self.corpus.next(max(rows // 4, 1), 4 * length)
-        own = int(draw.binomial(rows, self.own_text))
+        while len(self.pool) < min(self.pool_rows, 2 * self.generate_rows) or self.used > self.reuse * self.generated:
+            self._refill()
+        chosen = torch.from_numpy(draw.integers(0, len(self.pool), rows))
+        self.used += rows
+        return self.pool[chosen], self.hidden[chosen]
+
+    @torch.no_grad()
+    def _refill(self) -> None:
+        draw = np.random.default_rng([self.seed, 8, self.generated])
+        own = round(self.own_text * self.generate_rows)
         parts = []
         if own:
-            while len(self.pool) < min(self.pool_rows, 2 * self.generate_rows) or self.used > self.reuse * self.generated:
-                self._generate()
-            parts.append(self.pool[torch.from_numpy(draw.integers(0, len(self.pool), own))])
-            self.used += own
-        if own < rows:
-            parts.append(self.corpus.next(rows - own, length))
-        return torch.cat(parts)
-
-    def _generate(self) -> None:
-        draw = np.random.default_rng([self.seed, 8, self.generated])
-        size = int(draw.choice(self.lengths))
-        usable = [p for p in self.prompts if len(p) >= size]
-        chosen = torch.tensor([usable[i][:size] for i in draw.integers(0, len(usable), self.generate_rows)])
-        temperatures = torch.from_numpy(draw.choice(self.temperatures, self.generate_rows)).float()
-        generator = torch.Generator().manual_seed(int(draw.integers(0, 2**62)))
-        rows = continuations(self.target, chosen, self.length - size, temperatures, generator)
-        self.pool = torch.cat([self.pool, mask_after_end(rows, size, self.eos_ids)])[-self.pool_rows :]
+            size = int(draw.choice(self.lengths))
+            usable = [p for p in self.prompts if len(p) >= size]
+            prompts = torch.tensor([usable[i][:size] for i in draw.integers(0, len(usable), own)])
+            temperatures = torch.from_numpy(draw.choice(self.temperatures, own)).float()
+            generator = torch.Generator().manual_seed(int(draw.integers(0, 2**62)))
+            rows = continuations(self.target, prompts, self.length - size, temperatures, generator)
+            parts.append(mask_after_end(rows, size, self.eos_ids))
+        if own < self.generate_rows:
+            parts.append(self.corpus.next(self.generate_rows - own, self.length))
+        ids = torch.cat(parts)
+        hidden = [final_hidden(self.target, chunk.clamp(min=0), self.autocast).bfloat16() for chunk in ids.split(16)]
+        self.pool = torch.cat([self.pool, ids])[-self.pool_rows :]
+        self.hidden = torch.cat([self.hidden, *hidden] if len(self.hidden) else hidden)[-self.pool_rows :]
         self.generated += self.generate_rows
 
     def state_dict(self) -> dict[str, Any]:
         """The position, with the pool."""
-        names = ("step", "generated", "used", "pool")
+        names = ("step", "generated", "used", "pool", "hidden")
         return {name: getattr(self, name) for name in names} | {"corpus": self.corpus.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a position that `state_dict` gave."""
-        self.step, self.generated, self.used, self.pool = state["step"], state["generated"], state["used"], state["pool"]
+        for name in ("step", "generated", "used", "pool", "hidden"):
+            setattr(self, name, state[name])
         self.corpus.load_state_dict(state["corpus"])

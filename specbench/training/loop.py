@@ -46,8 +46,8 @@ class History:
 class BatchSource(Protocol):
     """Where batches come from; must be able to continue at an exact position."""
 
-    def next(self, rows: int, length: int) -> Tensor:
-        """Ids, int64 (rows, length)."""
+    def next(self, rows: int, length: int) -> Tensor | tuple[Tensor, ...]:
+        """Ids, int64 (rows, length), and what else the loss takes."""
 
     def state_dict(self) -> dict[str, Any]:
         """The position."""
@@ -56,7 +56,7 @@ class BatchSource(Protocol):
         """Continue at a position."""
 
 
-LossFunction = Callable[[Tensor], Tensor]
+LossFunction = Callable[..., Tensor]
 
 
 def train(
@@ -96,14 +96,15 @@ def train(
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
             stretch = 4 if progress >= 1 - schedule.long_share else 1
-            ids = batches.next(max(schedule.rows // stretch, 1), schedule.length * stretch)
-            loss = loss_function(ids)
+            batch = batches.next(max(schedule.rows // stretch, 1), schedule.length * stretch)
+            batch = batch if isinstance(batch, tuple) else (batch,)
+            loss = loss_function(*batch)
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            _note(history, float(loss.detach()), ids.numel())
-            bar.update(ids.numel())
+            _note(history, float(loss.detach()), batch[0].numel())
+            bar.update(batch[0].numel())
             bar.set_postfix_str(f"loss {history.train_loss:.3f} lr x{factor:.2f}", refresh=False)
             if time.process_time() - saved_at > schedule.checkpoint_seconds:
                 _save(checkpoint, model, optimizers, batches, history)

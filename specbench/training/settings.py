@@ -22,6 +22,7 @@ class PartSettings:
     copy_layers: list[int] | None = None  # layers of the target that a draft starts from; None: spread evenly
     own_text: float = 0.75  # share of distillation rows that are the target's own continuations, the rest is corpus text
     length: int | None = None  # tokens per sequence; None: train.length
+    rows: int | None = None  # sequences per step; None: train.rows
     rate: float = 1.0  # factor on both learning rates
 
 
