@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 
@@ -11,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests take no timings: they wait for no measurement that goes on beside them, and hold none up.
+os.environ.setdefault("SPECBENCH_LOCKS", tempfile.mkdtemp(prefix="specbench-test-locks-"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
