@@ -9,10 +9,12 @@ shows the traceback instead. Heavy libraries are imported by the run, so that `-
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -23,17 +25,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from specbench import __version__
+from specbench import __version__, launcher
 from specbench.checks import validate
 from specbench.cli_errors import explain, unknown
 from specbench.paths import CONF_DIR
 from specbench.plugins import register_search_path
 from specbench.schema import ConfigError, RunConfig
+from specbench.sweep import JobFailed, Sweep, plain_table, say
 
 OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _HYDRA_VERSION = "1.3"
-_SAID = "specbench_exit_status"  # set on an error of a sweep's job that has been reported
+_AGENT = "WANDB_SWEEP_ID"  # set for the runs of a W&B sweep, whose grid knows no "not for this method"
+SAID: list[str] = []  # what this process had to say about errors, for the one that started it (specbench.isolated)
 
 
 class RunFailed(RuntimeError):
@@ -53,30 +57,59 @@ def main() -> int:
         try:
             run_job(cfg)
         except Exception as error:
-            sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-            if sweep and not wants_traceback:
-                setattr(error, _SAID, _report(error, HydraConfig.get().overrides.task))
-            if sweep or wants_traceback:
-                raise  # a sweep's other jobs go on, and its status is not 0
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep's other jobs go on, and it says how this one ended
+                if wants_traceback:
+                    traceback.print_exc()
+                raise JobFailed(_line(error, HydraConfig.get().overrides.task)[0]) from error
+            if wants_traceback:
+                raise
             failures.append(error)  # raised, Hydra would add a line of its own
 
+    launcher.wants_tracebacks = wants_traceback
     os.environ[_FULL_ERROR] = "1"  # Hydra raises its errors instead of printing them its own way: they are explained here
     try:
         overrides = _parse(sys.argv[1:]).overrides
-        register_schema()
-        register_search_path()
+        register()
+        if _AGENT in os.environ:
+            with contextlib.suppress(Exception):  # what is wrong with the options is said below
+                sys.argv[1:] = launcher.without_idle_options(sys.argv[1:], lambda some: compose(_parse(some).overrides).method)
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base=_HYDRA_VERSION)(job)()
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except Exception as error:
         if wants_traceback:
             raise
-        said = getattr(error, _SAID, None)
-        return _report(error, overrides) if said is None else int(said)
+        return _report(error, overrides)
     finally:
         if not wants_traceback:
             del os.environ[_FULL_ERROR]
-    return _report(failures[0], overrides) if failures else OK
+    if failures:
+        return _report(failures[0], overrides)
+    sweep = launcher.take_ended()
+    return OK if sweep is None else end_sweep(sweep)
+
+
+def end_sweep(sweep: Sweep) -> int:
+    """What a sweep leaves on the screen: one table over all jobs, and one JSON document as the last line of stdout."""
+    say(f"sweep {sweep.name} ended: {sweep.folder}")
+    print(comparison(sweep), file=sys.stderr)
+    print(json.dumps(sweep.as_dict(), allow_nan=False), flush=True)
+    failed = [job for job in sweep.jobs if job.status != "success"]
+    for job in failed:
+        say(f"failed: {sweep.varying(job)}: {job.error}")
+    return FAILED if failed else OK
+
+
+def comparison(sweep: Sweep) -> str:
+    """The analysis' table over the runs of a sweep; a plainer one where it has none to give."""
+    folders = [job.folder for job in sweep.jobs if job.is_finished()]
+    try:
+        from specbench.analysis import compare
+
+        return str(compare(folders)) if folders else plain_table(sweep)
+    except Exception as error:  # whatever the analysis meets, the sweep is done and says so
+        say(f"no comparison by the analysis: {type(error).__name__}: {error}")
+        return plain_table(sweep)
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -95,7 +128,10 @@ def run_job(cfg: DictConfig) -> None:
         raise RuntimeError(f"the summary is no JSON ({error}); the records are in {summary.get('run_folder')}") from error
     print(line, flush=True)
     if summary.get("status") != "success":
-        raise RunFailed(f"the run ended with status {summary.get('status')!r}; its files are in {summary.get('run_folder')}")
+        why = next((f" ({text})" for text in summary.get("warnings", ()) if "samples failed" in text), "")
+        raise RunFailed(
+            f"the run ended with status {summary.get('status')!r}{why}; its files are in {summary.get('run_folder')}"
+        )
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -103,8 +139,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError, Hydra's and OmegaConf's errors.
     """
-    register_schema()
-    register_search_path()
+    register()
     with hydra.initialize_config_dir(str(CONF_DIR), job_name="specbench", version_base=_HYDRA_VERSION):
         cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # method_name is an interpolation into Hydra's own node
@@ -116,9 +151,11 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         HydraConfig.instance().cfg = None
 
 
-def register_schema() -> None:
-    """Make specbench.schema known to Hydra as `run_schema`, the first entry of the defaults list in conf/config.yaml."""
+def register() -> None:
+    """Make known to Hydra: `run_schema` (see conf/config.yaml), the plugins' configurations, the sweeper and the launchers."""
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    register_search_path()
+    launcher.register()
 
 
 def to_run_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> RunConfig:
@@ -166,14 +203,20 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _report(error: Exception, overrides: Sequence[str]) -> int:
     """Say what went wrong; returns the exit status."""
+    return _say(*_line(error, overrides))
+
+
+def _line(error: Exception, overrides: Sequence[str]) -> tuple[str, int]:
+    """What went wrong in one line, and the exit status."""
     line = str(error) if isinstance(error, ConfigError) else explain(error, list(overrides))
     if line is not None:
-        return _say(line, WRONG_OPTION)
-    if isinstance(error, RunFailed):
-        return _say(str(error), FAILED)
-    return _say(f"{type(error).__name__}: {error} ({_FULL_ERROR}=1 shows the traceback)", FAILED)
+        return line, WRONG_OPTION
+    if isinstance(error, RunFailed | JobFailed):
+        return str(error), FAILED
+    return " ".join(f"{type(error).__name__}: {error} ({_FULL_ERROR}=1 shows the traceback)".split()), FAILED
 
 
 def _say(text: str, status: int) -> int:
-    print("specbench:", " ".join(text.split()), file=sys.stderr, flush=True)
+    SAID.append(" ".join(text.split()))
+    say(text)
     return status

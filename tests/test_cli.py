@@ -122,13 +122,6 @@ def test_every_method_composes_as_a_baseline(baseline: str) -> None:
     assert config.baseline == cli.compose([f"method={baseline}"]).method
 
 
-def test_a_sweep_runs_each_job(door: Door) -> None:
-    status, out, err = door("-m", "method=autoregressive,speculative", "method.draft_length=2,3")
-    assert (status, err) == (0, [])
-    assert [config.method_name for config in door.configs] == ["autoregressive"] * 2 + ["speculative"] * 2
-    assert sum(line.startswith("{") for line in out) == 4
-
-
 # ------------------------------------------------------------------------------------------------ what is refused
 REFUSED = [
     # arguments, beginning of the line, what it must offer
@@ -241,18 +234,6 @@ def test_nan_never_reaches_the_last_line(door: Door) -> None:
     assert out == ["a table"]
     assert len(err) == 1
     assert "runs/x" in err[0]
-
-
-def test_a_failing_job_of_a_sweep_is_said_once_and_the_others_run(door: Door) -> None:
-    good = door.answer
-    door.answer = lambda config: RuntimeError("lost") if config.decoding.seed == 0 else good
-    status, out, err = door("-m", "decoding.seed=0,1")
-    assert status == 1
-    assert [config.decoding.seed for config in door.configs] == [0, 1]
-    assert json.loads(out[-1]) == good
-    assert [line for line in err if "lost" in line] == [
-        "specbench: RuntimeError: lost (HYDRA_FULL_ERROR=1 shows the traceback)"
-    ]
 
 
 # ------------------------------------------------------------------------------------------------ the command as a process

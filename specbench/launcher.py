@@ -1,0 +1,285 @@
+"""Hydra's plugins for sweeps: which jobs there are (the sweeper), and how they run (the launchers).
+
+Hydra takes plugins from its own package only, so these classes carry its name; `register` makes them known. The sweeper works
+with any launcher: `launcher=serial` and `launcher=isolated` are specbench's own, `hydra/launcher=submitit_slurm` and others run
+the same jobs elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from specbench.isolated import OUTCOME_VARIABLE
+from specbench.locks import hold_folder
+from specbench.schema import RunConfig
+from specbench.sweep import Job, JobFailed, Sweep, SweepProgress
+
+PACKAGE = "hydra_plugins.specbench"
+DRAFT_LENGTH = "method.draft_length"
+_ended: list[Sweep] = []  # Hydra drops what a sweeper returns
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+wants_tracebacks = False  # by the user; the front door sets the variable for itself
+
+
+@dataclass
+class SweeperConf:
+    _target_: str = f"{PACKAGE}.SpecbenchSweeper"
+    params: dict[str, str] | None = None
+
+
+@dataclass
+class SerialConf:
+    _target_: str = f"{PACKAGE}.SerialLauncher"
+
+
+@dataclass
+class IsolatedConf:
+    _target_: str = f"{PACKAGE}.IsolatedLauncher"
+    seed: int = 0  # of the order of the jobs
+
+
+def register() -> None:
+    """Make sweeper and launchers known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(group="hydra/sweeper", name="specbench", node=SweeperConf, provider="specbench")
+    store.store(group="hydra/launcher", name="serial", node=SerialConf, provider="specbench")
+    store.store(group="hydra/launcher", name="isolated", node=IsolatedConf, provider="specbench")
+    for plugin in (SpecbenchSweeper, SerialLauncher, IsolatedLauncher):
+        Plugins.instance().register(plugin)
+    try:  # Hydra looks its plugins up by name: this module is known by that name too
+        package = importlib.import_module("hydra_plugins")
+    except ImportError:  # nobody has installed one
+        package = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
+        package.__path__ = []
+    sys.modules[PACKAGE] = sys.modules[__name__]
+    setattr(package, PACKAGE.rpartition(".")[2], sys.modules[__name__])
+
+
+def take_ended() -> Sweep | None:
+    """The sweep that has just ended, once."""
+    return _ended.pop() if _ended else None
+
+
+def without_idle_options(overrides: Sequence[str], compose: Callable[[list[str]], Any]) -> list[str]:
+    """Drop method.draft_length where the method has none (its YAML leaves it null), so that sweeps over methods compose.
+
+    compose: the `method` node of a configuration, from overrides.
+    """
+    kept = [o for o in overrides if o.partition("=")[0].lstrip("+") != DRAFT_LENGTH]
+    if len(kept) == len(overrides) or (compose(kept) or {}).get("draft_length") is not None:
+        return list(overrides)
+    return kept
+
+
+class SpecbenchSweeper(Sweeper):
+    """All combinations, each different run once, finished ones kept, failures at the end.
+
+    params: what an experiment varies, by option, in the notation of the command line (whose own options win).
+    """
+
+    __module__ = PACKAGE
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self.params = dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Sweep:
+        """Run what is left of a sweep. Raises what is wrong with the options of any job before the first one starts."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra loads it twice: the later one counts
+
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        setup_globals()
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        (batch,) = BasicSweeper.split_arguments(overrides, None)
+        axes = [str(o.get_key_element()) for o in overrides if o.is_sweep_override()]
+        plan = Sweep.plan([self._job(job) for job in batch], self.config.hydra.runtime.choices.get("experiment"), axes)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        with hold_folder(plan.folder, "sweep.name"):
+            plan.look()
+            plan.write()
+            jobs = plan.left()
+            progress = SweepProgress(plan)
+            own = isinstance(self.launcher, SerialLauncher)
+            if own:
+                self.launcher.jobs, self.launcher.progress = jobs, progress  # type: ignore[attr-defined]
+            try:
+                returns = self.launcher.launch([job.line for job in jobs], initial_job_idx=0) if jobs else []
+            except BaseException:
+                plan.status = "interrupted"
+                plan.write()
+                raise
+            for job, result in zip(jobs, returns, strict=True):
+                if not own:
+                    job.settle(error_of(result))
+            plan.end()
+        _ended.append(plan)
+        return plan
+
+    def _job(self, overrides: list[str]) -> tuple[list[str], RunConfig]:
+        used = without_idle_options(overrides, lambda some: self._compose(some).get("method"))
+        from specbench.cli import to_run_config
+
+        cfg = self._compose(used)
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(cfg)  # the methods' names are interpolations into Hydra's own node
+        try:
+            plain = cfg.copy()
+            with open_dict(plain):
+                del plain["hydra"]
+            return used, to_run_config(plain, used)
+        finally:
+            HydraConfig.instance().cfg = before
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        assert self.config is not None and self.hydra_context is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+
+
+def error_of(result: JobReturn) -> str | None:
+    """What ended a job; None if nothing did. (Asking a failed result for its value raises.)"""
+    if result.status != JobStatus.FAILED:
+        return None
+    error = result._return_value
+    if isinstance(error, JobFailed):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split()) if isinstance(error, BaseException) else str(error)
+
+
+class SerialLauncher(Launcher):
+    """One job after another in this process. A failed job does not stop the others."""
+
+    __module__ = PACKAGE
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.progress: SweepProgress | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Results in the order of `job_overrides`, whatever the order in which they ran."""
+        results: dict[int, JobReturn] = {}
+        for index in self.order(len(job_overrides)):
+            if self.progress is not None:
+                self.progress.before(self.jobs[index])
+            result = self.one(list(job_overrides[index]), initial_job_idx + index)
+            if self.progress is not None:
+                self.jobs[index].settle(error_of(result))
+                self.progress.after(self.jobs[index])
+            results[index] = result
+        return [results[index] for index in range(len(job_overrides))]
+
+    def order(self, count: int) -> Sequence[int]:
+        return range(count)
+
+    def one(self, overrides: list[str], number: int) -> JobReturn:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            configure_logging=False,
+        )
+
+
+class IsolatedLauncher(SerialLauncher):
+    """One job after another, each in a fresh process, in an order shuffled by `seed`: nothing leaks from one into the next."""
+
+    __module__ = PACKAGE
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def order(self, count: int) -> Sequence[int]:
+        return random.Random(self.seed).sample(range(count), count)
+
+    def one(self, overrides: list[str], number: int) -> JobReturn:
+        result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+        error = run_isolated([*config_arguments(sys.argv[1:]), *overrides, "hydra.mode=RUN"])
+        if error is not None:
+            result.status = JobStatus.FAILED
+            result.return_value = JobFailed(error)
+        return result
+
+
+def config_arguments(argv: Sequence[str]) -> list[str]:
+    """The part of a command line that says where configurations are, for a child to find them too."""
+    parsed, _ = get_args_parser().parse_known_args(list(argv))
+    named = {"--config-dir": parsed.config_dir, "--config-path": parsed.config_path, "--config-name": parsed.config_name}
+    return [part for flag, value in named.items() if value is not None for part in (flag, value)]
+
+
+def run_isolated(options: Sequence[str]) -> str | None:
+    """One run in a process of its own, to its end. Returns None, or what went wrong.
+
+    Ctrl-C reaches the child with the terminal's process group; it is given time to write down that it was interrupted.
+    """
+    with tempfile.TemporaryDirectory(prefix="specbench-") as folder:
+        outcome = Path(folder) / "outcome.json"
+        child = subprocess.Popen(
+            [sys.executable, "-m", "specbench.isolated", *options],
+            stdin=subprocess.PIPE,  # its lifeline: it ends when this process does
+            env={**os.environ, OUTCOME_VARIABLE: str(outcome), _FULL_ERROR: "1" if wants_tracebacks else "0"},
+        )
+        try:
+            status = child.wait()
+        except BaseException:
+            _stop(child)
+            raise
+        finally:
+            if child.stdin is not None:
+                child.stdin.close()
+        if status == 0:
+            return None
+        try:
+            said = json.loads(outcome.read_text())["said"]
+        except (OSError, ValueError):
+            said = []
+        if said:
+            return str(said[-1])
+        return f"the job's process died of {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    for wait_seconds, stop in ((5.0, lambda: child.send_signal(signal.SIGINT)), (20.0, child.kill)):
+        try:
+            child.wait(wait_seconds)
+            return
+        except subprocess.TimeoutExpired:
+            stop()
+    child.wait()
