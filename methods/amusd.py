@@ -86,7 +86,7 @@ class Amusd(Method):
 
     def make_drafter(self, runtime: Runtime) -> Drafter:
         """What the draft's process runs; picklable."""
-        return Drafter(self.mailbox, runtime.law, self.max_lookahead)
+        return Drafter(self.mailbox, runtime.law, self.max_lookahead, runtime.trace)
 
     def decode(self, request: Request) -> Outcome:
         """Continue one prompt. Raises WorkerError when the draft's process is lost; after any other error the next may come."""
@@ -110,17 +110,22 @@ class Amusd(Method):
                 verifier.stop()
             raise
         report: DraftReport = worker.result()
+        zero = verifier.decode_start
+        # Seconds of the rounds' clock; what the draft did before or after the decoding belongs to no round.
+        spans = [(max(0.0, a - zero), min(b, end) - zero, name) for a, b, name in sorted(report.spans) if zero < b and a < end]
         return Outcome(
             output_ids=verifier.output,
             finish_reason=str(verifier.finish),
-            prefill_seconds=verifier.decode_start - start,
-            decode_seconds=end - verifier.decode_start,
+            prefill_seconds=zero - start,
+            decode_seconds=end - zero,
             rounds=with_draft_report(verifier.rounds, report),
             concurrent_seconds={
                 "draft": report.draft_seconds,
                 "discarded_draft": report.discarded_seconds,
                 "idle": report.idle_seconds,
             },
+            started_at=zero,
+            spans=spans,
         )
 
     def memory_bytes(self) -> dict[str, int]:

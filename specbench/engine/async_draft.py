@@ -18,7 +18,7 @@ from specbench.measure.clock import now
 
 @dataclass
 class DraftReport:
-    """What the draft's process did during one sample. `discarded_seconds` is part of `draft_seconds`.
+    """What the draft's process did during one sample; the three durations do not overlap.
 
     discards: (position, number of tokens) of every cut: the output position whose committed token contradicted the draft.
     """
@@ -26,9 +26,10 @@ class DraftReport:
     num_forwards: int = 0
     discards: list[tuple[int, int]] = field(default_factory=list)
     prefill_seconds: float = 0.0
-    draft_seconds: float = 0.0
+    draft_seconds: float = 0.0  # for tokens that stand in the output
     discarded_seconds: float = 0.0
     idle_seconds: float = 0.0
+    spans: list[tuple[float, float, str]] = field(default_factory=list)  # on the machine's monotonic clock; with trace
 
     @property
     def num_discarded(self) -> int:
@@ -38,9 +39,9 @@ class DraftReport:
 class Drafter:
     """Look for verdicts, draft one token, look again, publish. A `Program` for `engine.worker.Worker` and a `Side`."""
 
-    def __init__(self, mailbox: Mailbox, law: SamplingLaw, max_lookahead: int):
+    def __init__(self, mailbox: Mailbox, law: SamplingLaw, max_lookahead: int, trace: bool = False):
         self.inbox, self.drafts = mailbox.verdicts, mailbox.drafts
-        self.law, self.max_lookahead = law, max_lookahead
+        self.law, self.max_lookahead, self.trace = law, max_lookahead, trace
 
     def open(self, model: Any) -> None:
         self.session: Any = Session(model)
@@ -49,7 +50,7 @@ class Drafter:
         self.order, request = order, order.request
         self.session.start(len(request.prompt_ids) + request.max_new_tokens + self.max_lookahead + 2)
         self.tokens: list[int] = []  # the output as this side sees it: committed tokens, then own drafts
-        self.costs: list[float] = []  # seconds that drafting each of them took (0 for adopted ones)
+        self.forwards: list[tuple[float, float] | None] = []  # when each of them was drafted; None: it came from the target
         self.verified = 0  # so many of them are known to be committed
         self.published = 0  # so many of them stand in the drafts slot as they are here
         self.epoch = 0  # of the last verdict seen
@@ -65,6 +66,9 @@ class Drafter:
 
     def waited(self, seconds: float) -> None:
         self.report.idle_seconds += seconds
+        if self.trace:
+            end = now()
+            self.report.spans.append((end - seconds, end, "idle"))
 
     def step(self) -> Progress:
         return self._next()
@@ -98,10 +102,8 @@ class Drafter:
         prompt_length, position = len(self.order.request.prompt_ids), len(self.tokens)
         logits = self.session.feed(self.tokens[self.session.length - prompt_length :], last_only=True)
         self.tokens.append(self.law.choose(logits, [position], self.order.request.noise_key)[0])
-        cost = now() - start
-        self.costs.append(cost)
+        self.forwards.append((start, now()))
         self.report.num_forwards += 1
-        self.report.draft_seconds += cost
         self._next = self._look_again
         return Progress.WORKED
 
@@ -136,19 +138,27 @@ class Drafter:
             self._discard_from(index)
             adopted = message.tokens[index - message.start :]
             self.tokens += adopted
-            self.costs += [0.0] * len(adopted)
+            self.forwards += [None] * len(adopted)
             break
         self.verified = message.length
         if message.flag == DONE:
             self._discard_from(self.verified)
+            self.report.draft_seconds = self._close_books(0, "draft")
             self.finished = True
 
     def _discard_from(self, index: int) -> None:
         """Drop own drafts from `index` on and cut the cache back to the agreed prefix."""
         if index < len(self.tokens):
             self.report.discards.append((index, len(self.tokens) - index))
-            self.report.discarded_seconds += sum(self.costs[index:])
-            del self.tokens[index:], self.costs[index:]
+            self.report.discarded_seconds += self._close_books(index, "discarded_draft")
+            del self.tokens[index:], self.forwards[index:]
         self.published = min(self.published, index)
         keep = len(self.order.request.prompt_ids) + index
         self.session.rollback(min(self.session.length, keep))
+
+    def _close_books(self, index: int, name: str) -> float:
+        """Seconds of the forwards behind the tokens from `index` on, whose fate is now known."""
+        spans = [span for span in self.forwards[index:] if span is not None]
+        if self.trace:
+            self.report.spans += [(start, end, name) for start, end in spans]
+        return sum(end - start for start, end in spans)

@@ -1,0 +1,291 @@
+"""Real processes: the same output as alone, whoever is slow; and whatever happens to one side, the other says so and goes.
+
+Tests of this file start processes, each a few seconds; what can be proved without stands in test_amusd and test_mailbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import worker_programs
+from worker_programs import ScriptedAmusd, request, runtime
+
+from specbench.engine.async_draft import Drafter
+from specbench.engine.mailbox import Mailbox
+from specbench.engine.placement import Placement
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.worker import Worker, WorkerError
+from specbench.methods.autoregressive import Autoregressive
+from specbench.pair import PairSpec
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> PairSpec:
+    return worker_programs.save_tiny_pair(tmp_path_factory.mktemp("pair"))
+
+
+def gone(pid: int | None, seconds: float = 10.0) -> bool:
+    """Whether a process ends within that time (a zombie has ended)."""
+    assert pid
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.02)
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """User and system time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int | None) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def opened(pair: PairSpec, **settings: Any) -> Iterator[tuple[ScriptedAmusd, Autoregressive]]:
+    """AMUSD and autoregressive decoding on one set of target weights."""
+    options = settings.pop("options", {})
+    shared = runtime(pair, **settings)
+    method, baseline = ScriptedAmusd(**options), Autoregressive()
+    try:
+        method.open(shared)
+        baseline.open(shared)
+        yield method, baseline
+    finally:
+        method.close()
+
+
+# ------------------------------------------------------------------------------------------------ the work itself
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_output_equals_the_targets_own_whoever_is_slow(pair: PairSpec, temperature: float) -> None:
+    """Also: a sample that fails on the target's side, or is interrupted there, spoils none that follows; the worker sleeps
+    while the other arm is on the clock; memory and mailbox stay as they are over many samples."""
+    with opened(pair, temperature=temperature, trace=True) as (method, baseline):
+        assert method.worker is not None
+        pid = method.worker.pid
+        stale = accepted = 0
+        for number in range(6):
+            expected = baseline.decode(request(number)).output_ids
+            for what in ("sample", "slow draft", "slow target"):
+                outcome = method.decode(request(number, what))
+                assert outcome.output_ids == expected, f"sample {number}, {what}"
+                check_books(outcome)
+                stale += sum(r.stale for r in outcome.rounds)
+                accepted += sum(r.num_accepted for r in outcome.rounds)
+        assert accepted > 20, "the draft is of no use: nothing was shown"
+
+        expected = baseline.decode(request(7)).output_ids
+        assert len(expected) > 10
+        for what, error in (("target: fails", RuntimeError), ("target: interrupted", KeyboardInterrupt)):
+            for _ in range(2):
+                with pytest.raises(error):
+                    method.decode(request(7, what))
+            assert method.decode(request(7)).output_ids == expected
+
+        before = cpu_seconds(pid)
+        until = time.monotonic() + 0.6
+        while time.monotonic() < until:
+            baseline.decode(request(1))
+        assert cpu_seconds(pid) - before <= 0.02, "the draft's process is busy while the baseline is on the clock"
+        until = time.monotonic() + 0.6
+        while time.monotonic() < until:
+            method.decode(request(1))
+        assert cpu_seconds(pid) - before >= 0.05, "this clock would not have seen it"
+
+        check_memory(method, 60)
+    assert gone(pid, 0.0), "a process is left"
+
+
+def check_books(outcome: Any) -> None:
+    """Identities of the records; durations and spans lie within the sample and do not overlap."""
+    rounds = outcome.rounds
+    assert sum(r.num_emitted for r in rounds) + 1 == len(outcome.output_ids)
+    assert all(0 <= r.num_accepted <= r.num_drafted for r in rounds)
+    assert all(r.num_discarded == r.rollback_depth >= 0 for r in rounds)
+    assert outcome.concurrent_seconds.keys() == {"draft", "discarded_draft", "idle"}
+    ends = [0.0, *(r.t_end for r in rounds)]
+    for r, end in zip(rounds, ends, strict=False):
+        assert r.t_start == end and r.t_end >= r.t_start
+        assert r.verify_seconds + r.wait_seconds + r.draft_seconds <= r.t_end - r.t_start + 1e-6
+    last = 0.0
+    for start, end, name in outcome.spans:
+        assert name in ("draft", "discarded_draft", "idle")
+        assert last - 1e-6 <= start <= end <= outcome.decode_seconds + 1e-6
+        last = end
+    if rounds:
+        assert outcome.spans, "a trace was asked for"
+
+
+def check_memory(method: ScriptedAmusd, count: int) -> None:
+    """After some samples neither process grows any more, and the mailbox not at all."""
+    assert method.worker is not None
+    for number in range(20):
+        method.decode(request(number, max_new_tokens=8))
+    pids, mailbox = (os.getpid(), method.worker.pid), method.memory_bytes()
+    before = [resident_bytes(pid) for pid in pids]
+    for number in range(count):
+        method.decode(request(number, max_new_tokens=8))
+    after = [resident_bytes(pid) for pid in pids]
+    assert method.memory_bytes() == mailbox
+    for a, b in zip(before, after, strict=True):
+        assert b <= 1.01 * a, f"grew from {a} to {b} bytes over {count} samples"
+
+
+@pytest.mark.slow
+def test_five_hundred_samples_leave_memory_flat(pair: PairSpec) -> None:
+    with opened(pair) as (method, _):
+        check_memory(method, 500)
+
+
+# ------------------------------------------------------------------------------------------------ the draft is lost
+def test_a_lost_draft_ends_the_run_in_its_own_words(pair: PairSpec) -> None:
+    """It dies, is killed, runs out of memory, hangs: within seconds an error says which, and no process is left."""
+    cases = [
+        ("draft: exit", 60.0, r"worker draft died with exit status 7"),
+        ("draft: kill", 60.0, r"worker draft died of SIGKILL; the system may have run out of memory"),
+        ("draft: memory", 60.0, r"worker draft: MemoryError: could not allocate 7 TiB"),
+        ("draft: hang", 1.0, r"worker draft hangs and was killed: no news .* for 1 s \(engine.timeout_seconds\)"),
+        ("draft: hold the mailbox", 60.0, r"worker draft hangs and was killed: .* held the mailbox"),
+    ]
+    for what, timeout_seconds, words in cases:
+        with opened(pair, timeout_seconds=timeout_seconds) as (method, _):
+            assert method.worker is not None
+            pid = method.worker.pid
+            start = time.monotonic()
+            with pytest.raises(WorkerError, match=words) as caught:
+                method.decode(request(0, what))
+            assert time.monotonic() - start < 20.0, what
+            if "Memory" in words:
+                assert any("in misbehave" in note for note in caught.value.__notes__)
+            with pytest.raises(WorkerError, match="worker draft"):
+                method.decode(request(0))  # asked again it says so again, and at once
+            assert time.monotonic() - start < 25.0, what
+        assert gone(pid, 0.0), f"{what}: a process is left"
+
+
+def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    assert pair.draft is not None
+    spec = replace(pair.draft, path=str(tmp_path / "nowhere"), name="nowhere")
+    program = Drafter(Mailbox.shared(8), SamplingLaw(), 4)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"worker draft: ConfigError: pair\.draft='nowhere': "):
+        Worker("draft", spec, program, Placement((), 1), None, 60.0)
+    assert time.monotonic() - start < 60.0
+    assert not [child for child in children(os.getpid()) if "spawn_main" in command(child)], "a process is left"
+
+
+def test_a_run_whose_draft_fails_has_status_failed_and_the_drafts_words(tmp_path: Path) -> None:
+    from specbench.cli import compose
+    from specbench.run import run
+
+    config = compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1", "measure.warmup=0"])
+    config.method = {**config.method, "_target_": "worker_programs.FailingAmusd"}
+    config.allow_targets, config.runs_dir = ["worker_programs"], str(tmp_path)
+    config.decoding.max_new_tokens = 16
+    with pytest.raises(WorkerError, match="the draft stumbled over token 3"):
+        run(config)
+    (written,) = tmp_path.rglob("run.json")
+    facts = json.loads(written.read_text())
+    assert facts["status"] == "failed"
+    assert "worker draft: RuntimeError: the draft stumbled over token 3" in facts["error"]
+    assert not [child for child in children(os.getpid()) if "spawn_main" in command(child)], "a process is left"
+
+
+# ------------------------------------------------------------------------------------------------ the parent goes
+def children(pid: int) -> list[int]:
+    """Process ids of everything below a process."""
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found += [int(entry.parent.name), *children(int(entry.parent.name))]
+    return found
+
+
+def command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+def wait_for(what: Any, seconds: float = 90.0) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+def test_ctrl_c_ends_a_run_as_interrupted_and_leaves_nobody(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "specbench", "method=amusd", "data=humaneval", "data.source=standin", f"runs_dir={tmp_path}"]
+    # A terminal sends the signal to the whole group: parent, worker and helpers.
+    process = subprocess.Popen(
+        [*line, "decoding.max_new_tokens=32", "measure.warmup=0"],
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: process.poll() is not None or [f for f in tmp_path.rglob("samples.jsonl") if f.stat().st_size])
+        below = children(process.pid)
+        assert any("spawn_main" in command(child) for child in below), "no worker to interrupt"
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors and "interrupted" in errors
+    (written,) = tmp_path.rglob("run.json")
+    assert json.loads(written.read_text())["status"] == "interrupted"
+    assert all(gone(child, 5.0) for child in below), "a process is left"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_worker_goes_with_its_parent(pair: PairSpec, how: signal.Signals) -> None:
+    folder = Path(pair.target.path).parent
+    process = subprocess.Popen(
+        [sys.executable, str(TESTS / "worker_programs.py"), str(folder)],
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        worker = int(process.stdout.readline())
+        assert not gone(worker, 0.2)
+        process.send_signal(how)
+        process.wait(10)
+        assert gone(worker, 10.0), "the worker outlives its parent"
+    finally:
+        process.kill()
+        process.wait(10)

@@ -1,0 +1,168 @@
+"""Programs that misbehave on request, in a module that a spawned child can import; and processes for the tests to kill.
+
+What a drafter or a target does is said by the request's sample_id: "slow draft", "slow target", "draft: exit", ...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from specbench.engine.async_draft import Drafter, DraftReport
+from specbench.engine.runtime import Request, Runtime
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.steps import Progress
+from specbench.engine.tree import DraftTree
+from specbench.methods.amusd import Amusd
+from specbench.pair import ModelSpec, PairSpec, load_model
+
+SLOW_SECONDS = 0.004
+
+
+class ScriptedDrafter(Drafter):
+    """Misbehaves at its third forward."""
+
+    def run(self) -> DraftReport:
+        self.forwards_made = 0
+        return super().run()
+
+    def _draft(self) -> Progress:
+        self.forwards_made += 1
+        what = self.order.request.sample_id
+        if what == "slow draft":
+            time.sleep(SLOW_SECONDS)
+        elif what.startswith("draft: ") and self.forwards_made == 3:
+            misbehave(what.removeprefix("draft: "))
+        return super()._draft()
+
+
+def misbehave(how: str) -> None:
+    if how == "exit":
+        os._exit(7)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "memory":
+        raise MemoryError("could not allocate 7 TiB")
+    if how == "raise":
+        raise RuntimeError("the draft stumbled over token 3")
+    if how == "hang":
+        time.sleep(3600)
+    if how == "hold the mailbox":
+        held.append(slots[0]._lock.acquire())
+        time.sleep(3600)
+    raise AssertionError(how)
+
+
+held: list[Any] = []
+slots: list[Any] = []
+
+
+class LockHoldingDrafter(ScriptedDrafter):
+    """Knows its own slot, to be killed in the middle of a message."""
+
+    def run(self) -> DraftReport:
+        slots[:] = [self.drafts]
+        return super().run()
+
+
+class ScriptedAmusd(Amusd):
+    """Amusd with a scripted draft and a target that is slow, fails or is interrupted on request."""
+
+    def make_drafter(self, runtime: Runtime) -> Drafter:
+        return LockHoldingDrafter(self.mailbox, runtime.law, self.max_lookahead, runtime.trace)
+
+    def open(self, runtime: Runtime) -> None:
+        super().open(runtime)
+        forward = self.target.forward
+
+        def scripted(tree: DraftTree) -> Any:
+            what = self.verifier.order.request.sample_id
+            if what == "slow target":
+                time.sleep(SLOW_SECONDS)
+            if len(self.verifier.output) > 3:
+                if what == "target: fails":
+                    raise RuntimeError("the target stumbled")
+                if what == "target: interrupted":
+                    raise KeyboardInterrupt
+            return forward(tree)
+
+        self.target.forward = scripted  # type: ignore[method-assign]
+
+
+class FailingAmusd(ScriptedAmusd):
+    """For a whole run: the draft fails in every sample, whatever its name."""
+
+    def make_drafter(self, runtime: Runtime) -> Drafter:
+        return FailingDrafter(self.mailbox, runtime.law, self.max_lookahead, runtime.trace)
+
+
+class FailingDrafter(Drafter):
+    def _draft(self) -> Progress:
+        misbehave("raise")
+        return super()._draft()
+
+
+# ------------------------------------------------------------------------------------------------ a tiny pair
+VOCAB_SIZE = 61
+
+
+def save_tiny_pair(folder: Path) -> PairSpec:
+    """A target with random weights and a draft that is nearly the target: they agree often and not always."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    module = LlamaForCausalLM(config)
+    module.save_pretrained(folder / "target")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    module.save_pretrained(folder / "draft")
+    return tiny_pair(folder)
+
+
+def tiny_pair(folder: Path) -> PairSpec:
+    def spec(role: str) -> ModelSpec:
+        return ModelSpec(role, role, str(folder / role), "float32", "cpu", None, "sdpa", False)
+
+    return PairSpec("tiny", spec("target"), spec("draft"), VOCAB_SIZE)
+
+
+def runtime(pair: PairSpec, temperature: float = 0.0, timeout_seconds: float = 60.0, trace: bool = False) -> Runtime:
+    target = load_model(pair.target, VOCAB_SIZE)
+    law = SamplingLaw(temperature)
+    return Runtime(pair, target, None, law, 40, frozenset({3}), timeout_seconds=timeout_seconds, trace=trace)
+
+
+def request(number: int = 0, what: str = "sample", max_new_tokens: int = 40) -> Request:
+    prompt = tuple((7 * number + 3 * i + 5) % VOCAB_SIZE for i in range(6 + number % 5))
+    return Request(what, 0, prompt, max_new_tokens, frozenset({3}), noise_key=number)
+
+
+def decode_for_ever(folder: str) -> None:
+    """Say the worker's process id, then decode until somebody ends this."""
+    method = Amusd()
+    method.open(runtime(tiny_pair(Path(folder))))
+    assert method.worker is not None
+    print(method.worker.pid, flush=True)
+    number = 0
+    while True:
+        method.decode(request(number))
+        number += 1
+
+
+if __name__ == "__main__":
+    decode_for_ever(sys.argv[1])
