@@ -107,7 +107,7 @@ def _group(frames: Frames, number: int, members: Sequence[int]) -> Group:
     kept = list(latest.values())
     runs = frames.runs.loc[kept].copy()
     facts = {run: frames.facts[run] for run in kept}
-    runs["pair_label"] = _labels(runs["pair"], {run: pair_key(f) for run, f in facts.items()})
+    runs["pair_label"] = _labels(_pair_names(runs), {run: pair_key(f) for run, f in facts.items()})
     runs["data_label"] = _labels(runs["data"], {run: data_key(f) for run, f in facts.items()})
     runs["label"] = _method_labels(runs, facts)
     return Group(number, conditions_of(frames.facts[members[0]]), runs, frames.runs.loc[floors].copy(), tuple(left_out))
@@ -132,6 +132,13 @@ def _labels(names: pd.Series[Any], keys: Mapping[int, tuple[Any, ...]]) -> list[
         tags = [str(own[i])[:_SHORT] for i in differs if str(own[i]) != str(name)]
         labels.append(f"{name} ({', '.join(tags)})" if tags else str(name))
     return labels
+
+
+def _pair_names(runs: pd.DataFrame) -> pd.Series[Any]:
+    """The pairs' names, with the target's where one pair was run with several."""
+    targets = runs.groupby("pair", dropna=False)["target"].transform("nunique")
+    both = runs["pair"].astype(str) + ", target " + runs["target"].astype(str).str.removeprefix("builtin:")
+    return runs["pair"].where(targets <= 1, both)
 
 
 def _method_labels(runs: pd.DataFrame, facts: Mapping[int, Mapping[str, Any]]) -> list[str]:
@@ -190,6 +197,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         items = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         items = [(str(i), item) for i, item in enumerate(value)]
+    elif value in (None, []):
+        return {}
     else:
         return {prefix: value}
     return {name: leaf for key, item in items for name, leaf in _flat(item, f"{prefix}.{key}" if prefix else key).items()}

@@ -119,6 +119,14 @@ class Comparison:
             return Estimate(row["speedup"], *_ends(row["speedup_low"], row["speedup_high"]))
         return ratio_of_totals(self.pairs(run))
 
+    def speedup_over_repeats(self, run: int) -> tuple[float, float] | None:
+        """The interval that says how much this machine's noise moves the number on these prompts."""
+        row, pairs = self.runs.loc[run], self.pairs(run)
+        if self.restricted and len(pairs):
+            return stats.paired_speedup(pairs, resamples=2).ci95_repeats
+        low, high = _ends(row["speedup_repeats_low"], row["speedup_repeats_high"])
+        return None if low is None or high is None else (low, high)
+
     def rates(self, run: int) -> tuple[float | None, float | None]:
         """Decode tokens/s of the method and of its baseline on the common prompts."""
         row = self.runs.loc[run]
@@ -134,7 +142,7 @@ class Comparison:
     def figures(self, run: int) -> dict[str, float | None]:
         """num_prompts, end_to_end, geomean, worst5 and rollbacks_per_100 decode tokens, on the common prompts."""
         row = self.runs.loc[run]
-        if not self.restricted:
+        if not self.restricted or not len(self.pairs(run)):
             figures = {name: _known(row[name]) for name in ("num_prompts", "end_to_end", "geomean", "worst5")}
             tokens, thrown = row["decode_tokens"], row["rollbacks"]
         else:
@@ -196,23 +204,27 @@ def _comparison(frames: Frames, pair: str, data: str, rows: pd.DataFrame) -> Com
 
 
 # ---------------------------------------------------------------------------------------------------- rounds
-def acceptance_by_position(frames: Frames, run: int, resamples: int = 2_000) -> pd.DataFrame:
+def prompts_of(table: RoundTable) -> tuple[np.ndarray, int]:
+    """The number of each round's prompt, and how many prompts there are."""
+    number: dict[str, int] = {}
+    of_key = [number.setdefault(key[0], len(number)) for key in table.keys]
+    return np.array(of_key, dtype=np.int64)[table.sample], len(number)
+
+
+def acceptance_by_position(table: RoundTable, resamples: int = 2_000) -> pd.DataFrame:
     """Shares by position with 95 % intervals over prompts (rounds of one prompt are not independent).
 
     Columns: position (from 1), rounds (that drafted so deep), accepted (share that accepted at least so many), low, high,
     conditional (share among those that accepted all before), conditional_low, conditional_high.
     """
-    table = frames.table(run, frames.own_arm(run))
-    names = [key[0] for key in table.keys]
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    prompt = np.array([number[name] for name in names], dtype=np.int64)[table.sample]
+    prompt, num_prompts = prompts_of(table)
     deepest = int(table.draft_depth.max(initial=0))
     counts = []
     for k in range(1, deepest + 1):
         reached = table.draft_depth >= k
         eligible = reached & (table.num_accepted >= k - 1)
         taken = reached & (table.num_accepted >= k)
-        counts += [np.bincount(prompt[mask], minlength=len(number)) for mask in (reached, eligible, taken)]
+        counts += [np.bincount(prompt[mask], minlength=num_prompts) for mask in (reached, eligible, taken)]
     if not counts:
         return pd.DataFrame(columns=["position", "rounds", "accepted", "low", "high"])
     sums = np.column_stack(counts).astype(float)
@@ -220,7 +232,7 @@ def acceptance_by_position(frames: Frames, run: int, resamples: int = 2_000) -> 
     pooled, conditional = metrics.acceptance_by_position(table), metrics.conditional_acceptance_by_position(table)
     frame = pd.DataFrame({"position": np.arange(1, deepest + 1), "rounds": totals[:, 0].astype(int), "accepted": pooled})
     frame["conditional"] = [np.nan if value is None else value for value in conditional]
-    if len(number) > 1:
+    if num_prompts > 1:
         draws = stats.bootstrap_totals(sums, resamples, np.random.default_rng(0)).reshape(resamples, -1, 3)
         with np.errstate(invalid="ignore", divide="ignore"):
             for name, part in (("", draws[..., 2] / draws[..., 0]), ("conditional_", draws[..., 2] / draws[..., 1])):

@@ -93,8 +93,8 @@ def times_of(frames: Frames, run: int, mine: RoundTable) -> Times | None:
     forwards = int(mine.num_draft_forwards.sum())
     if frames.runs.loc[run, "baseline"] != "autoregressive" or not len(baseline) or not len(mine) or not forwards:
         return None
-    concurrent = float(frames.runs.loc[run, "concurrent_draft"])
-    drafting = float(mine.draft_seconds.sum()) + (0.0 if np.isnan(concurrent) else concurrent)
+    others = frames.runs.loc[run, ["concurrent_draft", "concurrent_discarded_draft"]].astype(float)
+    drafting = float(mine.draft_seconds.sum()) + float(others.sum())  # NaN, without another process, counts as 0
     ar = float((baseline.t_end - baseline.t_start).sum()) / int(baseline.num_emitted.sum())
     return Times(ar, drafting / forwards, float(mine.verify_seconds.sum()) / len(mine))
 

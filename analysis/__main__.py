@@ -1,0 +1,56 @@
+"""python -m specbench.analysis RUNS... [--out DIR] [--across machines] [--reference] [--notebook] [--unfinished]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ACROSS = ("machines",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Without --out the comparison as text; with it a report. Returns the exit status: 0, or 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(
+        prog="python -m specbench.analysis", description="Tables, figures and a report from stored runs."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
+    parser.add_argument("--out", metavar="DIR", help="write report.html, report.md, tables/ and figures/ there")
+    parser.add_argument("--across", choices=ACROSS, help="list one configuration by machine, side by side")
+    parser.add_argument("--reference", action="store_true", help="published numbers beside ours")
+    parser.add_argument("--notebook", action="store_true", help="also execute the notebook into DIR (needs the extra `report`)")
+    parser.add_argument("--unfinished", action="store_true", help="accept runs that did not end with success")
+    parser.add_argument("--title", default="specbench report", help="heading of the report")
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options)
+    except (ValueError, ImportError) as error:
+        print(f"specbench.analysis: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.out is None:
+        if options.across or options.reference or options.notebook:
+            raise ValueError("--across, --reference and --notebook write files: give --out DIR")
+        from specbench.analysis.text import compare
+
+        print(compare(options.runs, unfinished=options.unfinished))
+        return 0
+    from specbench.analysis.writing import report
+
+    path = report(
+        options.runs, options.out, across=options.across, with_reference=options.reference, unfinished=options.unfinished,
+        title=options.title,
+    )  # fmt: skip
+    print(path)
+    if options.notebook:
+        from specbench.analysis.notebook import execute
+
+        print(execute(options.runs, Path(options.out)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""How every figure looks, and how it is saved: PDF (vector, fonts embedded as type 42), PNG, and the data as CSV.
+
+Colours are Okabe and Ito's colour-blind-safe set in an order of falling darkness where neighbours differ in grey too; every
+series also has its own marker, line style and hatch, so that nothing hangs on colour alone. Figures are drawn on the Agg canvas
+without pyplot: no global state, no display.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#8C8C8C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "++", "oo")
+MAX_SERIES = len(COLOURS)
+
+RC: Any = {
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2.0,
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+WIDTH = 6.8  # inches: a text column of an A4 page
+
+
+@dataclass
+class Drawing:
+    """A figure with its data and what it says below itself. `name` is the file name."""
+
+    name: str
+    title: str
+    figure: Figure
+    data: pd.DataFrame
+    caption: str
+
+    def save(self, folder: Path) -> list[Path]:
+        """name.pdf, name.png and name.csv in the folder; returns the paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{self.name}.{ending}" for ending in ("pdf", "png", "csv")]
+        with styled():
+            self.figure.savefig(paths[0], bbox_inches="tight", metadata={"CreationDate": None})
+            self.figure.savefig(paths[1], bbox_inches="tight", metadata={"Software": None})
+        self.data.to_csv(paths[2], index=False)
+        return paths
+
+
+def styled() -> AbstractContextManager[None]:
+    """The look of all figures, for the time of a with block."""
+    return matplotlib.rc_context(RC)
+
+
+def new_figure(
+    rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float = 2.9, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure and its axes as an array of shape [rows, columns]."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes
+
+
+def series(number: int) -> dict[str, Any]:
+    """Colour, marker and line style of the n-th series of a line chart."""
+    i = number % MAX_SERIES
+    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
+
+
+def filled(number: int) -> dict[str, Any]:
+    """Face, edge and hatch of the n-th series of a bar chart."""
+    i = number % MAX_SERIES
+    return {"facecolor": _light(COLOURS[i]), "edgecolor": COLOURS[i], "hatch": HATCHES[i], "linewidth": 0.8}
+
+
+def _light(colour: str) -> tuple[float, float, float]:
+    """Half way to white, so that the hatch shows."""
+    red, green, blue = matplotlib.colors.to_rgb(colour)
+    return ((red + 1) / 2, (green + 1) / 2, (blue + 1) / 2)
+
+
+def errors(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """[2, n] distances for errorbar; NaN ends draw nothing."""
+    center = np.asarray(values, dtype=float)
+    ends = np.vstack([center - np.asarray(low, dtype=float), np.asarray(high, dtype=float) - center])
+    return np.clip(np.nan_to_num(ends, nan=0.0), 0.0, None)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend under the axes, where it can hide nothing; as many columns as its longest label allows."""
+    if not handles:
+        return
+    longest = max(len(label) for label in labels)
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 15 / (longest + 6))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8)
+
+
+def legend_of(axes: Any) -> tuple[list[Any], list[str]]:
+    """Handles and labels of all axes, each label once."""
+    found: dict[str, Any] = {}
+    for axis in np.ravel(axes):
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
