@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from specbench.schema import ConfigError, PairConfig
 from specbench.train import run
 from specbench.training import corpus as corpora
+from specbench.training import evaluate, replay
 from specbench.training.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, final_hidden, head_of
 from specbench.training.generate import choose, continuations, distinct_share, mask_after_end
 from specbench.training.licences import Package, stated_licence
@@ -40,7 +41,7 @@ FUNCTION = '''def area_{n}(width: float, height: float) -> float:
 
 
 '''
-TINY = {"width": 32, "heads": 2, "feed_forward": 48, "vocab_size": 300, "max_positions": 512, "rows": 2, "length": 64}
+TINY = {"width": 32, "heads": 2, "feed_forward": 48, "vocab_size": 300, "max_positions": 4096, "rows": 2, "length": 64}
 TINY |= {"threads": 1, "compile": "off", "autocast": False, "generate_rows": 4, "pool_rows": 8, "new_tokens": 16}
 
 
@@ -297,6 +298,55 @@ def test_distinct_share_tells_a_loop_from_a_text() -> None:
     assert distinct_share([1, 2, 3] * 40) == pytest.approx(3 / 117)
     assert distinct_share(list(range(40))) == 1.0
     assert distinct_share([1, 2]) is None
+
+
+@pytest.mark.parametrize("draft_length", [1, 4])
+def test_replay_agrees_with_the_formula(draft_length: int) -> None:
+    """Independent acceptance with flat verification is what the formula assumes, so a long replay must come out the same."""
+    drawn = np.random.default_rng(0).random((40, 2_000)) < 0.7
+    speed = replay.speculative_speedup(drawn.tolist(), draft_length, 0.2, lambda rows: 1.0)
+    assert speed == pytest.approx(replay.formula_speedup(0.7, draft_length, 0.2), rel=0.02)
+    by_position = replay.acceptance_by_position(drawn.tolist(), draft_length)
+    assert by_position == pytest.approx([0.7**n for n in range(1, draft_length + 1)], rel=0.03)
+
+
+def test_asynchronous_replay_keeps_to_its_bounds() -> None:
+    flat = lambda rows: 1.0  # noqa: E731
+    perfect, hopeless = [[True] * 4_000], [[False] * 4_000]
+    assert replay.asynchronous_speedup(perfect, 16, 0.25, flat) == pytest.approx(replay.asynchronous_bound(0.25), rel=0.01)
+    assert replay.asynchronous_speedup(perfect, 16, 0.05, flat) > 10  # limited by the look-ahead, not by the draft
+    assert replay.asynchronous_speedup(hopeless, 16, 0.25, flat) == pytest.approx(1 / 1.25, rel=0.01)
+    drawn = (np.random.default_rng(1).random((20, 2_000)) < 0.7).tolist()
+    assert replay.asynchronous_speedup(drawn, 8, 0.2, flat) > replay.speculative_speedup(drawn, 4, 0.2, flat)
+    assert replay.formula_speedup(1.0, 4, 0.25) == pytest.approx(2.5)
+
+
+def test_matches_are_what_drafting_in_rounds_accepts(pair: Path) -> None:
+    """One pass over the text finds the same accepted runs as drafting token by token."""
+    target, draft = (evaluate.load_part(pair / part) for part in ("target", "draft"))
+    prompt = list(range(40, 60))
+    written = evaluate.greedy_text(target, prompt, 40, set())
+    found = evaluate.matches(draft, prompt, written)
+    assert len(found) == 39
+    for position in range(0, 39, 5):
+        drafted = evaluate.greedy_text(draft, [*prompt, *written[: position + 1]], 3, set())
+        kept = next((i for i, (a, b) in enumerate(zip(drafted, written[position + 1 :], strict=False)) if a != b), None)
+        run = next((i for i, same in enumerate(found[position : position + 3]) if not same), None)
+        assert kept == run
+
+
+def test_card_says_what_was_measured(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECBENCH_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(evaluate, "DATASETS", ("humaneval",))
+    settings = Settings(part="card", train=TrainSettings(out=str(pair), card_samples=2, new_tokens=12, threads=1))
+    card = Path(run(settings)["card"]).read_text()
+    facts = json.loads((pair / "card.json").read_text())
+    assert facts["data"]["humaneval"]["num_prompts"] == 2
+    for words in ("humaneval-standin", "| draft | 1 x 32 |", "| target | 3 x 32 |", "MIT", "not good for"):
+        assert words in card
+    settings.train.measure = False
+    assert Path(run(settings)["card"]).read_text() == card
 
 
 def test_wrong_options_are_named(source: Path, tmp_path: Path) -> None:
