@@ -77,7 +77,7 @@ class Amusd(Method):
         self.mailbox = Mailbox.shared(runtime.max_new_tokens + self.max_lookahead)
         program = self.make_drafter(runtime)
         try:
-            self.worker = Worker("draft", pair.draft, program, draft_placement, pair.vocab_size, runtime.timeout_seconds)
+            self.worker = Worker("draft", pair.draft, program, draft_placement, pair.draft_vocab_size, runtime.timeout_seconds)
         finally:
             self.mailbox.unlink()
         rule = self.rule_for(runtime.law)

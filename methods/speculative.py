@@ -89,6 +89,8 @@ class Speculative(Method):
             # Under sample_match the draft uses the target's own noise: the two agree as often as their laws allow.
             return self.law.choose(logits, [position], self.request.noise_key)[0]
         q = self.law.probabilities(logits)[0]
+        if len(q) < self.target.model.vocab_size:  # ids that the draft has no row for are never drafted
+            q = torch.nn.functional.pad(q, (0, self.target.model.vocab_size - len(q)))
         rows.append(q)
         return int(torch.multinomial(q, 1, generator=self.generator))
 

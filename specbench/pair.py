@@ -36,12 +36,17 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class PairSpec:
-    """A target and, unless no method needs one, a draft. `vocab_size` is common to both (None until checked)."""
+    """A target and, unless no method needs one, a draft.
+
+    vocab_size: ids that the target may emit, whatever the draft; draft_vocab_size: those of them that the draft has a row for
+    (q = 0 beyond). Both None until checked.
+    """
 
     name: str
     target: ModelSpec
     draft: ModelSpec | None
     vocab_size: int | None = None
+    draft_vocab_size: int | None = None
 
 
 def resolve_path(name: str, role: str = "target") -> str:
@@ -170,13 +175,18 @@ def read_config(spec: ModelSpec) -> Any:
         raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}") from error
 
 
-def common_vocabulary(target_config: Any, draft_config: Any, target_tokenizer: Any, draft_tokenizer: Any) -> int:
-    """Number of ids that both models share; raises ValueError where they give an id two meanings.
+def vocabulary(config: Any, tokenizer: Any) -> int:
+    """Number of ids that a model may emit: its rows, less the padding ones that its tokenizer has no token for."""
+    return min(config.get_text_config(decoder=True).vocab_size, 1 + max(tokenizer.get_vocab().values()))
 
-    Rows beyond the tokenizers' own ids are padding (Qwen2.5 has 151,936 or 152,064 rows, CodeLlama 32,016 or 32,000): they
-    are cut off, q = 0 there. Tokens that only one tokenizer knows at the end of its range are cut off likewise.
+
+def common_vocabulary(target_config: Any, draft_config: Any, target_tokenizer: Any, draft_tokenizer: Any) -> int:
+    """Number of the target's ids that the draft has rows for; raises ValueError where the two give an id two meanings.
+
+    Rows beyond the tokenizers' own ids are padding (Qwen2.5 has 151,936 or 152,064 rows, CodeLlama 32,016 or 32,000) and no
+    mismatch: the target keeps its own range, the draft proposes nothing outside its own (q = 0 there).
     """
-    rows = min(c.get_text_config(decoder=True).vocab_size for c in (target_config, draft_config))
+    rows = min(vocabulary(target_config, target_tokenizer), draft_config.get_text_config(decoder=True).vocab_size)
     target_ids = {i: token for token, i in target_tokenizer.get_vocab().items()}
     draft_ids = {i: token for token, i in draft_tokenizer.get_vocab().items()}
     common = sorted(i for i in target_ids.keys() & draft_ids.keys() if i < rows)
@@ -196,18 +206,19 @@ def common_vocabulary(target_config: Any, draft_config: Any, target_tokenizer: A
 
 
 def check_pair(spec: PairSpec, target_tokenizer: Any) -> PairSpec:
-    """Refuse an ill-matched pair before any weight is loaded; returns the spec with its common vocabulary."""
+    """Refuse an ill-matched pair before any weight is loaded; returns the spec with its vocabularies."""
     from dataclasses import replace
 
     target_config = read_config(spec.target)
+    spec = replace(spec, vocab_size=vocabulary(target_config, target_tokenizer))
     if spec.draft is None:
-        return replace(spec, vocab_size=target_config.get_text_config(decoder=True).vocab_size)
+        return spec
     draft_config = read_config(spec.draft)
     try:
         rows = common_vocabulary(target_config, draft_config, target_tokenizer, load_tokenizer(spec.draft))
     except ValueError as error:
         raise ConfigError("pair.draft", spec.draft.name, f"does not match {spec.target.name}: {error}") from error
-    return replace(spec, vocab_size=rows)
+    return replace(spec, draft_vocab_size=rows)
 
 
 def context_length(spec: PairSpec) -> int | None:
@@ -324,4 +335,5 @@ def pair_facts(spec: PairSpec) -> dict[str, Any]:
         "draft": facts(spec.draft),
         "tokenizer": {"sha256": tokenizer_hash(folder) if folder is not None else None},
         "vocab_size": spec.vocab_size,
+        "draft_vocab_size": spec.draft_vocab_size,
     }

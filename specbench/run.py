@@ -205,7 +205,7 @@ def load(config: RunConfig, prepared: Prepared) -> Runtime:
     probe_rollback(target, "target", pair.target.name)
     draft = None
     if pair.draft is not None and any(method.needs.draft == "local" for method in prepared.methods.values()):
-        draft = load_model(pair.draft, pair.vocab_size)
+        draft = load_model(pair.draft, pair.draft_vocab_size)
         probe_rollback(draft, "draft", pair.draft.name)
     ends = eos_ids(target.module, prepared.tokenizer)
     decoding, timeout = config.decoding, config.engine.timeout_seconds

@@ -147,13 +147,30 @@ def test_tokenizers_that_cut_text_differently_are_refused(folders: Any) -> None:
         checked(folders("target"), folders("draft", words=words))
 
 
+def test_a_draft_with_fewer_rows_leaves_the_target_its_own_ids(folders: Any) -> None:
+    """The target may emit ids that the draft has no row for; they are never drafted, and feeding them breaks nothing."""
+    words = tiny.tokenizer(520)
+    spec = checked(folders("target", 520, words=words), folders("draft", 512, words=words, seed=1))
+    assert (spec.vocab_size, spec.draft_vocab_size) == (520, 512) and spec.draft is not None
+    target, draft = load_model(spec.target, spec.vocab_size), load_model(spec.draft, spec.draft_vocab_size)
+    target.module.lm_head.weight[512:] = 50 * target.module.lm_head.weight[:8]  # the target likes them
+    prompt = [515, *tiny.prompt(5, vocab_size=512)]
+    for rule, law in {"greedy_match": SamplingLaw(), "sample_match": SamplingLaw(0.7), "ratio": SamplingLaw(1.0)}.items():
+        around = tiny.runtime(target, draft, law, max_new_tokens=40)
+        outcome = tiny.decode(Speculative(draft_length=3, rule=rule), around, prompt)
+        assert max(outcome.output_ids) >= 512
+        if rule != "ratio":
+            assert outcome.output_ids == tiny.decode(Autoregressive(), around, prompt).output_ids
+
+
 @pytest.mark.parametrize("padded", ["target", "draft"])
 def test_padded_vocabularies_are_cropped_to_the_common_rows(folders: Any, padded: str) -> None:
     """512 against 520 rows with one tokenizer: ids as AR's, logits cropped, no draft probability beyond."""
     sizes = {"target": 512, "draft": 512} | {padded: 520}
     spec = checked(folders("target", sizes["target"]), folders("draft", sizes["draft"], seed=1))
     assert spec.vocab_size == 512 and spec.draft is not None
-    target, draft = load_model(spec.target, spec.vocab_size), load_model(spec.draft, spec.vocab_size)
+    assert spec.draft_vocab_size == 512
+    target, draft = load_model(spec.target, spec.vocab_size), load_model(spec.draft, spec.draft_vocab_size)
     assert {"target": target, "draft": draft}[padded].module.config.vocab_size == 520
     for model in (target, draft):
         session = Session(model)

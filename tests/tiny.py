@@ -143,7 +143,8 @@ def runtime(
     eos_ids: Iterable[int] = (),
 ) -> Runtime:
     """What a method is opened with, around models that were made here."""
-    pair = PairSpec("tiny", spec(), spec("draft") if draft is not None else None, target.vocab_size)
+    draft_vocabulary = draft.vocab_size if draft is not None else None
+    pair = PairSpec("tiny", spec(), spec("draft") if draft is not None else None, target.vocab_size, draft_vocabulary)
     return Runtime(pair, target, draft, law or SamplingLaw(), max_new_tokens, frozenset(eos_ids))
 
 

@@ -90,7 +90,7 @@ class Pearl(Method):
             self.rows = RowBuffer(self.draft_length or MAX_LENGTH, runtime.target.vocab_size)
         program = self.make_drafter(runtime.law, runtime.trace)
         try:
-            self.worker = Worker("draft", pair.draft, program, draft_placement, pair.vocab_size, runtime.timeout_seconds)
+            self.worker = Worker("draft", pair.draft, program, draft_placement, pair.draft_vocab_size, runtime.timeout_seconds)
         finally:
             self.mailbox.unlink()
         self.verifier = self.make_verifier(runtime.law, rule)

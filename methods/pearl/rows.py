@@ -38,9 +38,10 @@ class RowBuffer:
         return self._rows.nbytes
 
     def write(self, rows: Sequence[torch.Tensor]) -> None:
-        """Put rows [width] at the front of the buffer."""
+        """Put rows [at most width] at the front of the buffer; ids that the draft has no row for have probability 0."""
         for index, row in enumerate(rows):
-            self._rows[index] = row.numpy(force=True)
+            self._rows[index, : len(row)] = row.numpy(force=True)
+            self._rows[index, len(row) :] = 0.0
 
     def read(self, count: int, device: torch.device | str) -> list[torch.Tensor]:
         """A copy of the first `count` rows [width], on `device`."""

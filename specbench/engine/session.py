@@ -23,7 +23,7 @@ from specbench.engine.tree import DraftTree, Verdict
 class Model:
     """A loaded causal language model and what a session must know of it.
 
-    vocab_size: the pair's common vocabulary; logits beyond it are cut off (padded rows of one family are no tokens).
+    vocab_size: ids that it may emit; logits beyond are cut off (padded rows are no tokens). num_rows: ids that it may be fed.
     tree_refusal: why only chains may be fed to it, None if trees may be too.
     """
 
@@ -32,6 +32,7 @@ class Model:
     plan: MaskPlan
     accepts_logits_to_keep: bool
     num_cache_layers: int
+    num_rows: int
     tree_refusal: str | None = None
 
     @classmethod
@@ -49,6 +50,7 @@ class Model:
             plan=MaskPlan.of(config),
             accepts_logits_to_keep="logits_to_keep" in parameters,
             num_cache_layers=config.num_hidden_layers,
+            num_rows=config.vocab_size,
             # GPT-Neo cuts its local layers by row inside the attention, where no mask of ours reaches.
             tree_refusal="its local attention counts rows, not depth" if "local" in _layers(config) else None,
         )
@@ -115,6 +117,9 @@ class Session:
         )
         if parents is not None and model.tree_refusal is not None:
             raise ValueError(f"this model takes draft chains only: {model.tree_refusal}")
+        if max(ids) >= model.num_rows:
+            # A draft with fewer rows than its target: it cannot know this token, and a wrong guess costs acceptance only.
+            ids = [i if i < model.num_rows else 0 for i in ids]
         input_ids = torch.tensor([ids], device=model.device)
         if parents is None:
             positions = self._positions[:, past : past + rows]
