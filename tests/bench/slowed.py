@@ -1,0 +1,28 @@
+"""Autoregressive decoding made slower by a known share: what the statistics must find."""
+
+from __future__ import annotations
+
+from specbench.engine.runtime import Request
+from specbench.engine.tree import EMPTY, DraftTree
+from specbench.measure.clock import now
+from specbench.methods.autoregressive import Autoregressive
+
+
+class Slowed(Autoregressive):
+    """Spins for `share` of the last round's time before each round. share: 0.05 makes decoding take 1.05 times as long."""
+
+    def __init__(self, *, share: float = 0.05, draft_length: int | None = None):
+        super().__init__(draft_length=draft_length)
+        self.share = share
+
+    def begin(self, request: Request, first_token: int) -> None:
+        self.last_end: float | None = None
+
+    def propose(self, max_depth: int) -> DraftTree:
+        start = now()
+        if self.last_end is not None:
+            until = start + self.share * (start - self.last_end)
+            while now() < until:
+                pass
+        self.last_end = now()
+        return EMPTY
