@@ -16,6 +16,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -119,9 +120,7 @@ def run_job(cfg: DictConfig) -> None:
         from specbench.resume import adopt
 
         config = adopt(config, HydraConfig.get().overrides.task)
-    from specbench.run import run
-
-    summary = run(config)
+    summary = run_tracked(config)
     try:
         line = json.dumps(summary, allow_nan=False)  # a summary holds numbers, or null beside the reason: NaN is no JSON
     except (TypeError, ValueError) as error:
@@ -132,6 +131,23 @@ def run_job(cfg: DictConfig) -> None:
         raise RunFailed(
             f"the run ended with status {summary.get('status')!r}{why}; its files are in {summary.get('run_folder')}"
         )
+
+
+def run_tracked(config: RunConfig) -> dict[str, Any]:
+    """The run; when it has ended, well or not, its folder is mirrored to the tracker if there is one."""
+    from specbench import track
+
+    tracked = track.create(config.track, config.allow_targets) is not None  # wrong options end here, before the run
+    from specbench.run import run
+
+    if not tracked:
+        return run(config)
+    opened: list[Path] = []
+    try:
+        return run(config, opened.append)
+    finally:
+        if opened and not isinstance(sys.exception(), KeyboardInterrupt):
+            track.mirror_apart(opened[0], config)
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:

@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from specbench.schema import ConfigError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from specbench.method import Method
 
 GROUP = "specbench.conf"
+Part = TypeVar("Part")
 
 
 def installed() -> list[EntryPoint]:
@@ -76,7 +77,14 @@ def create_method(node: Mapping[str, Any], more_prefixes: Sequence[str] = (), ke
     `key` is the node's place in the configuration ("method" or "baseline"). Raises ConfigError when the target is not allowed,
     cannot be imported or is no Method, and for options that its constructor does not take or refuses.
     """
-    cls = _load_class(node, more_prefixes, key)
+    from specbench.method import Method  # with torch behind it: the front door alone does not need it
+
+    return create_part(node, Method, more_prefixes, key)
+
+
+def create_part(node: Mapping[str, Any], base: type[Part], more_prefixes: Sequence[str], key: str) -> Part:
+    """The object that a node names, an instance of `base`; the same rules and errors as for methods."""
+    cls = _load_class(node, base, more_prefixes, key)
     options = {name: value for name, value in node.items() if name != "_target_"}
     parameters = inspect.signature(cls).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -95,13 +103,11 @@ def create_method(node: Mapping[str, Any], more_prefixes: Sequence[str] = (), ke
     return cls(**options)
 
 
-def _load_class(node: Mapping[str, Any], more_prefixes: Sequence[str], key: str) -> type[Method]:
-    from specbench.method import Method  # with torch behind it: the front door alone does not need it
-
+def _load_class(node: Mapping[str, Any], base: type[Part], more_prefixes: Sequence[str], key: str) -> type[Part]:
     target = node.get("_target_") if isinstance(node, Mapping) else None
     name = f"{key}._target_"
     if not isinstance(target, str) or target.count(".") < 1:
-        raise ConfigError(name, target, "must name a class as package.module.Class; is the method's YAML complete?")
+        raise ConfigError(name, target, f"must name a class as package.module.Class; is the {key}'s YAML complete?")
     prefixes = allowed_prefixes(more_prefixes)
     if not target.startswith(prefixes):
         listed = ", ".join(prefix + "*" for prefix in prefixes)
@@ -114,7 +120,7 @@ def _load_class(node: Mapping[str, Any], more_prefixes: Sequence[str], key: str)
     except Exception as error:  # a plugin's code may raise anything while it is imported; say whose it was
         raise ConfigError(name, target, f"{module_name} fails to import: {type(error).__name__}: {error}") from error
     cls = getattr(module, class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        found = sorted(n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method)
-        raise ConfigError(name, target, f"is no Method; {module_name} has: {', '.join(found) or 'none'}")
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        found = sorted(n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base)
+        raise ConfigError(name, target, f"is no {base.__name__}; {module_name} has: {', '.join(found) or 'none'}")
     return cls
