@@ -37,11 +37,12 @@ def across_machines(frames: Frames, groups: Sequence[Group]) -> Table:
         if len({group.number for group, _ in members}) < 2:
             alone += 1
             continue
+        label = Cell(str(members[0][0].runs.loc[members[0][1], "label"]))
         for group, run in members:
             facts = group.runs.loc[run]
             commit = str(((frames.facts[run].get("provenance") or {}).get("git") or {}).get("commit") or "unknown")[:8]
             cells = {
-                "method": Cell(str(facts["label"])),
+                "method": label,
                 "pair": Cell(str(facts["pair_label"])),
                 "data": Cell(str(facts["data_label"])),
                 "machine": Cell(str(facts["machine"])),
@@ -76,7 +77,7 @@ def across_machines(frames: Frames, groups: Sequence[Group]) -> Table:
         columns,
         rows,
         "The same configuration (method and options, weights, prompts, decoding law) wherever it was run; conditions: the "
-        "chapter that the run belongs to. Rows are listed side by side and never averaged or ranked: between machines only emitted per "
-        "round should agree. " + definitions("speedup", "tokens_per_second", "emitted_per_round", "lossless"),
+        "chapter that the run belongs to. Rows are listed side by side and never averaged or ranked: between machines "
+        "only emitted per round should agree. " + definitions("speedup", "tokens_per_second", "emitted_per_round", "lossless"),
         notes,
     ).drop_empty_columns()  # fmt: skip

@@ -12,7 +12,7 @@ RUNS_COLUMNS = {
     "baseline": "name of the baseline's",
     "mode": "paired, or aa (the baseline against itself: the noise floor)",
     "options": "the method's options as JSON with sorted keys, without _target_",
-    "draft_length": "tokens drafted per round (the setting); NaN where it does not apply",
+    "draft_length": "tokens drafted per round (the setting); NaN where it does not apply or is chosen by the method",
     "pair": "name of the pair",
     "target": "name of the target model",
     "draft": "name of the draft model, None without",

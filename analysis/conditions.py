@@ -110,6 +110,8 @@ def _group(frames: Frames, number: int, members: Sequence[int]) -> Group:
     runs["pair_label"] = _labels(_pair_names(runs), {run: pair_key(f) for run, f in facts.items()})
     runs["data_label"] = _labels(runs["data"], {run: data_key(f) for run, f in facts.items()})
     runs["label"] = _method_labels(runs, facts)
+    first = {label: i for i, label in reversed(list(enumerate([*runs["pair_label"], *runs["data_label"]])))}
+    runs = runs.sort_values(["pair_label", "data_label"], key=lambda labels: labels.map(first), kind="stable")
     return Group(number, conditions_of(frames.facts[members[0]]), runs, frames.runs.loc[floors].copy(), tuple(left_out))
 
 

@@ -13,22 +13,33 @@ from specbench.analysis.tables import Table, to_html, to_markdown
 CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 1080px; margin: 0 auto; padding: 24px 28px 80px; }
-h1 { font-size: 1.7em; margin: .2em 0 .4em; } h2 { font-size: 1.3em; margin: 2.2em 0 .5em; border-bottom: 1px solid #ccc; }
+       max-width: 1240px; margin: 0 auto; padding: 24px 28px 80px; }
+h1 { font-size: 1.7em; margin: .2em 0 .4em; }
+h2 { font-size: 1.3em; margin: 2.2em 0 .5em; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1.05em; margin: 1.8em 0 .5em; }
-nav { font-size: .92em; columns: 2; margin: 1em 0 2em; } nav a { color: #0b5394; text-decoration: none; }
-nav div { break-inside: avoid; } nav .sub { padding-left: 1.2em; color: #555; }
+p { max-width: 62em; }
+nav { font-size: .9em; columns: 3; margin: 1em 0 2em; }
+nav a { color: #0b5394; text-decoration: none; }
+nav div { break-inside: avoid; }
+nav .sub { padding-left: 1.2em; }
 .scroll { overflow-x: auto; margin: .6em 0; }
-table { border-collapse: collapse; font-size: .87em; font-variant-numeric: tabular-nums; border-top: 2px solid #222;
+table { border-collapse: collapse; font-size: .84em; font-variant-numeric: tabular-nums; border-top: 2px solid #222;
         border-bottom: 2px solid #222; }
-th, td { padding: 3px 9px; vertical-align: top; } thead tr:last-child th { border-bottom: 1px solid #222; }
-th { font-weight: 600; text-align: left; } th.n, td.n { text-align: right; white-space: nowrap; }
-td.t { max-width: 30em; overflow-wrap: break-word; } th.group { text-align: center; border-bottom: 1px solid #999; }
-tbody tr:hover { background: #f4f7fa; } td.section { font-style: italic; border-top: 1px solid #999; padding-top: 6px; }
-.ci { color: #555; font-size: .93em; } .caption { color: #444; font-size: .85em; max-width: 62em; margin-top: .3em; }
-figure { margin: .8em 0 0; } figure img { max-width: 100%; height: auto; }
+th, td { padding: 3px 8px; vertical-align: top; }
+thead tr:last-child th { border-bottom: 1px solid #222; }
+th { font-weight: 600; text-align: left; white-space: nowrap; }
+th.n, td.n { text-align: right; white-space: nowrap; }
+td.t { white-space: nowrap; }
+td.w { min-width: 16em; max-width: 26em; overflow-wrap: break-word; }
+th.group { text-align: center; border-bottom: 1px solid #999; }
+tbody tr:hover { background: #f4f7fa; }
+td.section { font-style: italic; border-top: 1px solid #999; padding-top: 6px; }
+.ci { color: #555; font-size: .93em; }
+.caption { color: #444; font-size: .85em; max-width: 72em; margin-top: .3em; }
+figure { margin: .8em 0 0; }
+figure img { max-width: 100%; height: auto; }
 .warn { background: #fff6df; border-left: 4px solid #d9a400; padding: 6px 12px; margin: .5em 0; }
-code { background: #f2f2f2; padding: 0 3px; } @media print { nav { display: none } .scroll { overflow: visible } }
+@media print { nav { display: none } .scroll { overflow: visible } }
 """
 
 

@@ -142,6 +142,7 @@ def _run_row(files: RunFiles) -> dict[str, Any]:
     speed = summary.get("speedup") or {}
     energy = summary.get("energy") or {}
     method = dict(config.get("method") or {})
+    length = method.get("draft_length")
     interval = {
         f"{name}_{end}": (speed.get(key) or [None, None])[i]
         for name, key in (("speedup", "ci95"), ("speedup_repeats", "ci95_repeats"), ("end_to_end", "end_to_end_ci95"))
@@ -162,7 +163,7 @@ def _run_row(files: RunFiles) -> dict[str, Any]:
         "baseline": summary.get("baseline"),
         "mode": summary.get("mode", "paired"),
         "options": options_text(method),
-        "draft_length": _number(method.get("draft_length")),
+        "draft_length": _number(length if isinstance(length, int | float) else None),
         "pair": pair.get("name") or config.get("pair", {}).get("name"),
         "target": target.get("name"),
         "draft": draft.get("name"),

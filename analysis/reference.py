@@ -92,8 +92,8 @@ def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
         columns,
         rows,
         "Published numbers with their sources. They were measured on other hardware, with other models and estimators: "
-        "mean accepted tokens of the same pair on the same prompts carry over between machines, speed-ups and times do not. No row is "
-        "ranked against another. " + setting(group.conditions, comparisons) + " "
+        "mean accepted tokens of the same pair on the same prompts carry over between machines, speed-ups and "
+        "times do not. No row is ranked against another. " + setting(group.conditions, comparisons) + " "
         + definitions("emitted_per_round", "accepted_run_length", "ms_per_token"),
         list(dict.fromkeys(notes)),
     ).drop_empty_columns()  # fmt: skip

@@ -7,6 +7,7 @@ without pyplot: no global state, no display.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -129,3 +130,11 @@ def legend_of(axes: Any) -> tuple[list[Any], list[str]]:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     return list(found.values()), list(found)
+
+
+def picture(drawing: Drawing) -> bytes:
+    """The figure as PNG bytes, for notebooks and pages."""
+    buffer = io.BytesIO()
+    with styled():
+        drawing.figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()

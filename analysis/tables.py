@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 MISSING = "-"
+UNBROKEN = 46  # characters that HTML keeps on one line
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,15 @@ class Table:
     def drop_empty_columns(self) -> Table:
         """Without columns in which no row has anything."""
         self.columns = [c for c in self.columns if any(row.cell(c.key).value is not None for row in self.rows)]
+        return self
+
+    def fold(self, key: str) -> Table:
+        """With one and the same entry in every row, a text column moves into the caption."""
+        entries = {row.cell(key).text() for row in self.rows}
+        column = next((c for c in self.columns if c.key == key), None)
+        if column is not None and len(entries) == 1:
+            self.columns.remove(column)
+            self.caption = f"{column.label.capitalize()}: {entries.pop()}. {self.caption}"
         return self
 
     def save(self, folder: Path) -> list[Path]:
@@ -196,7 +206,8 @@ def to_html(table: Table) -> str:
             if column.merge and all(before.get(c.key) == row.cell(c.key).text() for c in table.columns[: i + 1] if c.merge):
                 text = ""
             text = text.replace(" [", ' <span class="ci">[').replace("]", "]</span>") if cell.low is not None else text
-            cells.append(f'<td class="{"t" if column.text else "n"}">{f"<b>{text}</b>" if cell.bold else text}</td>')
+            kind = "n" if not column.text else "t" if len(cell.text()) <= UNBROKEN else "w"
+            cells.append(f'<td class="{kind}">{f"<b>{text}</b>" if cell.bold else text}</td>')
         before = {c.key: row.cell(c.key).text() for c in table.columns}
         lines.append(f"<tr>{''.join(cells)}</tr>")
     lines.append("</tbody></table></div>")

@@ -132,7 +132,7 @@ def _chapter(doc: Document, frames: Frames, group: Group, main: Group, taken: se
         tables.append(reference.reference_table(group, cells))
     for table in tables:
         table.name = _free(table.name, group, taken)
-        doc.add(table)
+        doc.add(table.fold("pair"))
     drawings = [draw(frames, group, cells) for draw in GROUP_FIGURES]
     for cell in cells[:MAX_CELLS]:
         drawings += [draw_cell(frames, group, cell) for draw_cell in CELL_FIGURES]
