@@ -19,7 +19,7 @@ from specbench.checks import validate
 from specbench.console import final_table, use_colour
 from specbench.costs import NOT_ASKED, footprint, measure_energy, nothing_measured
 from specbench.data import Dataset, Sample
-from specbench.engine.placement import Placement
+from specbench.engine.placement import Placement, available_cores
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel, noise_key
 from specbench.engine.session import Session
@@ -249,9 +249,21 @@ def run_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "pair": pair_facts(prepared.pair),
         "data": data_facts(prepared),
-        "warnings": list(prepared.dataset.warnings),
+        "warnings": [*prepared.dataset.warnings, *shared_device(prepared)],
         "provenance": provenance.collect(),
     }
+
+
+def shared_device(prepared: Prepared) -> list[str]:
+    """Processes that compute at once need devices of their own: what comes out of one device's turns is no basis for speed."""
+    pair, method = prepared.pair, prepared.methods["method"]
+    if method.needs.draft != "worker" or pair.draft is None or pair.draft.device != pair.target.device:
+        return []
+    if pair.target.device == "cpu":
+        if len(available_cores()) > 1:
+            return []
+        return ["draft and target share one CPU core and take turns: correct, but no basis for speed"]
+    return [f"draft and target share {pair.target.device} and take turns: correct, but no basis for speed"]
 
 
 def data_facts(prepared: Prepared) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 import specbench.passes as passes
 import specbench.run as run_module
 from specbench import data
+from specbench.cli import compose
 from specbench.engine.runtime import Outcome, Request
 from specbench.measure import store
 from specbench.measure.events import SampleRecord
@@ -434,3 +435,20 @@ def test_a_wrong_token_is_found_by_the_verdict(tmp_path: Path) -> None:
         summary = run(configured(tmp_path, data__limit=1, measure__warmup=0))
     assert summary["lossless"]["verdict"] == "different" and summary["lossless"]["first_divergence"]["position"] == 3
     assert summary["lossless"]["first_divergence"]["gap"] > 1e-4
+
+
+def test_processes_that_share_a_device_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes on one accelerator, or on one core, take turns; on two cores they do not."""
+    from dataclasses import replace
+
+    prepared = run_module.prepare(compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1"]))
+    assert prepared.pair.draft is not None
+    monkeypatch.setattr(run_module, "available_cores", lambda: (0, 1))
+    assert run_module.shared_device(prepared) == []
+    monkeypatch.setattr(run_module, "available_cores", lambda: (0,))
+    assert "one CPU core" in run_module.shared_device(prepared)[0]
+    on_gpu = {role: replace(getattr(prepared.pair, role), device="cuda:0") for role in ("target", "draft")}
+    prepared.pair = replace(prepared.pair, **on_gpu)
+    assert "cuda:0" in run_module.shared_device(prepared)[0]
+    prepared.pair = replace(prepared.pair, draft=replace(prepared.pair.draft, device="cuda:1"))
+    assert run_module.shared_device(prepared) == []
