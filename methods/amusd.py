@@ -97,8 +97,8 @@ class Amusd(Method):
         verifier.prepare(order)
         worker.prepare(order)
         start = now()
-        worker.go()
         try:
+            worker.go()
             drive(verifier, worker.check, self.runtime.timeout_seconds)
             end = now()
         except WorkerError:

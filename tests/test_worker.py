@@ -102,6 +102,10 @@ def test_output_equals_the_targets_own_whoever_is_slow(pair: PairSpec, temperatu
                 with pytest.raises(error):
                     method.decode(request(7, what))
             assert method.decode(request(7)).output_ids == expected
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(method.worker, "_answer", interrupt)  # Ctrl-C while the draft prepares itself
+            method.decode(request(7))
+        assert method.decode(request(7)).output_ids == expected
 
         before = cpu_seconds(pid)
         until = time.monotonic() + 0.6
@@ -115,6 +119,10 @@ def test_output_equals_the_targets_own_whoever_is_slow(pair: PairSpec, temperatu
 
         check_memory(method, 60)
     assert gone(pid, 0.0), "a process is left"
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def check_books(outcome: Any) -> None:

@@ -153,8 +153,8 @@ def with_draft_report(rounds: Sequence[Round], report: DraftReport) -> list[Roun
 
     A cut belongs to the round that committed the position at which draft and target differ; it counts all tokens dropped there,
     published or not. Forwards that no message mentioned belong to the last round: the sum over rounds is the draft's own count.
-    (Nothing is drafted behind the end of a sample: the draft stops at the length limit and at an EOS, and where the target's EOS
-    comes as a surprise it contradicts the draft.)
+    (Nothing is drafted behind the end of a sample: the draft stops at the length limit and at an EOS, and where the target's
+    EOS comes as a surprise it contradicts the draft.)
     """
     cut_at = dict(report.discards)
     completed: list[Round] = []

@@ -69,7 +69,8 @@ class Worker:
         start_timeout_seconds: float = 600.0,
     ):
         self.role, self.timeout_seconds = role, timeout_seconds
-        self._closed = self._running = False
+        self._closed = False
+        self._owed: list[str] = ["ready"]  # answers that the child has yet to give, in order
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         lifeline, self._lifeline = context.Pipe(duplex=False)
@@ -84,7 +85,7 @@ class Worker:
                 self._process.start()
             child_pipe.close()
             lifeline.close()
-            self._expect("ready", start_timeout_seconds)
+            self._answer(start_timeout_seconds)
         except BaseException:
             self.close()
             raise
@@ -95,21 +96,19 @@ class Worker:
 
     def prepare(self, order: Any) -> None:
         """Hand over a sample and wait until the child is ready for it."""
-        if self._running:
-            self.result()  # of a sample that failed elsewhere
-        self._send(("prepare", order))
-        self._expect("prepared", self.timeout_seconds)
+        while self._owed:  # to a sample that failed or was interrupted elsewhere
+            self._answer(self.timeout_seconds)
+        self._send("prepare", order, "prepared")
+        self._answer(self.timeout_seconds)
 
     def go(self) -> None:
         """Let the prepared sample run; returns at once."""
-        self._send(("run", None))
-        self._running = True
+        self._send("run", None, "result")
 
     def result(self) -> Any:
         """Wait for the running sample's report."""
-        report = self._expect("result", self.timeout_seconds)
-        self._running = False
-        return report
+        assert self._owed == ["result"], "prepare and go first"
+        return self._answer(self.timeout_seconds)
 
     def check(self) -> None:
         """Raise WorkerError if the child is dead or has reported a failure; cheap, called while waiting for its messages."""
@@ -131,18 +130,20 @@ class Worker:
         self.close()
         raise WorkerError(f"worker {self.role} {what}")
 
-    def _send(self, message: tuple[str, Any]) -> None:
+    def _send(self, word: str, content: Any, answer: str) -> None:
+        self._owed.append(answer)
         try:
-            self._pipe.send(message)
+            self._pipe.send((word, content))
         except OSError:
             self.check()
             self._process.join(1.0)
             raise WorkerError(self._death()) from None
 
-    def _expect(self, word: str, timeout_seconds: float) -> Any:
+    def _answer(self, timeout_seconds: float) -> Any:
+        """Wait for the next answer that is due."""
         if self._closed:
             raise WorkerError(f"worker {self.role} was stopped")
-        deadline = now() + timeout_seconds
+        word, deadline = self._owed[0], now() + timeout_seconds
         while not self._pipe.poll(0.05):
             if self._process.exitcode is not None and not self._pipe.poll(0):
                 raise WorkerError(self._death())
@@ -151,6 +152,7 @@ class Worker:
         kind, content = self._receive()
         if kind != word:
             self._give_up(f"is out of step: it said {kind} where {word} was due")
+        del self._owed[0]
         return content
 
     def _receive(self) -> tuple[str, Any]:
@@ -184,7 +186,7 @@ class Worker:
             self._pipe.send(("close", None))
         self._lifeline.close()
         if self._process.pid is not None:
-            self._process.join(0.1 if self._running else 2.0)
+            self._process.join(0.1 if self._owed else 2.0)
             if self._process.is_alive():
                 self._process.kill()
                 self._process.join(5.0)
