@@ -214,8 +214,8 @@ def prompts_of(table: RoundTable) -> tuple[np.ndarray, int]:
 def acceptance_by_position(table: RoundTable, resamples: int = 2_000) -> pd.DataFrame:
     """Shares by position with 95 % intervals over prompts (rounds of one prompt are not independent).
 
-    Columns: position (from 1), rounds (that drafted so deep), accepted (share that accepted at least so many), low, high,
-    conditional (share among those that accepted all before), conditional_low, conditional_high.
+    Columns: position (from 1), rounds (that drafted so deep), eligible (those that accepted all before), accepted (share of
+    rounds that accepted at least so many), low, high, conditional (share of the eligible), conditional_low, conditional_high.
     """
     prompt, num_prompts = prompts_of(table)
     deepest = int(table.draft_depth.max(initial=0))
@@ -226,17 +226,22 @@ def acceptance_by_position(table: RoundTable, resamples: int = 2_000) -> pd.Data
         taken = reached & (table.num_accepted >= k)
         counts += [np.bincount(prompt[mask], minlength=num_prompts) for mask in (reached, eligible, taken)]
     if not counts:
-        return pd.DataFrame(columns=["position", "rounds", "accepted", "low", "high"])
+        return pd.DataFrame(columns=["position", "rounds", "eligible", "accepted", "low", "high"])
     sums = np.column_stack(counts).astype(float)
     totals = sums.sum(0).reshape(-1, 3)
     pooled, conditional = metrics.acceptance_by_position(table), metrics.conditional_acceptance_by_position(table)
     frame = pd.DataFrame({"position": np.arange(1, deepest + 1), "rounds": totals[:, 0].astype(int), "accepted": pooled})
+    frame.insert(2, "eligible", totals[:, 1].astype(int))
     frame["conditional"] = [np.nan if value is None else value for value in conditional]
     if num_prompts > 1:
         draws = stats.bootstrap_totals(sums, resamples, np.random.default_rng(0)).reshape(resamples, -1, 3)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for name, part in (("", draws[..., 2] / draws[..., 0]), ("conditional_", draws[..., 2] / draws[..., 1])):
-                frame[f"{name}low"], frame[f"{name}high"] = np.nanquantile(part, [0.025, 0.975], axis=0)
+        for name, column in (("", 0), ("conditional_", 1)):
+            ends = np.full((2, deepest), np.nan)
+            judged = totals[:, column] > 0
+            with np.errstate(invalid="ignore", divide="ignore"):
+                shares = draws[:, judged, 2] / draws[:, judged, column]
+            ends[:, judged] = np.nanquantile(shares, [0.025, 0.975], axis=0)
+            frame[f"{name}low"], frame[f"{name}high"] = ends
     else:
         frame[["low", "high", "conditional_low", "conditional_high"]] = np.nan
     return frame

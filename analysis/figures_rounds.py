@@ -16,7 +16,7 @@ from specbench.measure import stats
 from specbench.measure.metrics import RoundTable
 
 MIN_ROUNDS = 20  # a position that fewer rounds reached is not drawn
-BINS = 12
+BINS = 12  # at most; fewer where the rounds would be spread too thin
 RESAMPLES = 1_000
 
 
@@ -44,9 +44,12 @@ def acceptance(frames: Frames, group: Group, comparison: Comparison) -> Drawing 
             frame = acceptance_by_position(comparison.rounds(run))
             frame.insert(0, "method", label)
             parts.append(frame)
-            seen = frame[frame["rounds"] >= MIN_ROUNDS]
             shift = 0.06 * (number - (len(runs) - 1) / 2)
-            for axis, name, prefix in ((axes[0, 0], "accepted", ""), (axes[0, 1], "conditional", "conditional_")):
+            for axis, name, prefix, judged in (
+                (axes[0, 0], "accepted", "", "rounds"),
+                (axes[0, 1], "conditional", "conditional_", "eligible"),
+            ):
+                seen = frame[frame[judged] >= MIN_ROUNDS]
                 bars = errors(seen[name], seen[f"{prefix}low"], seen[f"{prefix}high"])
                 axis.errorbar(seen["position"] + shift, seen[name], bars, label=label, **series(number))
         axes[0, 0].set_title("at least k drafts accepted")
@@ -143,7 +146,9 @@ def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
     if not runs:
         return None
     longest = max(int(frames.samples_of(run)["num_output_tokens"].max()) for run, _ in runs)
-    edges = np.unique(np.linspace(1, max(2, longest), BINS + 1).astype(int))
+    fewest = min(len(comparison.rounds(run)) for run, _ in runs)
+    bins_wanted = int(np.clip(fewest / (3 * MIN_ROUNDS), 3, BINS))
+    edges = np.unique(np.linspace(1, max(2, longest), bins_wanted + 1).astype(int))
     parts = []
     for run, label in runs:
         table = comparison.rounds(run)

@@ -1,0 +1,177 @@
+"""Stored runs as frames: what is read is what was written, and what cannot be used is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analysis_runs import write_run
+
+from specbench.analysis import reading
+from specbench.analysis.columns import ROUNDS_COLUMNS, RUNS_COLUMNS, SAMPLES_COLUMNS
+from specbench.analysis.frames import find, load
+from specbench.measure import metrics, store
+from specbench.measure.metrics import RoundTable
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder, "speculative", when=1)
+    write_run(folder, "amusd", free=True, gamma=3, when=2, seed=2)
+    return folder
+
+
+def test_columns_are_the_documented_ones(root: Path) -> None:
+    frames = load([root])
+    assert list(frames.runs.columns) == list(RUNS_COLUMNS)
+    assert list(frames.samples.columns) == list(SAMPLES_COLUMNS)
+    assert list(frames.rounds.columns) == list(ROUNDS_COLUMNS)
+
+
+def test_rounds_are_the_stored_ones(root: Path) -> None:
+    frames = load([root])
+    for run, folder in frames.runs["folder"].items():
+        whole = RoundTable.of(store.read_rounds(folder))
+        for arm in ("method", "baseline"):
+            ours, theirs = frames.table(run, arm), whole.arm(arm)
+            assert set(ours.keys) == set(theirs.keys)
+            for name in ("num_accepted", "num_emitted", "draft_depth", "num_discarded"):
+                mine = dict(zip(ours.keys, ours.sums(name), strict=True))
+                assert mine == dict(zip(theirs.keys, theirs.sums(name), strict=True))
+            assert float(ours.verify_seconds.sum()) == pytest.approx(float(theirs.verify_seconds.sum()), rel=1e-6)
+            assert metrics.emitted_per_round(ours) == metrics.emitted_per_round(theirs)
+            assert metrics.conditional_acceptance_by_position(ours) == metrics.conditional_acceptance_by_position(theirs)
+
+
+def test_table_of_some_prompts_holds_their_rounds_alone(root: Path) -> None:
+    frames = load([root])
+    table = frames.table(0, "method", ["humaneval/3"])
+    assert {key[0] for key in table.keys} == {"humaneval/3"}
+    assert len(table) == sum(len(frames.table(0, "method", ["humaneval/3"]).t_start[table.sample == i]) for i in (0, 1)) > 0
+    assert len(table) < len(frames.table(0, "method"))
+
+
+def test_fast_and_slow_reading_agree(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = load([root]).rounds
+    calls = []
+
+    def refuse(path: Path) -> None:
+        calls.append(path)
+        raise ValueError("not today")
+
+    monkeypatch.setattr(reading, "_by_arrow", refuse)
+    slow = load([root]).rounds
+    assert len(calls) == 2
+    assert fast.equals(slow[fast.columns])
+
+
+def test_fast_reading_takes_ordinary_files(root: Path) -> None:
+    """Otherwise the comparison above compares the slow path with itself."""
+    keys, lengths, columns = reading._by_arrow(find([root])[0] / store.ROUNDS_FILE)
+    assert len(keys) == len(lengths) == 32
+    assert all(len(values) == lengths.sum() for values in columns.values())
+
+
+def copied(root: Path, target: Path, name: str = "speculative") -> Path:
+    source = next(folder for folder in find([root]) if name in folder.name)
+    folder = target / source.name
+    folder.mkdir(parents=True)
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_torn_last_line_is_noted(root: Path, tmp_path: Path) -> None:
+    folder = copied(root, tmp_path)
+    with (folder / store.ROUNDS_FILE).open("a") as file:
+        file.write('{"sample_id": "humaneval/9", "tu')
+    frames = load([tmp_path])
+    assert len(frames.runs) == 1
+    assert any("torn last line" in note for note in frames.notes)
+
+
+def test_damage_in_the_middle_leaves_the_run_out_by_line(root: Path, tmp_path: Path) -> None:
+    folder = copied(root, tmp_path)
+    lines = (folder / store.ROUNDS_FILE).read_text().splitlines(keepends=True)
+    lines[4] = lines[4][:50] + "\n"
+    (folder / store.ROUNDS_FILE).write_text("".join(lines))
+    frames = load([tmp_path])
+    assert frames.runs.empty
+    assert f"{store.ROUNDS_FILE}:5" in frames.left_out[0].why
+
+
+def test_records_that_contradict_themselves_leave_the_run_out(root: Path, tmp_path: Path) -> None:
+    folder = copied(root, tmp_path)
+    lines = (folder / store.ROUNDS_FILE).read_text().splitlines()
+    row = json.loads(lines[0])
+    row["num_emitted"][0] += 9
+    (folder / store.ROUNDS_FILE).write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    frames = load([tmp_path])
+    assert frames.runs.empty
+    assert "num_emitted" in frames.left_out[0].why
+
+
+def test_summary_that_disagrees_is_rebuilt(root: Path, tmp_path: Path) -> None:
+    folder = copied(root, tmp_path)
+    true = store.read_summary(folder)
+    (folder / store.SUMMARY_FILE).write_text(json.dumps({**true, "emitted_per_round": 99.0}))
+    frames = load([tmp_path])
+    assert frames.runs.loc[0, "emitted_per_round"] == pytest.approx(true["emitted_per_round"])
+    assert any("disagreed" in note for note in frames.notes)
+    assert not load([root]).notes  # an honest one is taken as it is
+
+
+def test_missing_summary_is_rebuilt(root: Path, tmp_path: Path) -> None:
+    folder = copied(root, tmp_path)
+    true = store.read_summary(folder)
+    (folder / store.SUMMARY_FILE).unlink()
+    frames = load([tmp_path])
+    assert frames.runs.loc[0, "speedup"] == pytest.approx(true["speedup"]["ratio_of_totals"])
+    assert any("missing" in note for note in frames.notes)
+
+
+def test_unfinished_runs_need_asking_for(tmp_path: Path) -> None:
+    write_run(tmp_path, status="interrupted")
+    refused = load([tmp_path])
+    assert refused.runs.empty
+    assert "interrupted" in refused.left_out[0].why
+    assert len(load([tmp_path], unfinished=True).runs) == 1
+
+
+def test_folder_without_runs_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run folder"):
+        load([tmp_path])
+
+
+def test_standin_data_never_go_under_the_real_name(tmp_path: Path) -> None:
+    write_run(tmp_path, source="standin", when=1)
+    changed = {"data": {"name": "humaneval", "source": "standin", "content_sha256": "x", "sample_ids": []}}
+    write_run(tmp_path, source="standin", when=2, run_changes=changed)  # a record that forgot the ending
+    write_run(tmp_path, source="path", when=3)
+    assert load([tmp_path]).runs["data"].tolist() == ["humaneval-standin", "humaneval-standin", "humaneval"]
+
+
+def test_missing_numbers_are_nan_and_never_zero(root: Path) -> None:
+    runs = load([root]).runs
+    assert runs["joules_per_token"].isna().all()
+    assert np.isnan(runs.loc[0, "concurrent_draft"])
+    assert runs.loc[1, "concurrent_draft"] > 0
+
+
+def test_analysis_never_imports_torch(root: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, specbench.analysis as a\n"
+        "assert not {'pandas', 'matplotlib'} & set(sys.modules), 'heavy imports are lazy'\n"
+        f"print(a.compare([{str(root)!r}]))\n"
+        f"a.report([{str(root)!r}], {str(tmp_path / 'out')!r}, across='machines', with_reference=True)\n"
+        "bad = {'torch', 'transformers', 'hydra', 'omegaconf', 'datasets', 'wandb'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "amusd" in done.stdout
