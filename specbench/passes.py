@@ -119,7 +119,7 @@ def run_passes(
             conversation.remember(record, len(arms) == 1)
     order = 1 + max((record.order for record in done.values()), default=-1)
     total = measure.repeats * len(arms) * sum(len(conversation.turns(sample)) for sample in samples)
-    with Progress(total) as progress:
+    with Progress(total - len(done)) as progress:
         for repeat in range(measure.repeats):
             for sample in samples:
                 for turn in conversation.turns(sample):

@@ -57,4 +57,4 @@ def _all_differences(mine: Any, theirs: Any, at: str = "") -> list[tuple[str, An
 
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
+    return text if len(text) <= 24 else f"{text[:12]}..."
