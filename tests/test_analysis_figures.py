@@ -1,0 +1,164 @@
+"""Every figure: drawn, saved in three forms, readable without colour, and with no label on another."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_runs import energy_of, write_run
+
+from specbench.analysis import style, writing
+from specbench.analysis.conditions import groups
+from specbench.analysis.derive import acceptance_by_position, comparisons
+from specbench.analysis.figures_speed import against_draft_length
+from specbench.analysis.frames import load
+from specbench.analysis.style import Drawing, errors, new_figure, styled
+from specbench.analysis.theory import speedup_sequential, theory
+
+ALL = {draw.__name__ for draw in (*writing.GROUP_FIGURES, *writing.CELL_FIGURES)}
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Drawing]:
+    """All figures of a set of runs that supports every one of them, with long labels."""
+    folder = tmp_path_factory.mktemp("runs")
+    many: dict[str, Any] = {"prompts": range(12), "mean_tokens": 60}
+    for i, gamma in enumerate((2, 4, 8)):
+        write_run(folder, gamma=gamma, when=i, power=gamma == 4, energy=energy_of(4.0, 6.0), seed=i, **many)
+    write_run(folder, gamma=4, draft="draft-small", draft_share=0.1, when=5, **many)
+    write_run(folder, "amusd", gamma=3, free=True, when=6, power=True, energy=energy_of(5.0, 6.0), **many)
+    write_run(folder, "medusa", claim="lossy", draft_share=0.01, alpha=0.9, when=7, **many)
+    write_run(folder, "autoregressive", gamma=0, mode="aa", when=8, **many)
+    frames = load([folder])
+    group = groups(frames)[0]
+    cells = comparisons(frames, group)
+    found = {draw.__name__: draw(frames, group, cells) for draw in writing.GROUP_FIGURES}
+    found |= {draw.__name__: draw(frames, group, cells[0]) for draw in writing.CELL_FIGURES}
+    return {name: drawing for name, drawing in found.items() if drawing is not None}
+
+
+def overlaps(drawing: Drawing) -> list[str]:
+    """Pairs of labels that lie on each other, and legends that lie on axes."""
+    with styled():
+        renderer = drawing.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+        drawing.figure.draw(renderer)
+    found = []
+    boxes: list[tuple[str, Any]] = []
+    for axis in drawing.figure.axes:
+        texts = [axis.title, axis._left_title, axis.xaxis.label, axis.yaxis.label]  # type: ignore[attr-defined]
+        low, high = sorted(axis.get_xlim()), sorted(axis.get_ylim())
+        ticks = [t for t in axis.get_xticklabels() if low[0] <= t.get_position()[0] <= low[1]]
+        ticks += [t for t in axis.get_yticklabels() if high[0] <= t.get_position()[1] <= high[1]]
+        texts += [*ticks, *axis.texts]
+        boxes += [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text() and t.get_visible()]
+    for (a, one), (b, other) in itertools.combinations(boxes, 2):
+        shrunk = one.padded(-0.75), other.padded(-0.75)
+        if shrunk[0].overlaps(shrunk[1]):
+            found.append(f"{a!r} on {b!r}")
+    for legend in drawing.figure.legends:
+        box = legend.get_window_extent(renderer)
+        found += ["legend on axes" for axis in drawing.figure.axes if box.overlaps(axis.get_window_extent(renderer))]
+        found += [f"legend on {text!r}" for text, other in boxes if box.padded(-1).overlaps(other.padded(-1))]
+    return found
+
+
+def test_the_runs_of_this_test_support_every_figure(drawings: dict[str, Drawing]) -> None:
+    assert set(drawings) == ALL
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_no_labels_overlap(drawings: dict[str, Drawing], name: str) -> None:
+    assert overlaps(drawings[name]) == []
+
+
+def test_overlapping_labels_are_found() -> None:
+    with styled():
+        figure, axes = new_figure(1, 3)
+        for axis in axes.flat:
+            axis.plot([0, 1], [0, 1])
+            axis.set_xlabel("a label that is much too long for its panel")
+    assert overlaps(Drawing("bad", "", figure, pd.DataFrame(), ""))
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_saved_as_vector_picture_and_data(drawings: dict[str, Drawing], name: str, tmp_path: Path) -> None:
+    pdf, png, data = drawings[name].save(tmp_path)
+    raw = pdf.read_bytes()
+    assert raw.startswith(b"%PDF") and b"/Type3" not in raw and b"/CIDFontType2" in raw
+    assert b"/Subtype /Image" not in raw  # vector throughout
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert len(pd.read_csv(data)) == len(drawings[name].data) > 0
+    assert "n = " in drawings[name].caption and "Synthetic CPU" in drawings[name].caption
+
+
+def test_default_fonts_would_be_found(tmp_path: Path) -> None:
+    figure, axes = new_figure()
+    axes[0, 0].set_title("text")
+    with matplotlib.rc_context({"pdf.fonttype": 3}):
+        figure.savefig(tmp_path / "bad.pdf")
+    assert b"/Type3" in (tmp_path / "bad.pdf").read_bytes()
+
+
+def test_series_are_told_apart_without_colour() -> None:
+    looks = [style.series(i) for i in range(style.MAX_SERIES)]
+    assert len({look["marker"] for look in looks}) == len({str(look["linestyle"]) for look in looks}) == style.MAX_SERIES
+    assert len({style.filled(i)["hatch"] for i in range(style.MAX_SERIES)}) == style.MAX_SERIES
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG)."""
+    rgb = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_neighbouring_colours_differ_in_grey() -> None:
+    greys = [luminance(colour) for colour in style.COLOURS[:4]]
+    assert all(abs(a - b) > 0.03 for a, b in itertools.combinations(greys, 2))
+    assert all(luminance(colour) < 0.6 for colour in style.COLOURS)  # visible on white
+
+
+def test_intervals_are_drawn(drawings: dict[str, Drawing]) -> None:
+    forest = drawings["forest"].data
+    assert (forest["low"] < forest["speedup"]).all() and (forest["speedup"] < forest["high"]).all()
+    for name in ("acceptance", "accepted_lengths", "rollbacks"):
+        data = drawings[name].data.dropna(subset=["low", "high"])
+        assert len(data) > 3 and (data["low"] <= data["high"]).all()
+    bars = errors([1.0, 2.0], [0.5, np.nan], [1.25, np.nan])
+    assert bars.tolist() == [[0.5, 0.0], [0.25, 0.0]]
+
+
+def test_curve_over_draft_length_is_the_runs_and_the_formulas(tmp_path: Path) -> None:
+    for i, gamma in enumerate((2, 4, 8)):
+        write_run(tmp_path, gamma=gamma, when=i)
+    frames = load([tmp_path])
+    group = groups(frames)[0]
+    drawing = against_draft_length(frames, group, comparisons(frames, group))
+    assert drawing is not None
+    assert drawing.data["draft_length"].tolist() == [2, 4, 8]
+    assert drawing.data["speedup"].tolist() == frames.runs["speedup"].tolist()
+    line = theory(frames).loc[1]
+    expected = speedup_sequential(line.alpha, line.gamma, line.t_draft_ms / line.t_ar_ms, line.t_verify_ms / line.t_ar_ms)
+    assert drawing.data["theory"].iloc[1] == pytest.approx(expected)
+
+
+def test_no_curve_from_a_single_draft_length(tmp_path: Path) -> None:
+    write_run(tmp_path, gamma=4)
+    frames = load([tmp_path])
+    group = groups(frames)[0]
+    assert against_draft_length(frames, group, comparisons(frames, group)) is None
+
+
+def test_acceptance_intervals_cover_the_truth(tmp_path: Path) -> None:
+    write_run(tmp_path, alpha=0.7, gamma=4, prompts=range(40), mean_tokens=60)
+    frame = acceptance_by_position(load([tmp_path]).table(0, "method"))
+    truth = 0.7 ** frame["position"]
+    assert ((frame["low"] - 0.02 <= truth) & (truth <= frame["high"] + 0.02)).all()
+    assert frame["accepted"].is_monotonic_decreasing
+    assert (frame["conditional"] - 0.7).abs().max() < 0.05
+    assert (frame["eligible"] <= frame["rounds"]).all()

@@ -1,0 +1,179 @@
+"""The report, the text, the command line and the notebook, on runs that the tests make."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from analysis_runs import energy_of, write_run
+
+import specbench.analysis as analysis
+from specbench.analysis import notebook
+from specbench.analysis.__main__ import main
+
+SOURCE = Path(notebook.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder, "speculative", when=1, power=True, energy=energy_of(4.0, 6.0), source="standin")
+    write_run(folder, "amusd", free=True, gamma=3, when=2, source="standin")
+    write_run(folder, "amusd", free=True, gamma=3, when=3, source="standin", conditions="c1", gpu="NVIDIA H200")
+    write_run(folder, "pearl", when=4, status="failed", source="standin")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    assert main([str(root), "--out", str(out), "--across", "machines", "--reference"]) == 0
+    return out
+
+
+class Page(HTMLParser):
+    """What a page would fetch, and whether its tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        for name in ("src", "href"):
+            value = values.get(name) or ""
+            if value and not value.startswith(("data:", "#")):
+                self.fetched.append(value)
+        self.images += tag == "img"
+        if tag in ("script", "link", "iframe"):
+            self.fetched.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page_of(text: str) -> Page:
+    page = Page()
+    page.feed(text)
+    return page
+
+
+def test_html_needs_nothing_beside_it(written: Path) -> None:
+    text = (written / "report.html").read_text()
+    page = page_of(text)
+    assert page.fetched == [] and page.open == []
+    assert page.images == len(list((written / "figures").glob("*.png"))) > 10
+    assert "url(" not in text and "@import" not in text
+
+
+def test_a_page_that_fetches_is_caught() -> None:
+    assert page_of('<p><img src="https://example.org/x.png"></p>').fetched
+    assert page_of('<p><script src="x.js"></script></p>').fetched
+
+
+def test_every_table_and_figure_has_all_its_forms(written: Path) -> None:
+    tables = {path.stem for path in (written / "tables").iterdir()}
+    assert {"overview", "pair_by_dataset", "theory", "lossless", "left_out", "across_machines", "reference", "energy"} <= tables
+    for name in tables:
+        assert {path.suffix for path in (written / "tables").glob(f"{name}.*")} == {".tex", ".csv", ".md"}
+    for path in (written / "figures").glob("*.png"):
+        assert path.with_suffix(".pdf").exists() and path.with_suffix(".csv").exists()
+
+
+def test_markdown_links_what_is_there(written: Path) -> None:
+    links = re.findall(r"!\[.*?\]\((.*?)\)", (written / "report.md").read_text())
+    assert links and all((written / link).is_file() for link in links)
+
+
+def test_report_says_what_it_left_out_and_keeps_conditions_apart(written: Path) -> None:
+    text = (written / "report.md").read_text()
+    assert "status failed: not finished" in text
+    assert "2 different sets of conditions" in text
+    assert "device cpu against cuda:0" in text
+    assert "Stand-in data" in text
+    names = {path.stem for path in (written / "tables").iterdir()}
+    assert {"overview", "overview_conditions_2"} <= names
+    first = (written / "tables" / "overview.csv").read_text()
+    assert "speculative" in first and first.count("amusd") == 1
+
+
+def test_no_data_set_goes_under_its_real_name(written: Path) -> None:
+    for path in [*(written / "tables").glob("overview*.csv"), *(written / "tables").glob("dataset_by_method*.csv")]:
+        assert "humaneval-standin" in path.read_text() or "data" not in path.read_text().splitlines()[0]
+        assert not re.search(r"\bhumaneval\b(?!-standin|_standin)", path.read_text())
+
+
+def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
+    write_run(tmp_path, status="failed")
+    with pytest.raises(ValueError, match="none of 1 runs can be used"):
+        analysis.report([tmp_path], tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------------- text
+def test_text_fits_a_terminal(tmp_path: Path) -> None:
+    options = {"a_very_long_option_name_for_one_method": 123, "another_quite_long_one": "value"}
+    write_run(tmp_path, options=options, when=1)
+    write_run(tmp_path, options={**options, "a_very_long_option_name_for_one_method": 4}, when=2, wrong=True)
+    write_run(tmp_path, "amusd", free=True, conditions="c1", gpu="NVIDIA H200", when=3)
+    write_run(tmp_path, status="interrupted", when=4)
+    text = analysis.compare([tmp_path])
+    assert max(len(line) for line in text.splitlines()) <= 120
+    assert "DIFFERENT" in text and "not ranked" in text and "interrupted" in text
+    assert "not compared with conditions 1" in text
+
+
+def test_text_holds_the_numbers_of_the_runs(root: Path) -> None:
+    frames = analysis.load([root])
+    line = next(line for line in analysis.compare([root]).splitlines() if line.startswith("speculative"))
+    row = frames.runs.loc[0]
+    assert f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" in line
+    assert f"{row['tokens_per_second']:.1f}" in line and f"{row['emitted_per_round']:.2f}" in line
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+def test_wrong_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "no run folder" in said
+    assert main([str(tmp_path), "--reference"]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_without_out_the_comparison_is_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(root)]) == 0
+    assert capsys.readouterr().out.strip() == analysis.compare([root]).strip()
+
+
+# ---------------------------------------------------------------------------------------------------- notebook
+def test_notebook_is_what_its_script_says() -> None:
+    """If this fails: python -m specbench.analysis.notebook"""
+    script = (SOURCE / notebook.SCRIPT).read_text(encoding="utf-8")
+    assert (SOURCE / notebook.NOTEBOOK).read_text(encoding="utf-8") == notebook.build(script)
+
+
+def test_notebook_cells_come_from_the_marks() -> None:
+    cells = notebook.cells_of('# %% [markdown]\n# # Title\n# text\n\n# %% tags=["parameters"]\nx = 1\n\n# %%\nprint(x)\n')
+    assert [cell["cell_type"] for cell in cells] == ["markdown", "code", "code"]
+    assert "".join(cells[0]["source"]) == "# Title\ntext"
+    assert cells[1]["metadata"] == {"tags": ["parameters"]} and "".join(cells[1]["source"]) == "x = 1"
+    built = json.loads(notebook.build("# %%\nx = 1\n"))
+    assert built["metadata"]["kernelspec"]["name"] == "python3"  # papermill asks for a kernel
+
+
+@pytest.mark.slow
+def test_notebook_runs_on_runs_that_it_is_given(root: Path, tmp_path: Path) -> None:
+    for package in ("papermill", "nbconvert", "ipykernel"):
+        pytest.importorskip(package, reason=f"{package} is not installed: the extra `report` brings it")
+    page = notebook.execute([root], tmp_path, with_reference=True)
+    text = page.read_text(encoding="utf-8")
+    assert "humaneval-standin" in text and "status failed: not finished" in text
+    assert text.count("data:image/png;base64") > 8
+    executed = json.loads((tmp_path / notebook.NOTEBOOK).read_text())
+    assert all(cell["execution_count"] for cell in executed["cells"] if cell["cell_type"] == "code")

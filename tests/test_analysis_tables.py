@@ -1,0 +1,211 @@
+"""Tables: what is bold, what is ranked, what the forms say, and that every figure is the estimator's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+from analysis_runs import energy_of, write_run
+
+from specbench.analysis import paper_tables, run_tables
+from specbench.analysis.conditions import groups
+from specbench.analysis.derive import comparisons, restrict
+from specbench.analysis.frames import load
+from specbench.analysis.latex import escape_latex, to_latex
+from specbench.analysis.tables import Cell, Column, Row, Table, mark_best, to_csv, to_html, to_markdown
+from specbench.measure import stats
+
+CATEGORIES = ("writing", "math")
+
+
+def built(root: Path):  # type: ignore[no-untyped-def]
+    frames = load([root])
+    group = groups(frames)[0]
+    return frames, group, comparisons(frames, group)
+
+
+def row_of(table: Table, label: str) -> Row:
+    return next(row for row in table.rows if row.cell("method").text().startswith(label))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for i, data in enumerate(("humaneval", "mt_bench")):
+        many = {"prompts": range(16), "categories": CATEGORIES}
+        write_run(folder, "speculative", data, when=10 * i + 1, **many, energy=energy_of(4.0, 6.0))
+        write_run(folder, "amusd", data, free=True, gamma=3, when=10 * i + 2, seed=2, **many, energy=energy_of(5.0, 6.0))
+        write_run(folder, "medusa", data, alpha=0.95, draft_share=0.01, claim="lossy", when=10 * i + 3, **many)
+        write_run(folder, "broken", data, alpha=0.95, draft_share=0.01, wrong=True, when=10 * i + 4, **many)
+    return folder
+
+
+def test_categories_are_the_estimators_on_their_prompts(root: Path) -> None:
+    frames, group, cells = built(root)
+    table = paper_tables.method_by_category(group, cells[0])
+    run = group.runs.index[(group.runs["method"] == "amusd") & (group.runs["data"] == cells[0].data)][0]
+    pairs = frames.pairs[run]
+    for name in CATEGORIES:
+        expected = stats.paired_speedup(restrict(pairs, [c == name for c in pairs.categories])).ratio_of_totals
+        assert row_of(table, "amusd").cell(name).number == pytest.approx(expected)
+    assert row_of(table, "amusd").cell("overall").number == frames.runs.loc[run, "speedup"]
+    assert [c.label for c in table.columns if c.key in CATEGORIES] == ["writing (n=8)", "math (n=8)"]
+
+
+@pytest.mark.parametrize("key", ["overall", "tokens_per_second", "writing"])
+def test_lossy_and_wrong_outputs_are_never_ranked(root: Path, key: str) -> None:
+    _, group, cells = built(root)
+    table = paper_tables.method_by_category(group, cells[0])
+    fastest = max(table.rows, key=lambda row: row.cell(key).number or 0.0)
+    assert not fastest.ranked  # they would have won
+    assert [row.cell("method").text() for row in table.rows if row.cell(key).bold] == ["amusd"]
+    assert row_of(table, "medusa").section == paper_tables.LOSSY_PART
+    assert row_of(table, "broken").section == paper_tables.WRONG_PART
+    assert row_of(table, "broken").cell("lossless").text() == "DIFFERENT"
+    assert [row.section for row in table.rows] == sorted(
+        [row.section for row in table.rows], key=lambda s: (s != "", "Lossy" in s)
+    )
+
+
+def test_the_same_numbers_with_an_exact_claim_are_ranked(tmp_path: Path) -> None:
+    write_run(tmp_path, "speculative", when=1)
+    write_run(tmp_path, "medusa", alpha=0.95, draft_share=0.01, when=2)
+    _, group, cells = built(tmp_path)
+    table = paper_tables.method_by_category(group, cells[0])
+    assert row_of(table, "medusa").cell("overall").bold
+
+
+def test_lossy_methods_have_a_table_with_their_agreement(tmp_path: Path) -> None:
+    write_run(tmp_path, "speculative", when=1)
+    write_run(tmp_path, "medusa", claim="lossy", wrong=True, when=2)
+    _, group, cells = built(tmp_path)
+    table = paper_tables.lossy_methods(group, cells)
+    assert [row.cell("method").text() for row in table.rows] == ["medusa"]
+    assert table.rows[0].cell("identical_share").number == pytest.approx(7 / 8)
+    assert 7 / 8 < (table.rows[0].cell("prefix_share").number or 0) < 1  # the wrong output differs in its last token alone
+
+
+def test_dataset_by_method_names_the_baseline_once_and_never_averages(root: Path) -> None:
+    frames, group, cells = built(root)
+    table = paper_tables.dataset_by_method(group, cells)[0]
+    first = [row for row in table.rows if row.cell("method").text() == "autoregressive"]
+    assert [row.cell("data").text() for row in first] == ["humaneval", "mt_bench"]
+    runs = group.runs[group.runs["data"] == "humaneval"]
+    ms = sorted(1e3 / rate for rate in runs["baseline_tokens_per_second"])
+    assert first[0].cell("ms_per_token").text() in (f"{ms[0]:.2f} to {ms[-1]:.2f}", f"{ms[0]:.2f}")
+    amusd = next(row for row in table.rows if row.cell("method").text() == "amusd")
+    run = runs.index[runs["method"] == "amusd"][0]
+    assert amusd.cell("ms_per_token").number == pytest.approx(1e3 / frames.runs.loc[run, "tokens_per_second"])
+    assert amusd.cell("ms_per_token").bold and amusd.cell("speedup").bold
+
+
+def test_pair_by_dataset_has_a_column_block_per_data_set(root: Path) -> None:
+    _, group, cells = built(root)
+    table = paper_tables.pair_by_dataset(group, cells)
+    assert {c.group for c in table.columns} == {"", "humaneval", "mt_bench"}
+    assert row_of(table, "amusd").cell("mt_bench speedup").low is not None
+
+
+def test_captions_say_n_estimator_hardware_and_definitions(root: Path) -> None:
+    _, group, cells = built(root)
+    tables = [paper_tables.method_by_category(group, cells[0]), paper_tables.pair_by_dataset(group, cells)]
+    tables += [*paper_tables.dataset_by_method(group, cells), run_tables.overview(group, cells)]
+    for table in tables:
+        for part in ("n = 16 prompts x 2 repeats", "baseline autoregressive", "Synthetic CPU", "ratio of totals", "bootstrap"):
+            assert part in table.caption, (table.name, part)
+        assert "greedy" in table.caption and "Bold" in table.caption
+
+
+def test_energy_table_splits_joules_per_token(root: Path) -> None:
+    frames, group, cells = built(root)
+    table = run_tables.energy_table(frames, group, cells)
+    row = row_of(table, "speculative")
+    parts = ("draft", "discarded_draft", "verify", "prefill", "wait")
+    assert sum(row.cell(part).number or 0 for part in parts) == pytest.approx(4.0)
+    assert row.cell("joules_per_token").bold
+    assert not row_of(table, "amusd").cell("joules_per_token").bold
+    assert row.cell("saving_percent").number == pytest.approx(100 / 3)
+
+
+def test_head_to_head_compares_ranked_methods_only(root: Path) -> None:
+    _, group, cells = built(root)
+    table = run_tables.head_to_head(group, cells)
+    assert {row.cell("method").text() for row in table.rows} == {"amusd"}
+    assert {row.cell("over").text() for row in table.rows} == {"speculative"}
+    assert {row.cell("told_apart").text() for row in table.rows} == {"yes"}
+
+
+# ---------------------------------------------------------------------------------------------------- forms
+def example() -> Table:
+    rows = [
+        Row({"pair": Cell("a_b"), "method": Cell("x 50%"), "speedup": Cell.of(1.7349, 1.6123, 1.8511)}),
+        Row({"pair": Cell("a_b"), "method": Cell("y & z"), "speedup": Cell.of(1.5)}),
+        Row({"pair": Cell("c"), "method": Cell("w"), "speedup": Cell.of(9.0)}, section="Lossy", ranked=False),
+    ]
+    mark_best(rows, "speedup")
+    columns = [Column("pair", "pair", merge=True, text=True), Column("method", "method", text=True)]
+    return Table("t_1", "T", [*columns, Column("speedup", "speed-up", "group")], rows, "α of 5 % and n = 3.", ["a note"])
+
+
+def test_interval_is_printed_as_papers_print_it() -> None:
+    assert Cell.of(1.7349, 1.6123, 1.8511).text() == "1.73 [1.61, 1.85]"
+    assert Cell.of(float("nan")).text() == "-"
+    assert Cell.of(1.0, float("nan"), 2.0).text() == "1.00"
+
+
+def test_latex_is_whole_and_escaped() -> None:
+    text = to_latex(example())
+    assert r"\textbf{1.73 [1.61, 1.85]}" in text
+    assert r"\multirow{2}{*}{a\_b}" in text
+    assert r"x 50\%" in text and r"y \& z" in text and r"$\alpha$ of 5 \% and n = 3." in text
+    assert r"\textbf{9.00}" not in text
+    for opened in ("table", "tabular"):
+        assert text.count(rf"\begin{{{opened}}}") == text.count(rf"\end{{{opened}}}") == 1
+    for rule in (r"\toprule", r"\bottomrule", r"\cmidrule(lr){3-3}"):
+        assert rule in text
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    for line in body.splitlines():
+        if line.endswith(r"\\") and "multicolumn" not in line:
+            assert len(re.findall(r"(?<!\\)&", line)) == 2, line
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+@pytest.mark.parametrize("character", list("\\&%$#_{}~^<>|"))
+def test_every_special_character_of_latex_is_escaped(character: str) -> None:
+    assert escape_latex(character) != character
+
+
+def test_csv_keeps_full_precision_and_the_ends() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(example()))))
+    assert rows[0]["speedup"] == "1.7349"
+    assert (rows[0]["speedup_low"], rows[0]["speedup_high"]) == ("1.6123", "1.8511")
+    assert rows[1]["speedup_low"] == ""
+    assert [row["section"] for row in rows] == ["", "", "Lossy"]
+
+
+def test_markdown_and_html_show_the_same_cells() -> None:
+    table = example()
+    markdown, page = to_markdown(table), to_html(table)
+    assert "**1.73 [1.61, 1.85]**" in markdown
+    assert "<b>1.73" in page and "y &amp; z" in page
+    assert markdown.count("\n| ") >= 4
+
+
+def test_equal_best_are_all_bold_and_a_single_row_is_not() -> None:
+    rows = [Row({"v": Cell.of(2.0)}), Row({"v": Cell.of(2.0)}), Row({"v": Cell.of(1.0)})]
+    mark_best(rows, "v")
+    assert [row.cell("v").bold for row in rows] == [True, True, False]
+    alone = [Row({"v": Cell.of(2.0)})]
+    mark_best(alone, "v")
+    assert not alone[0].cell("v").bold
+
+
+def test_constant_column_moves_into_the_caption() -> None:
+    table = example()
+    assert len(table.fold("pair").columns) == 3
+    table.rows.pop()
+    assert [c.key for c in table.fold("pair").columns] == ["method", "speedup"]
+    assert table.caption.startswith("Pair: a_b. ")
