@@ -1,0 +1,114 @@
+"""`python -m specbench.check method=<name> [pair=...] [--config-dir DIR]`: a list of checks, exit status 1 if one fails."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specbench.schema import ConfigError, RunConfig
+
+OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
+# Continued on the configured pair; short, so that the checks take seconds.
+TEXTS = (
+    "def add(a, b):\n    ",
+    "The first thing to know about",
+    "class Stack:\n    def __init__(self):\n        self.items = []\n",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m specbench.check",
+        description="Put a method through the identity and law checks.",
+        epilog="Options are written as for a run: method=<name> method.rule=<rule> pair=<name> allow_targets=[package] ...",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--config-dir", "-cd", action="append", default=[], help="a folder of your own YAML files")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        return check_all(compose(options.overrides, options.config_dir))
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except Exception as error:
+        from specbench.cli_errors import explain
+
+        line = str(error) if isinstance(error, ConfigError) else explain(error, options.overrides)
+        if line is None:
+            raise
+        return _say(line, WRONG_OPTION)
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[str]) -> RunConfig:
+    """The configuration that the command line means, with further folders of YAML files behind specbench's own."""
+    from specbench import cli
+
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise ConfigError("--config-dir", folder, "no such folder")
+    folders = ",".join(f"file://{Path(folder).resolve()}" for folder in config_dirs)
+    return cli.compose([*overrides, *([f"hydra.searchpath=[{folders}]"] if folders else [])])
+
+
+def check_all(config: RunConfig) -> int:
+    """All checks on the tiny pair, the first ones on the configured pair too; all on this one where the tiny does not fit."""
+    from specbench.check import CHECKS, FIRST_CHECKS
+    from specbench.check.bench import GREEDY, Bench
+    from specbench.check.tiny import PROMPTS, make_tiny_pair
+
+    timeout = config.engine.timeout_seconds
+    with tempfile.TemporaryDirectory(prefix="specbench-check-") as folder:
+        tiny = Bench(config.method, make_tiny_pair(Path(folder)), PROMPTS, config.allow_targets, timeout_seconds=timeout)
+        try:
+            tiny.method(GREEDY)
+        except ConfigError as error:
+            print(f"tiny pair: does not fit ({error}); all checks on {config.pair.name}")
+            failed, checks = 0, CHECKS
+        else:
+            failed, checks = report(tiny, "tiny pair", CHECKS), FIRST_CHECKS
+        finally:
+            tiny.close()
+    bench = configured_bench(config)
+    try:
+        failed += report(bench, f"{config.pair.name} pair", checks)
+    finally:
+        bench.close()
+    print(f"{config.method_name}: {'all checks passed' if not failed else f'{failed} checks failed'}")
+    return FAILED if failed else OK
+
+
+def configured_bench(config: RunConfig) -> Any:
+    """The method on the configured pair, with a few short prompts."""
+    from specbench.check.bench import Bench
+    from specbench.pair import check_pair, load_tokenizer, specify
+
+    pair = specify(config.pair, config.engine.attention)
+    tokenizer = load_tokenizer(pair.target)
+    pair = check_pair(pair, tokenizer)
+    prompts = [tuple(tokenizer(text).input_ids) for text in TEXTS]
+    return Bench(config.method, pair, prompts, config.allow_targets, timeout_seconds=config.engine.timeout_seconds)
+
+
+def report(bench: Any, title: str, checks: Any) -> int:
+    """Run and print; returns the number of failures."""
+    from specbench.check import FAIL, run_check
+
+    failed = 0
+    for name, check in checks.items():
+        result = run_check(bench, check)
+        failed += result.status == FAIL
+        print(f"{result.status}  {title}: {name}: {result.detail}", flush=True)
+    return failed
+
+
+def _say(text: str, status: int) -> int:
+    print("specbench:", " ".join(text.split()), file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":  # a worker process imports this module again, and must not run it
+    sys.exit(main())

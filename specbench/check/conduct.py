@@ -1,0 +1,121 @@
+"""How a method behaves as a plugin: its needs, its options, its end."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import os
+from dataclasses import replace
+
+from specbench.check.bench import GREEDY, SAMPLED, Bench
+from specbench.check.result import SKIP, Result
+from specbench.engine.session import Session
+from specbench.plugins import create_method
+from specbench.schema import ConfigError
+
+NONSENSE = "no such thing"
+
+
+def declared_needs(bench: Bench) -> Result:
+    """Without the draft that it declares it refuses to open; what it does not declare it neither needs nor takes."""
+    needs, method = bench.needs, bench.method(GREEDY)
+    bench.decode(GREEDY, bench.request(0))  # the bench gives what is declared and nothing else
+    session = getattr(method, "target", None)
+    if isinstance(session, Session) and tuple(session.tap_layers) != tuple(needs.taps):
+        return Result.of(f"taps {session.tap_layers} are taken, {needs.taps} are declared", "")
+    if method.pids() and needs.draft != "worker":
+        return Result.of(f"it starts processes, and declares draft={needs.draft!r}", "")
+    if needs.draft == "none":
+        return Result.of(None, "no draft model")
+    runtime = bench.runtime(GREEDY)
+    bare = bench.create()
+    try:
+        bare.open(replace(runtime, pair=replace(runtime.pair, draft=None), draft=None))
+    except ConfigError as error:
+        return Result.of(None, f"draft={needs.draft!r}; without one: {error}")
+    except Exception as error:  # whatever it stumbles over: a user would see no reason
+        problem = f"without a draft it fails with {type(error).__name__}: {error}; raise ConfigError('pair.draft', ...)"
+        return Result.of(problem, "")
+    finally:
+        bare.close()
+    return Result.of(f"it declares draft={needs.draft!r} and opens without one", "")
+
+
+def wrong_options(bench: Bench) -> Result:
+    """Every option refuses nonsense with a ConfigError that names it, in the constructor or when it is opened."""
+    cls = type(bench.create())
+    tried = 0
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD or (name == "draft_length" and bench.node.get(name) is None):
+            continue  # null says that the length does not apply
+        number = isinstance(parameter.default, (int, float)) and not isinstance(parameter.default, bool)
+        for value in (NONSENSE, -1) if number else (NONSENSE,):
+            problem = _accepts(bench, name, value)
+            if problem:
+                return Result.of(problem, "")
+            tried += 1
+    try:
+        create_method({**bench.node, "no_such_option": 1}, bench.allow_targets)
+    except ConfigError:
+        return Result.of(None, f"{tried} wrong values refused by name")
+    return Result.of("it takes options that it does not know", "")
+
+
+def _accepts(bench: Bench, name: str, value: object) -> str | None:
+    try:
+        method = bench.create(**{name: value})
+        method.rule_for(GREEDY)
+    except ConfigError as error:
+        return None if error.key == f"method.{name}" else f"{name}={value!r}: the error names {error.key}: {error}"
+    except Exception as error:  # a wrong option must not look like a fault of the program
+        return f"{name}={value!r}: {type(error).__name__}: {error}; raise ConfigError('method.{name}', ...)"
+    try:
+        method.open(bench.runtime(GREEDY))
+    except ConfigError as error:
+        return None if error.key == f"method.{name}" else f"{name}={value!r}: the error names {error.key}: {error}"
+    except Exception as error:
+        return f"{name}={value!r}: {type(error).__name__}: {error}; raise ConfigError('method.{name}', ...)"
+    finally:
+        method.close()
+    return f"{name}={value!r} is accepted"
+
+
+def closing(bench: Bench) -> Result:
+    """`close` is safe before `open`, and twice; no process stays behind."""
+    never_opened = bench.create()
+    never_opened.close()
+    never_opened.close()
+    bench.method(GREEDY)
+    method = bench.drop(GREEDY)
+    assert method is not None
+    pids = method.pids()
+    method.close()
+    method.close()
+    multiprocessing.active_children()  # reaps what has ended
+    left = [pid for pid in pids if _alive(pid)]
+    return Result.of(f"processes left: {left}" if left else None, f"twice; {len(pids)} processes ended" if pids else "twice")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def label(bench: Bench) -> Result:
+    """What it claims fits its rule: a lossy rule is called lossy, at every temperature, and so claims no ids."""
+    for law in (GREEDY, SAMPLED):
+        method = bench.method(law)
+        rule, claim = method.rule_for(law), method.claim(law)
+        if rule.claim == "lossy" and (claim != "lossy" or method.same_ids(law)):
+            return Result.of(f"rule {rule.name} is lossy; the method claims {claim}", "")
+        if claim not in ("greedy-exact", "sampling-exact", "lossy"):
+            return Result.of(f"it claims {claim!r}; possible: greedy-exact, sampling-exact, lossy", "")
+        if claim == "greedy-exact" and not law.greedy:
+            return Result.of("it claims greedy-exact at a temperature", "")
+    claims = [bench.method(law).claim(law) for law in (GREEDY, SAMPLED)]
+    if "lossy" in claims:
+        return Result(SKIP, "lossy: its output is not the target's, and no check can make it so")
+    return Result.of(None, f"{claims[0]} at temperature 0, {claims[1]} above")

@@ -1,0 +1,71 @@
+"""A worker in a thread of this process, for tests of what a method says and not of how processes live and die.
+
+Starting a process costs seconds; the mailbox, the programs and the messages are the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, NoReturn
+
+import pytest
+
+import specbench.engine.worker as worker_module
+from specbench.engine.worker import Worker, WorkerError
+from specbench.pair import load_model
+
+
+class ThreadWorker:
+    """`engine.worker.Worker`'s interface; the model is loaded here, the program runs in a thread."""
+
+    pid = None
+
+    def __init__(self, role: str, spec: Any, program: Any, placement: Any, vocab_size: Any, timeout_seconds: float, **_: Any):
+        self.role, self.program, self.timeout_seconds = role, program, timeout_seconds
+        self.thread: threading.Thread | None = None
+        self.answer: tuple[Any, BaseException | None] = (None, None)
+        program.open(load_model(spec, vocab_size))
+
+    def prepare(self, order: Any) -> None:
+        if self.thread is not None:
+            self.result()
+        self.program.prepare(order)
+
+    def go(self) -> None:
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.answer = (self.program.run(), None)
+        except BaseException as error:
+            self.answer = (None, error)
+
+    def result(self) -> Any:
+        assert self.thread is not None, "go first"
+        self.thread.join(self.timeout_seconds)
+        assert not self.thread.is_alive(), f"worker {self.role} hangs"
+        self.thread = None
+        report, error = self.answer
+        if error is not None:
+            raise WorkerError(str(error)) from error
+        return report
+
+    def check(self) -> None:
+        if self.answer[1] is not None:
+            raise WorkerError(str(self.answer[1]))
+
+    def lost(self, why: str) -> NoReturn:
+        raise WorkerError(why)
+
+    def close(self) -> None:
+        self.program = None
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put it wherever an imported module of the methods names the real one."""
+    monkeypatch.setattr(worker_module, "Worker", ThreadWorker)
+    for module in list(sys.modules.values()):
+        if getattr(module, "Worker", None) is Worker and module.__name__.startswith("specbench."):
+            monkeypatch.setattr(module, "Worker", ThreadWorker)
