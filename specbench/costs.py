@@ -33,8 +33,8 @@ def measure_energy(
 ) -> tuple[dict[str, Any], list[str]]:
     """The `energy` entry of the summary, and warnings. Writes the power trace. Null with the reason where nothing can be read.
 
-    Four blocks, method, baseline, baseline, method, each of whole prompts for at least 10 s, in the order of `requests` (by arm);
-    before them 10 s of idleness with the models loaded.
+    Four blocks, method, baseline, baseline, method, each of whole prompts for at least 10 s, in the order of `requests` (by
+    arm); before them 10 s of idleness with the models loaded.
     """
     try:
         found, why = probes(devices_by_uuid(runtime.pair, uses_draft))
