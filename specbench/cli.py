@@ -91,9 +91,14 @@ def main() -> int:
 
 
 def end_sweep(sweep: Sweep) -> int:
-    """What a sweep leaves on the screen: one table over all jobs, and one JSON document as the last line of stdout."""
+    """What a sweep leaves on the screen: one table over all jobs, and one JSON document as the last line of stdout.
+
+    The runs of an experiment are also handed to the analysis for a report.
+    """
     say(f"sweep {sweep.name} ended: {sweep.folder}")
     print(comparison(sweep), file=sys.stderr)
+    if sweep.experiment is not None and any(job.is_finished() for job in sweep.jobs):
+        write_report(sweep)
     print(json.dumps(sweep.as_dict(), allow_nan=False), flush=True)
     failed = [job for job in sweep.jobs if job.status != "success"]
     for job in failed:
@@ -111,6 +116,19 @@ def comparison(sweep: Sweep) -> str:
     except Exception as error:  # whatever the analysis meets, the sweep is done and says so
         say(f"no comparison by the analysis: {type(error).__name__}: {error}")
         return plain_table(sweep)
+
+
+def write_report(sweep: Sweep) -> None:
+    """The analysis' report over the finished runs, in the sweep's folder."""
+    try:
+        from specbench.analysis import report
+
+        sweep.report = report(
+            [job.folder for job in sweep.jobs if job.is_finished()], sweep.folder / "report", title=sweep.name
+        )
+        say(f"report: {sweep.report}")
+    except Exception as error:  # the runs are there, and `python -m specbench.analysis` can be asked again
+        say(f"no report by the analysis: {type(error).__name__}: {error}")
 
 
 def run_job(cfg: DictConfig) -> None:

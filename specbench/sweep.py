@@ -105,11 +105,13 @@ class Sweep:
     num_requested: int
     folder: Path
     hash: str
+    experiment: str | None = None
     status: str = "started"
     started_at: str = ""
+    report: Path | None = None  # of an experiment, when it has ended
 
     @classmethod
-    def plan(cls, combinations: Sequence[tuple[list[str], RunConfig]], name: str | None, axes: Iterable[str]) -> Sweep:
+    def plan(cls, combinations: Sequence[tuple[list[str], RunConfig]], experiment: str | None, axes: Iterable[str]) -> Sweep:
         """combinations: options and configuration of each. axes: the options that vary, for the name if none is given."""
         assert combinations
         first = combinations[0][1]
@@ -121,13 +123,13 @@ class Sweep:
         for overrides, config in combinations:
             different.setdefault(files.config_hash(as_dict(config)), (overrides, config))
         digest = hashlib.sha256("".join(sorted(different)).encode()).hexdigest()[:8]
-        chosen = first.sweep.name or name or f"{slug('-'.join(axes))[:60] or 'jobs'}_{digest}"
+        chosen = first.sweep.name or experiment or f"{slug('-'.join(axes))[:60] or 'jobs'}_{digest}"
         folder = Path(first.runs_dir) / "sweeps" / chosen
         jobs = [
             Job(overrides, config, folder / f"{slug(config.method_name)}_{slug(config.data.name)}_{key[:8]}")
             for key, (overrides, config) in different.items()
         ]
-        return cls(chosen, jobs, len(combinations), folder, digest, started_at=_now())
+        return cls(chosen, jobs, len(combinations), folder, digest, experiment, started_at=_now())
 
     def varying(self, job: Job) -> str:
         """The options of a job that not all jobs share: what tells it from the others."""
@@ -171,6 +173,8 @@ class Sweep:
             "format_version": FORMAT_VERSION,
             "sweep": self.name,
             "sweep_folder": str(self.folder),
+            "experiment": self.experiment,
+            "report": None if self.report is None else str(self.report),
             "status": self.status,
             "num_requested": self.num_requested,
             "num_jobs": len(self.jobs),

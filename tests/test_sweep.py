@@ -189,17 +189,53 @@ def test_finished_jobs_of_other_conditions_are_not_passed_off_as_todays(command:
 def test_an_experiment_is_a_sweep_with_a_name(command: Command) -> None:
     from specbench.launcher import IsolatedLauncher, SerialLauncher
 
+    handed: list[list[Path]] = []
+
+    def report(folders: list[Path], out: Path, title: str) -> Path:
+        handed.append(folders)
+        assert title == "smoke"
+        return out / "report.html"
+
+    command.monkeypatch.setattr("specbench.analysis.report", report)
     command.monkeypatch.setattr(IsolatedLauncher, "one", SerialLauncher.one)
     status, document, _ = command("experiment=smoke", "data.limit=1")
     assert status == 0
     assert document is not None
     assert document["sweep_folder"] == str(command.runs / "sweeps" / "smoke")
     assert document["num_jobs"] == 4
+    assert handed == [[Path(job["folder"]) for job in document["jobs"]]]
+    assert document["report"] == str(command.runs / "sweeps" / "smoke" / "report" / "report.html")
     assert {config.data.limit for config in command.run.configs} == {1}, "the command line wins"
     assert {config.decoding.max_new_tokens for config in command.run.configs} == {32}
     command.run.configs.clear()
     assert command("experiment=smoke", "data.limit=1")[0] == 0
     assert command.run.configs == []
+
+
+def test_an_analysis_that_fails_loses_no_sweep(command: Command) -> None:
+    def broken(*_: object, **__: object) -> str:
+        raise KeyError("column")
+
+    command.monkeypatch.setattr("specbench.analysis.compare", broken)
+    status, document, err = command(*GRID)
+    assert status == 0
+    assert document is not None
+    assert "no comparison by the analysis: KeyError" in err
+    assert re.search(r"method=amusd data=mt_bench +humaneval|method=amusd data=mt_bench +mt_bench", err), "the plain table"
+
+
+def test_the_analysis_compares_the_runs(command: Command) -> None:
+    handed: list[list[Path]] = []
+
+    def compare(folders: list[Path]) -> str:
+        handed.append(folders)
+        return "A TABLE"
+
+    command.monkeypatch.setattr("specbench.analysis.compare", compare)
+    _, document, err = command(*GRID)
+    assert document is not None
+    assert handed == [[Path(job["folder"]) for job in document["jobs"]]]
+    assert "A TABLE" in err.splitlines()
 
 
 # ------------------------------------------------------------------------------------------------ isolated
