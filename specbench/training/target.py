@@ -70,7 +70,7 @@ def loss_by_position(model: nn.Module, ids: np.ndarray, context: int = 4_096, wi
     for window in torch.from_numpy(ids[: count * context].astype(np.int64)).view(count, context):
         logits = model(input_ids=window[None], use_cache=False).logits[0]
         losses += nn.functional.cross_entropy(logits[:-1].float(), window[1:], reduction="none") / count
-    edges = [0, 64, 256, 512, 1_024, 2_048, context - 1]
+    edges = [*(edge for edge in (0, 64, 256, 512, 1_024, 2_048) if edge < context - 1), context - 1]
     return {f"{a}-{b}": float(losses[a:b].mean()) for a, b in itertools.pairwise(edges)}
 
 
