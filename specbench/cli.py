@@ -73,7 +73,10 @@ def main() -> int:
         register()
         if _AGENT in os.environ:
             with contextlib.suppress(Exception):  # what is wrong with the options is said below
-                sys.argv[1:] = launcher.without_idle_options(sys.argv[1:], lambda some: compose(_parse(some).overrides).method)
+                used = launcher.without_idle_options(sys.argv[1:], lambda some: compose(_parse(some).overrides).method)
+                if used != sys.argv[1:]:
+                    say(f"{launcher.DRAFT_LENGTH} is left out: the sweep's method has none")
+                sys.argv[1:] = used
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base=_HYDRA_VERSION)(job)()
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)

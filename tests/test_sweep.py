@@ -61,6 +61,15 @@ def test_outside_a_sweep_an_option_that_does_not_apply_is_no_accident(command: C
     assert command.run.configs[0].method["draft_length"] == 2, "and the method's constructor refuses it"
 
 
+def test_the_agent_of_a_wandb_sweep_knows_no_option_that_does_not_apply(command: Command) -> None:
+    command.monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    _, _, err = command("method=autoregressive", "method.draft_length=2")
+    assert command.run.configs[0].method["draft_length"] is None
+    assert err == "specbench: method.draft_length is left out: the sweep's method has none\n"
+    command("method=speculative", "method.draft_length=2")
+    assert command.run.configs[1].method["draft_length"] == 2
+
+
 def test_idle_options_are_dropped_for_methods_without_them() -> None:
     nodes = {"method=a": {"draft_length": None}, "method=b": {"draft_length": 4}, "method=c": {}}
 
@@ -251,6 +260,16 @@ def test_isolated_jobs_come_in_an_order_of_their_own(command: Command) -> None:
     orders = [list(IsolatedLauncher(seed).order(8)) for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert all(sorted(order) == list(range(8)) for order in orders)
+
+
+def test_launchers_of_others_run_the_same_jobs(command: Command) -> None:
+    """Hydra's own, as an example: it knows nothing of the sweep's record."""
+    command.run.fails = lambda config: RuntimeError("lost") if config.data.name == "mt_bench" else None
+    status, document, _ = command(*GRID, "hydra/launcher=basic")
+    assert status == 1
+    assert document is not None
+    assert [job["status"] for job in document["jobs"]] == ["success", "failed"] * 2
+    assert "RuntimeError: lost" in document["jobs"][1]["error"]
 
 
 def test_a_child_finds_the_same_configurations() -> None:
