@@ -104,6 +104,10 @@ class Method:
         """Bytes of KV cache by role, for the footprint table."""
         return {"target_kv": self.target.cache.nbytes}
 
+    def facts(self) -> dict[str, float | int | str]:
+        """What the method settled for itself in `open` (a measured draft length, say), for run.json."""
+        return {}
+
     def pids(self) -> list[int]:
         """Process ids of the method's workers."""
         worker = getattr(self, "worker", None)

@@ -136,6 +136,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
             arms[name] = Arm(name, method, runtime.device, method.placement or Placement((), 1))
         conversation = Conversation(config, prepared.tokenizer, runtime, prepared.context)
         chosen = warm_up_all(conversation, prepared.warmup, arms, config.engine.threads, opened.threads)
+        store.write_run({"method_facts": {name: method.facts() for name, method in prepared.methods.items()}})
         store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), **opened.warmup_facts(chosen)})
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops

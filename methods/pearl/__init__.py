@@ -166,6 +166,9 @@ class Pearl(Method):
             spans=[(from_ - begin, to - begin, what) for from_, to, what in report.spans],
         )
 
+    def facts(self) -> dict[str, float | int | str]:
+        return dict(getattr(self, "calibration", {}))
+
     def memory_bytes(self) -> dict[str, int]:
         shared = {} if self.worker is None else {"mailbox": self.mailbox.nbytes}
         return super().memory_bytes() | shared | ({} if self.rows is None else {"draft_rows": self.rows.nbytes})
