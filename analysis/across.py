@@ -9,7 +9,8 @@ from typing import Any
 from specbench.analysis.captions import definitions, verdict_text
 from specbench.analysis.conditions import Group, conditions_of, data_key, draft_key, pair_key
 from specbench.analysis.derive import is_ranked
-from specbench.analysis.frames import Frames, options_text
+from specbench.analysis.frames import Frames
+from specbench.analysis.run_rows import options_text
 from specbench.analysis.tables import Cell, Column, Row, Table
 
 _OF_THE_MACHINE = ("conditions_hash", "device", "pair.target.device", "engine.threads")

@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from specbench.analysis.frames import Frames, LeftOut, options_text
+from specbench.analysis.frames import Frames, LeftOut
+from specbench.analysis.run_rows import options_text
 
 # The parts of run.json's configuration that are conditions (the pair and the data are identities of their own).
 DECODING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
@@ -146,17 +147,25 @@ def _pair_names(runs: pd.DataFrame) -> pd.Series[Any]:
 def _method_labels(runs: pd.DataFrame, facts: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """Method names with the options, and the draft, that vary among the runs of the same method."""
     options: dict[int, dict[str, Any]] = {run: json.loads(_method_key(f)[1]) for run, f in facts.items()}
-    drafts = _labels(runs["draft"].fillna("none"), {run: draft_key(f) for run, f in facts.items()})
-    draft_of = dict(zip(runs.index, drafts, strict=True))
+    drafts = dict(
+        zip(runs.index, _labels(runs["draft"].fillna("none"), {run: draft_key(f) for run, f in facts.items()}), strict=True)
+    )
+    values: dict[tuple[str, str], set[str]] = {}  # by method and option
+    counts: Counter[tuple[str, str]] = Counter()  # runs that set the option
+    members: Counter[str] = Counter()
+    drafts_of: dict[tuple[str, str], set[str]] = {}  # by method and pair
+    for run, method, pair in zip(runs.index, runs["method"], runs["pair_label"], strict=True):
+        members[method] += 1
+        drafts_of.setdefault((method, pair), set()).add(drafts[run])
+        for key, value in options[run].items():
+            values.setdefault((method, key), set()).add(json.dumps(value))
+            counts[method, key] += 1
     labels = []
-    for run, method in runs["method"].items():
-        peers = [other for other, name in runs["method"].items() if name == method]
-        names = sorted({key for peer in peers for key in options[peer]})
-        varying = [k for k in names if len({json.dumps(options[p].get(k)) for p in peers}) > 1]
+    for run, method, pair in zip(runs.index, runs["method"], runs["pair_label"], strict=True):
+        varying = sorted(k for m, k in values if m == method and (len(values[m, k]) > 1 or counts[m, k] < members[m]))
         tags = [f"{key}={_short(options[run].get(key))}" for key in varying]
-        by_pair = [peer for peer in peers if runs.loc[peer, "pair_label"] == runs.loc[run, "pair_label"]]
-        if len({draft_of[peer] for peer in by_pair}) > 1:
-            tags.append(f"draft={draft_of[run].removeprefix('builtin:')}")
+        if len(drafts_of[method, pair]) > 1:
+            tags.append(f"draft={drafts[run].removeprefix('builtin:')}")
         labels.append(f"{method} ({', '.join(tags)})" if tags else str(method))
     return labels
 

@@ -18,7 +18,7 @@ from specbench.measure.lossless import first_difference
 from specbench.measure.metrics import RoundTable
 from specbench.measure.pairing import ArmTimes, PairedTimes
 
-RESAMPLES = 4_000  # of the intervals that only the analysis draws; ends move by about 1 % of the width
+RESAMPLES = 2_000  # of the intervals that only the analysis draws: their ends move by a few per cent of the width
 LOSSY = "lossy"
 
 
@@ -58,11 +58,12 @@ def strata_of(pairs: PairedTimes) -> np.ndarray | None:
 
 def ratio_of_totals(pairs: PairedTimes, seed: int = 0, resamples: int = RESAMPLES) -> Estimate | None:
     """The speed-up of paired prompts; None without prompts."""
-    if not len(pairs):
-        return None
-    columns = columns_of(pairs)
+    return _ratio_of(columns_of(pairs), strata_of(pairs), seed, resamples) if len(pairs) else None
+
+
+def _ratio_of(columns: np.ndarray, strata: np.ndarray | None, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     total = columns.sum(0)
-    interval = stats.ratio_intervals(columns, np.random.default_rng(seed), strata_of(pairs), resamples)[0]
+    interval = stats.ratio_intervals(columns, np.random.default_rng(seed), strata, resamples)[0]
     return Estimate((total[0] / total[1]) / (total[2] / total[3]), *(interval or (None, None)))
 
 
@@ -161,8 +162,10 @@ class Comparison:
 
     def by_category(self, run: int) -> dict[str, Estimate | None]:
         pairs = self.pairs(run)
-        names = dict.fromkeys(c for c in pairs.categories if c is not None)
-        return {name: ratio_of_totals(restrict(pairs, [c == name for c in pairs.categories])) for name in names}
+        if not len(pairs):
+            return {}
+        columns, of = columns_of(pairs), np.array([c or "" for c in pairs.categories], dtype=object)
+        return {name: _ratio_of(columns[of == name], None) for name in dict.fromkeys(of) if name}
 
 
 def _known(value: float) -> float | None:

@@ -12,7 +12,6 @@ The column `run` (and the index of `runs`) is the run's number in this loading. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.columns import ROUNDS_COLUMNS, RUNS_COLUMNS, SAMPLES_COLUMNS
-from specbench.analysis.reading import Array, RunFiles, UnusableRun, read_folder
+from specbench.analysis.reading import Array, RunFiles, UnusableRun, parse_ahead, read_folder
+from specbench.analysis.run_rows import as_float, run_row
 from specbench.measure import store
 from specbench.measure.events import ROUND_FIELDS
 from specbench.measure.metrics import RoundTable
@@ -53,6 +53,10 @@ class Frames:
     pairs: dict[int, PairedTimes]
     sample_bounds: Array = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
     round_bounds: Array = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
+    cache: dict[Any, Any] = field(
+        repr=False, compare=False, default_factory=dict
+    )  # of what is derived from a run more than once
+    _arrays: dict[str, dict[str, Array]] = field(repr=False, compare=False, default_factory=dict)
 
     def samples_of(self, run: int) -> pd.DataFrame:
         return self.samples.iloc[self.sample_bounds[run] : self.sample_bounds[run + 1]]
@@ -62,25 +66,47 @@ class Frames:
 
     def own_arm(self, run: int) -> str:
         """The arm that the run is about: method, or baseline where there is no other."""
-        return "method" if bool((self.samples_of(run)["arm"] == "method").any()) else "baseline"
+        columns = self._columns("samples")
+        return "method" if (columns["arm"][self._rows("samples", run)] == "method").any() else "baseline"
 
     def table(self, run: int, arm: str, prompts: Iterable[str] | None = None) -> RoundTable:
         """The rounds of one arm (and of these prompts) for the functions of `specbench.measure.metrics`."""
-        rounds = self.rounds_of(run)
-        samples = self.samples_of(run)
-        wanted = (samples["arm"] == arm).to_numpy(copy=True)
+        samples, rows = self._columns("samples"), self._rows("samples", run)
+        wanted = (samples["arm"][rows] == arm) & ~np.isnan(samples["decode_seconds"][rows])
         if prompts is not None:
-            wanted &= samples["sample_id"].isin(set(prompts)).to_numpy()
-        wanted &= samples["decode_seconds"].notna().to_numpy()
+            some = set(prompts)
+            wanted &= np.fromiter((name in some for name in samples["sample_id"][rows]), bool, len(wanted))
         chosen = np.flatnonzero(wanted)
-        number = np.full(len(samples), -1)
+        number = np.full(len(wanted), -1)
         number[chosen] = np.arange(len(chosen))
-        at = number[rounds["sample"].to_numpy() - self.sample_bounds[run]]
+        rounds, span = self._columns("rounds"), self._rows("rounds", run)
+        at = number[rounds["sample"][span] - rows.start]
         keep = at >= 0
-        columns = {name: rounds[name].to_numpy()[keep] for name in ROUND_FIELDS if name in rounds and name != "mode"}
-        columns["mode"] = np.asarray(rounds["mode"].astype(object))[keep]
-        key_columns = [samples[name].iloc[chosen].tolist() for name in ("sample_id", "turn", "repeat", "arm")]
-        return RoundTable(tuple(zip(*key_columns, strict=True)), at[keep].astype(np.int64), columns)
+        keys = zip(*(samples[name][rows][chosen].tolist() for name in ("sample_id", "turn", "repeat", "arm")), strict=True)
+        return RoundTable(tuple(keys), at[keep].astype(np.int64), {name: rounds[name][span][keep] for name in ROUND_FIELDS})
+
+    def _rows(self, frame: str, run: int) -> slice:
+        bounds = self.sample_bounds if frame == "samples" else self.round_bounds
+        return slice(int(bounds[run]), int(bounds[run + 1]))
+
+    def _columns(self, frame: str) -> dict[str, Array]:
+        """A frame's columns as arrays, made once: pandas' own access costs a millisecond, and runs may be thousands."""
+        if frame not in self._arrays:
+            data = self.samples if frame == "samples" else self.rounds
+            names = (
+                ("sample_id", "turn", "repeat", "arm", "decode_seconds") if frame == "samples" else ("sample", *ROUND_FIELDS)
+            )
+            self._arrays[frame] = {name: _as_array(data[name]) for name in names}
+        return self._arrays[frame]
+
+
+def _as_array(values: pd.Series[Any]) -> Array:
+    if isinstance(values.dtype, pd.CategoricalDtype):  # equal entries stay one object
+        words = np.array([*values.cat.categories, ""], dtype=object)
+        return np.asarray(words[values.cat.codes.to_numpy()])
+    if pd.api.types.is_string_dtype(values.dtype):
+        return values.to_numpy(dtype=object)
+    return values.to_numpy()
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
@@ -109,22 +135,23 @@ def load(paths: Iterable[str | Path], *, rounds: bool = True, unfinished: bool =
     pairs: dict[int, PairedTimes] = {}
     sizes: list[int] = []
     lengths: list[int] = []
-    for folder in find(paths):
+    folders = find(paths)
+    for folder, parsed in zip(folders, parse_ahead(folders) if rounds else [None] * len(folders), strict=True):
         try:
-            files = read_folder(folder, rounds=rounds, unfinished=unfinished)
+            files = read_folder(folder, rounds=rounds, unfinished=unfinished, parsed=parsed)
         except UnusableRun as error:
             left_out.append(LeftOut(str(folder), str(error)))
             continue
         number = len(rows)
         notes.extend(f"{folder}: {note}" for note in files.notes)
-        rows.append(_run_row(files))
+        rows.append(run_row(files))
         facts[number], summaries[number], pairs[number] = files.run, files.summary, files.pairs
         sample_parts.append(_sample_frame(number, files))
         if files.table is not None:
             round_parts.append(_round_part(number, files, sum(sizes)))
         sizes.append(len(files.samples))
         lengths.append(0 if files.table is None else len(files.table))
-    runs = pd.DataFrame(rows, columns=list(RUNS_COLUMNS))
+    runs = plain_frame({name: [row[name] for row in rows] for name in RUNS_COLUMNS})
     runs.index.name = "run"
     samples = pd.concat(sample_parts, ignore_index=True) if sample_parts else pd.DataFrame(columns=list(SAMPLES_COLUMNS))
     return Frames(
@@ -134,112 +161,27 @@ def load(paths: Iterable[str | Path], *, rounds: bool = True, unfinished: bool =
 
 
 # ---------------------------------------------------------------------------------------------------- one run
-def _run_row(files: RunFiles) -> dict[str, Any]:
-    run, summary = files.run, files.summary
-    config = run.get("config", {})
-    pair, data = run.get("pair") or {}, run.get("data") or {}
-    target, draft = pair.get("target") or {}, pair.get("draft") or {}
-    speed = summary.get("speedup") or {}
-    energy = summary.get("energy") or {}
-    method = dict(config.get("method") or {})
-    length = method.get("draft_length")
-    interval = {
-        f"{name}_{end}": (speed.get(key) or [None, None])[i]
-        for name, key in (("speedup", "ci95"), ("speedup_repeats", "ci95_repeats"), ("end_to_end", "end_to_end_ci95"))
-        for i, end in enumerate(("low", "high"))
-    }
-    numbers = ("emitted_per_round", "accepted_per_round", "accepted_run_length", "acceptance_rate", "num_rounds",
-               "decode_tokens", "rollbacks", "num_discarded", "stale_rounds", "num_draft_forwards", "memory_peak_bytes",
-               "num_failed")  # fmt: skip
-    estimators = ("geomean", "end_to_end", "worst5", "share_slower", "speedup_specbench", "distinguishable")
-    small, large = (part.get("num_parameters") for part in (draft, target))
-    lossless = summary.get("lossless") or {}
-    source = data.get("source") or config.get("data", {}).get("source")
-    return {
-        "folder": str(files.folder),
-        "status": run.get("status"),
-        "created_at": run.get("created_at"),
-        "method": summary.get("method"),
-        "baseline": summary.get("baseline"),
-        "mode": summary.get("mode", "paired"),
-        "options": options_text(method),
-        "draft_length": _number(length if isinstance(length, int | float) else None),
-        "pair": pair.get("name") or config.get("pair", {}).get("name"),
-        "target": target.get("name"),
-        "draft": draft.get("name"),
-        "target_sha256": target.get("sha256"),
-        "draft_sha256": draft.get("sha256"),
-        "size_ratio": small / large if small and large else np.nan,
-        "dtype": target.get("dtype"),
-        "device": run.get("device"),
-        "machine": machine_name(run),
-        "data": data_name(str(data.get("name") or run.get("data_name")), source),
-        "data_source": source,
-        "data_sha256": data.get("content_sha256") or data.get("sha256"),
-        "conditions_hash": (run.get("provenance") or {}).get("conditions_hash"),
-        "config_hash": run.get("config_hash"),
-        "num_prompts": len(files.pairs) or summary.get("data", {}).get("num_samples"),
-        "repeats": summary.get("repeats"),
-        "tokens_per_second": _number(summary.get("decode_tokens_per_second")),
-        "baseline_tokens_per_second": _number(summary.get("baseline_decode_tokens_per_second")),
-        "tokens_per_second_per_device": _number(summary.get("decode_tokens_per_second_per_device")),
-        "speedup": _number(speed.get("ratio_of_totals")),
-        **{name: _number(value) for name, value in interval.items()},
-        **{name: _number(speed.get(name)) for name in estimators[:-1]},
-        "distinguishable": speed.get("distinguishable"),
-        **{name: _number(summary.get(name)) for name in numbers},
-        **{
-            f"seconds_{part}": _number((summary.get("seconds") or {}).get(part))
-            for part in ("draft", "verify", "wait", "other")
-        },
-        **{
-            f"concurrent_{part}": _number((summary.get("concurrent_seconds") or {}).get(part))
-            for part in ("draft", "discarded_draft", "idle")
-        },
-        **{name: lossless.get(name) for name in ("claim", "verdict", "identical", "compared")},
-        "energy_source": energy.get("source"),
-        "joules_per_token": _number(energy.get("joules_per_token")),
-        "baseline_joules_per_token": _number(energy.get("baseline_joules_per_token")),
-    }
+def plain_frame(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """A frame whose texts are Python objects: reading single entries of pandas' own string type costs ten times as much."""
+    made = {}
+    for name, values in columns.items():
+        text = isinstance(values, list) and any(isinstance(value, str) for value in values)
+        made[name] = pd.Series(values, dtype=object) if text else values
+    return pd.DataFrame(made)
 
 
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def options_text(options: Mapping[str, Any]) -> str:
-    """A plugin's options as one text; what is not set is left out."""
-    kept = {key: value for key, value in options.items() if key != "_target_" and value is not None}
-    return json.dumps(kept, sort_keys=True)
-
-
-def data_name(name: str, source: str | None) -> str:
-    """The name of the data as tables may print it: stand-in data never go under the name of the real set."""
-    return f"{name}-standin" if source == "standin" and not name.endswith("-standin") else name
-
-
-def machine_name(run: Mapping[str, Any]) -> str:
-    """What the target ran on: the accelerators' names, or the processor's with its cores."""
-    provenance = run.get("provenance") or {}
-    gpus = [gpu.get("name") for gpu in provenance.get("gpus") or [] if gpu.get("name")]
-    if gpus and str(run.get("device", "")).startswith("cuda"):
-        return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
-    machine = provenance.get("machine") or {}
-    return f"{machine.get('cpu_model') or 'unknown processor'} ({machine.get('logical_cores') or '?'} cores)"
-
-
-def _sample_frame(number: int, files: RunFiles) -> pd.DataFrame:
+def _sample_frame(run: int, files: RunFiles) -> pd.DataFrame:
     records = files.samples
     plain = ("sample_id", "turn", "repeat", "arm", "order", "category", "finish_reason", "error")
     numbers = ("num_emitted", "num_rounds", "prefill_seconds", "decode_seconds", "memory_peak_bytes")
-    columns: dict[str, Any] = {"run": np.full(len(records), number, np.int32)}
+    columns: dict[str, Any] = {"run": np.full(len(records), run, np.int32)}
     columns |= {name: [getattr(record, name) for record in records] for name in plain}
-    columns |= {name: np.array([_number(getattr(record, name)) for record in records]) for name in numbers}
+    columns |= {name: np.array([as_float(getattr(record, name)) for record in records]) for name in numbers}
     columns["num_prompt_tokens"] = np.array([len(record.prompt_ids) for record in records], np.int32)
     columns["num_output_tokens"] = np.array([len(record.output_ids) for record in records], np.int32)
     for part in ("draft", "discarded_draft", "idle"):
-        columns[f"concurrent_{part}"] = np.array([_number(record.concurrent_seconds.get(part)) for record in records])
-    return pd.DataFrame(columns)[list(SAMPLES_COLUMNS)]
+        columns[f"concurrent_{part}"] = np.array([as_float(record.concurrent_seconds.get(part)) for record in records])
+    return plain_frame({name: columns[name] for name in SAMPLES_COLUMNS})
 
 
 def _round_part(number: int, files: RunFiles, first_sample: int) -> dict[str, Array]:

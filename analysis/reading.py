@@ -6,8 +6,11 @@ damage) goes to `store.read_rounds`, which knows what may be repaired and names 
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ DURATIONS = ("draft_seconds", "verify_seconds", "wait_seconds")
 COUNTS = tuple(name for name in ROUND_FIELDS if name not in (*TIMES, *DURATIONS, "stale", "mode"))
 
 Array = NDArray[Any]
+Parsed = tuple[list[SampleKey], Array, dict[str, Array]]
+"""Keys, number of rounds by key, flat columns."""
 
 
 class UnusableRun(ValueError):
@@ -44,11 +49,24 @@ class RunFiles:
     notes: tuple[str, ...]
 
 
-def read_folder(folder: Path, *, rounds: bool = True, unfinished: bool = False) -> RunFiles:
+def parse_ahead(folders: Sequence[Path], ahead: int = 4) -> Iterator[Future[Parsed]]:
+    """The rounds of each folder, parsed by threads a few folders in advance: pyarrow works outside of Python's lock."""
+    with ThreadPoolExecutor(max_workers=min(ahead, os.cpu_count() or 1)) as pool:
+        waiting: deque[Future[Parsed]] = deque()
+        for folder in folders:
+            waiting.append(pool.submit(_by_arrow, folder / store.ROUNDS_FILE))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def read_folder(
+    folder: Path, *, rounds: bool = True, unfinished: bool = False, parsed: Future[Parsed] | None = None
+) -> RunFiles:
     """Everything that the analysis uses of one run. Raises UnusableRun with the reason.
 
     rounds: also read the rounds and check every identity of the records against them. unfinished: accept runs whose status is
-    not success, with what they finished.
+    not success, with what they finished. parsed: the folder's rounds, from `parse_ahead`.
     """
     notes: list[str] = []
     try:
@@ -60,7 +78,7 @@ def read_folder(folder: Path, *, rounds: bool = True, unfinished: bool = False) 
             samples = store.read_samples(folder)
             if not any(record.decode_seconds is not None for record in samples):
                 raise UnusableRun("no finished sample")
-            table = _rounds_of(folder, samples) if rounds else None
+            table = _rounds_of(folder, samples, parsed) if rounds else None
             if table is not None:
                 metrics.check_identities(samples, table)
             summary = _summary_of(folder, samples, table, notes)
@@ -93,11 +111,11 @@ def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable
 
 
 # ---------------------------------------------------------------------------------------------------- rounds
-def _rounds_of(folder: Path, samples: Sequence[SampleRecord]) -> RoundTable:
+def _rounds_of(folder: Path, samples: Sequence[SampleRecord], parsed: Future[Parsed] | None) -> RoundTable:
     """The rounds of all finished samples, samples in the order of their lines."""
     finished = [record.key for record in samples if record.decode_seconds is not None]
     try:
-        keys, lengths, columns = _by_arrow(folder / store.ROUNDS_FILE)
+        keys, lengths, columns = parsed.result() if parsed is not None else _by_arrow(folder / store.ROUNDS_FILE)
     except Exception:  # whatever pyarrow dislikes, the store names precisely or repairs
         whole = RoundTable.of(store.read_rounds(folder))
         keys, lengths, columns = list(whole.keys), whole.counts(), narrow(whole.columns)
@@ -121,7 +139,7 @@ def narrow(columns: Mapping[str, Array]) -> dict[str, Array]:
     return {name: values.astype(kinds[name]) if name in kinds else values for name, values in columns.items()}
 
 
-def _by_arrow(path: Path) -> tuple[list[SampleKey], Array, dict[str, Array]]:
+def _by_arrow(path: Path) -> Parsed:
     """Keys, number of rounds by key, and flat columns. Raises on anything unusual."""
     import pyarrow as pa
     import pyarrow.compute as pc

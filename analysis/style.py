@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -68,10 +69,17 @@ class Drawing:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{self.name}.{ending}" for ending in ("pdf", "png", "csv")]
         with styled():
-            self.figure.savefig(paths[0], bbox_inches="tight", metadata={"CreationDate": None})
-            self.figure.savefig(paths[1], bbox_inches="tight", metadata={"Software": None})
+            box = self.bounds()
+            self.figure.savefig(paths[0], bbox_inches=box, metadata={"CreationDate": None})
+            self.figure.savefig(paths[1], bbox_inches=box, metadata={"Software": None})
         self.data.to_csv(paths[2], index=False)
         return paths
+
+    def bounds(self) -> Bbox:
+        """What the figure covers, in inches. The layout is made once and kept: it costs more than all the rest of drawing."""
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")
+        return self.figure.get_tightbbox().padded(0.06)
 
 
 def styled() -> AbstractContextManager[None]:
@@ -136,5 +144,5 @@ def picture(drawing: Drawing) -> bytes:
     """The figure as PNG bytes, for notebooks and pages."""
     buffer = io.BytesIO()
     with styled():
-        drawing.figure.savefig(buffer, format="png", bbox_inches="tight")
+        drawing.figure.savefig(buffer, format="png", bbox_inches=drawing.bounds())
     return buffer.getvalue()

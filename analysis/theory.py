@@ -108,37 +108,47 @@ def schedule_of(frames: Frames, run: int, mine: RoundTable) -> str:
 
 def theory(frames: Frames, runs: pd.Index | None = None) -> pd.DataFrame:
     """One row per run of chain drafts with a measured draft and an autoregressive baseline; columns as in COLUMNS."""
-    rows: dict[int, dict[str, object]] = {}
-    for run in frames.runs.index if runs is None else runs:
-        mine = frames.table(run, frames.own_arm(run))
-        alpha = acceptance_iid(mine) if len(mine) and is_chain(mine) else None
-        times = times_of(frames, run, mine)
-        if alpha is None or times is None or times.draft <= 0 or times.ar <= 0:
-            continue
-        gamma = float(mine.draft_depth[mine.draft_depth > 0].mean())
-        c, v = times.draft / times.ar, times.verify / times.ar
-        schedule = schedule_of(frames, run, mine)
-        predicted = {
-            SEQUENTIAL: speedup_sequential(alpha, gamma, c, v),
-            LOCKSTEP: speedup_lockstep(alpha, gamma, c, v),
-            FREE_RUNNING: 1 / c,
-        }
-        measured = float(frames.runs.loc[run, "speedup"])
-        emitted = emitted_lockstep(alpha, gamma) if schedule == LOCKSTEP else emitted_sequential(alpha, gamma)
-        rows[run] = {
-            "alpha": alpha,
-            "gamma": gamma,
-            "t_ar_ms": 1e3 * times.ar,
-            "t_draft_ms": 1e3 * times.draft,
-            "t_verify_ms": 1e3 * times.verify,
-            "emitted_theory": emitted,
-            "emitted_measured": float(frames.runs.loc[run, "emitted_per_round"]),
-            "speedup_sequential": predicted[SEQUENTIAL],
-            "speedup_flat": speedup_sequential(alpha, gamma, c),
-            "speedup_lockstep": predicted[LOCKSTEP],
-            "bound_free_running": predicted[FREE_RUNNING],
-            "speedup_measured": measured,
-            "schedule": schedule,
-            "reached": measured / predicted[schedule],
-        }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS))
+    lines = {run: _line(frames, int(run)) for run in (frames.runs.index if runs is None else runs)}
+    known = {run: line for run, line in lines.items() if line is not None}
+    return pd.DataFrame.from_dict(known, orient="index", columns=list(COLUMNS))
+
+
+def _line(frames: Frames, run: int) -> dict[str, object] | None:
+    """One run's row, remembered; None where the formulas do not apply."""
+    if ("theory", run) not in frames.cache:
+        frames.cache["theory", run] = _compute(frames, run)
+    line: dict[str, object] | None = frames.cache["theory", run]
+    return line
+
+
+def _compute(frames: Frames, run: int) -> dict[str, object] | None:
+    mine = frames.table(run, frames.own_arm(run))
+    alpha = acceptance_iid(mine) if len(mine) and is_chain(mine) else None
+    times = times_of(frames, run, mine) if alpha is not None else None
+    if alpha is None or times is None or times.draft <= 0 or times.ar <= 0:
+        return None
+    gamma = float(mine.draft_depth[mine.draft_depth > 0].mean())
+    c, v = times.draft / times.ar, times.verify / times.ar
+    schedule = schedule_of(frames, run, mine)
+    predicted = {
+        SEQUENTIAL: speedup_sequential(alpha, gamma, c, v),
+        LOCKSTEP: speedup_lockstep(alpha, gamma, c, v),
+        FREE_RUNNING: 1 / c,
+    }
+    measured = float(frames.runs.loc[run, "speedup"])
+    return {
+        "alpha": alpha,
+        "gamma": gamma,
+        "t_ar_ms": 1e3 * times.ar,
+        "t_draft_ms": 1e3 * times.draft,
+        "t_verify_ms": 1e3 * times.verify,
+        "emitted_theory": emitted_lockstep(alpha, gamma) if schedule == LOCKSTEP else emitted_sequential(alpha, gamma),
+        "emitted_measured": float(frames.runs.loc[run, "emitted_per_round"]),
+        "speedup_sequential": predicted[SEQUENTIAL],
+        "speedup_flat": speedup_sequential(alpha, gamma, c),
+        "speedup_lockstep": predicted[LOCKSTEP],
+        "bound_free_running": predicted[FREE_RUNNING],
+        "speedup_measured": measured,
+        "schedule": schedule,
+        "reached": measured / predicted[schedule],
+    }

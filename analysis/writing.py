@@ -40,7 +40,7 @@ CELL_FIGURES: tuple[CellFigure, ...] = (
     figures_rounds.rollbacks,
 )
 MAX_CHAPTERS = 4
-MAX_CELLS = 8  # pairs x data sets of a chapter with figures of their own
+MAX_CELLS = 6  # pairs x data sets of a chapter with figures of their own
 
 
 def report(
