@@ -168,7 +168,8 @@ def test_what_is_written_holds_no_secret(folder: Path, monkeypatch: pytest.Monke
 
 def test_one_writer_per_run_folder(tmp_path: Path) -> None:
     with locks.hold_folder(tmp_path, "resume"):
-        code = f"from pathlib import Path; from specbench.locks import hold_folder\nwith hold_folder(Path({str(tmp_path)!r}), 'resume'): pass"
+        take = f"with hold_folder(Path({str(tmp_path)!r}), 'resume'): pass"
+        code = f"from pathlib import Path; from specbench.locks import hold_folder\n{take}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert "another process is at work in this folder" in done.stderr
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
