@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specbench.analysis.tables import Row, Table, label_spans
+from specbench.analysis.tables import UNBROKEN, Column, Row, Table, label_spans
+
+PAGE = 105  # characters of small print on a text width
 
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -18,15 +20,23 @@ def escape_latex(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A whole `table` environment; the document needs \usepackage{booktabs,multirow}."""
+    r"""A whole `table` environment; the document needs \usepackage{booktabs,multirow,graphicx}.
+
+    Long texts are broken in a column of their own width; a table that is wider than a page is scaled down to one.
+    """
     columns = table.columns
+    widths = [max(len(column.label), *(len(row.cell(column.key).text()) for row in table.rows)) for column in columns]
+    kinds = [_kind(column, width) for column, width in zip(columns, widths, strict=True)]
+    wide = sum(min(width, UNBROKEN) + 2 for width in widths) > PAGE
     lines = [
-        r"% needs \usepackage{booktabs,multirow}",
+        r"% needs \usepackage{booktabs,multirow,graphicx}",
         r"\begin{table}[t]",
         r"\centering\small",
         rf"\caption{{{escape_latex(table.caption)}}}",
         rf"\label{{tab:{table.name.replace('_', '-')}}}",
-        rf"\begin{{tabular}}{{{''.join('l' if c.text else 'r' for c in columns)}}}",
+        r"\vskip 4pt",
+        *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
+        rf"\begin{{tabular}}{{{''.join(kinds)}}}",
         r"\toprule",
     ]
     if any(c.group for c in columns):
@@ -39,9 +49,15 @@ def to_latex(table: Table) -> str:
         lines += [" & ".join(heads) + r" \\", " ".join(rules)]
     lines += [" & ".join(escape_latex(c.label) for c in columns) + r" \\", r"\midrule"]
     lines += _latex_body(table)
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else "")]
     lines += [rf"\par\footnotesize {escape_latex(note)}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _kind(column: Column, width: int) -> str:
+    if not column.text:
+        return "r"
+    return "l" if width <= UNBROKEN else r"p{0.32\textwidth}"
 
 
 def _latex_body(table: Table) -> list[str]:
