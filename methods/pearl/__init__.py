@@ -17,29 +17,25 @@ test can run them in one process.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 
-from specbench.engine.mailbox import Mailbox, PeerLost
-from specbench.engine.placement import split
+from specbench.engine.mailbox import Mailbox
 from specbench.engine.runtime import Outcome, Request, Runtime
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.steps import drive
 from specbench.engine.verify import Rule
-from specbench.engine.worker import Worker, WorkerError
-from specbench.measure.clock import now
-from specbench.method import Method, Needs
+from specbench.engine.worker import Worker
 from specbench.methods.pearl.calibration import MAX_LENGTH, Calibration, balanced_length, forward_seconds
 from specbench.methods.pearl.draft import Drafter, DraftReport
 from specbench.methods.pearl.plan import Plan
 from specbench.methods.pearl.rows import RowBuffer
 from specbench.methods.pearl.verify import Verifier
 from specbench.schema import ConfigError
+from specbench.two_processes import TwoProcessMethod
 
 CALIBRATION_CONTEXT, CALIBRATION_SECONDS = 128, 0.3
 
 
-class Pearl(Method):
+class Pearl(TwoProcessMethod):
     """draft_length: tokens of a block, or "auto": the measured ratio of the two models' forwards, rounded.
 
     rule: greedy_match | sample_match | delta | lockstep_ratio; null = match, by temperature. draft: how it chooses tokens at a
@@ -47,8 +43,6 @@ class Pearl(Method):
     post_verify: false for the paper's ablations. draft_cores: CPU cores of the draft's process when both models run on the CPU.
     Raises ConfigError for values out of range.
     """
-
-    needs = Needs(draft="worker")
 
     def __init__(
         self,
@@ -75,27 +69,18 @@ class Pearl(Method):
             raise ConfigError("method.draft_cores", draft_cores, "give a whole number from 1 up")
         super().__init__(draft_length=None if draft_length == "auto" else int(draft_length), rule=rule)
         self.draft, self.pre_verify, self.post_verify, self.draft_cores = draft, pre_verify, post_verify, draft_cores
-        self.worker: Worker | None = None
         self.rows: RowBuffer | None = None
 
     def open(self, runtime: Runtime) -> None:
         super().open(runtime)
-        pair = runtime.pair
-        if pair.draft is None:
-            raise ConfigError("pair.draft", None, "pearl needs a draft model")
-        self.placement, draft_placement = split(pair.target.device, pair.draft.device, self.draft_cores)
         self.mailbox = Mailbox.shared(runtime.max_new_tokens + 1)
         rule = self.rule_for(runtime.law)
         if rule.name == "lockstep_ratio":
             self.rows = RowBuffer(self.draft_length or MAX_LENGTH, runtime.target.vocab_size)
-        program = self.make_drafter(runtime.law, runtime.trace)
-        try:
-            self.worker = Worker("draft", pair.draft, program, draft_placement, pair.draft_vocab_size, runtime.timeout_seconds)
-        finally:
-            self.mailbox.unlink()
+        self.start_worker(runtime, self.make_drafter(runtime.law, runtime.trace), self.draft_cores)
         self.verifier = self.make_verifier(runtime.law, rule)
-        self.number = 0
         if self.draft_length is None:
+            assert self.worker is not None
             self.draft_length = self._balance(self.worker)
 
     def make_drafter(self, law: SamplingLaw, trace: bool) -> Drafter:
@@ -129,54 +114,23 @@ class Pearl(Method):
         return forward_seconds(self.target, Calibration(order.context_length, order.seconds / 3), num_rows)
 
     def decode(self, request: Request) -> Outcome:
-        """Continue one prompt. Raises WorkerError when the draft's process is lost; after any other error the next may come."""
-        assert self.worker is not None and self.draft_length is not None, "open first"
-        worker, verifier = self.worker, self.verifier
+        assert self.draft_length is not None, "open first"
         self.number += 1
         plan = Plan(self.number, request, self.draft_length, self.pre_verify, self.post_verify)
-        verifier.prepare(plan)
-        worker.prepare(plan)
-        start = now()
-        worker.go()
-        try:
-            drive(verifier, worker.check, self.runtime.timeout_seconds)
-            end = now()
-        except WorkerError:
-            raise
-        except PeerLost as error:
-            worker.lost(str(error))
-        except BaseException:
-            with contextlib.suppress(PeerLost):
-                verifier.stop()
-            raise
-        report: DraftReport = worker.result()
-        begin = verifier.decode_start
-        return Outcome(
-            output_ids=verifier.output,
-            finish_reason=str(verifier.finish),
-            prefill_seconds=begin - start,
-            decode_seconds=end - begin,
-            rounds=verifier.rounds,
-            concurrent_seconds={
-                "draft": report.draft_seconds - report.discarded_seconds,
-                "discarded_draft": report.discarded_seconds,
-                "idle": report.idle_seconds,
-            },
-            started_at=begin,
-            spans=[(from_ - begin, to - begin, what) for from_, to, what in report.spans],
-        )
+        done = self.converse(self.verifier, plan)
+        report: DraftReport = done.report
+        concurrent_seconds = {
+            "draft": report.draft_seconds - report.discarded_seconds,
+            "discarded_draft": report.discarded_seconds,
+            "idle": report.idle_seconds,
+        }
+        return self.outcome(self.verifier, done, self.verifier.rounds, concurrent_seconds)
 
     def facts(self) -> dict[str, float | int | str]:
         return dict(getattr(self, "calibration", {}))
 
     def memory_bytes(self) -> dict[str, int]:
-        shared = {} if self.worker is None else {"mailbox": self.mailbox.nbytes}
-        return super().memory_bytes() | shared | ({} if self.rows is None else {"draft_rows": self.rows.nbytes})
-
-    def close(self) -> None:
-        if self.worker is not None:
-            self.worker.close()
-            self.worker = None
+        return super().memory_bytes() | ({} if self.rows is None else {"draft_rows": self.rows.nbytes})
 
 
 def _is_integer(value: object) -> bool:
