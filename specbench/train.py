@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -29,6 +30,7 @@ from specbench.training.settings import PartSettings, Settings, TrainSettings, s
 from specbench.training.target import heldout_loss, loss_by_position, new_llama, next_token_loss, save_model
 from specbench.training.tokenizer import save_tokenizer
 from specbench.training.tokens import PackedBatches, load_streams
+from specbench.training.unlikelihood import LoopBatches, mix, refining_loss
 
 BUILTIN_FOLDER = MODELS_DIR / "builtin"
 
@@ -67,6 +69,39 @@ def train_target(settings: Settings) -> dict[str, Any]:
         report["loss_by_position"] = loss_by_position(model, heldout["code"])
         kept = ("packages", "tokens", "num_evaluation_texts", "evaluation_files", "removed_for_overlap")
         report |= {"shares": options.shares, "streams": list(STREAMS)} | {name: manifest[name] for name in kept}
+        write_training(out, report)
+    return report
+
+
+def refine_target(settings: Settings) -> dict[str, Any]:
+    """Teach the pair's target not to repeat itself; the refined target takes the place of the part's folder."""
+    options, part, pair = settings.train, settings.chosen(), settings.pair
+    out = output_folder(settings, part)
+    source = Path(resolve_path(pair.target))
+    model = load_model(str(source), pair.target_revision, pair.trust_remote_code).requires_grad_(True)
+    unrefined = copy.deepcopy(model).requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    folder, _ = prepare(options, backend, end_ids(model, tokenizer)[0], tokens_folder(options, backend))
+    length = part.length or options.length
+    prompts = [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
+    corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed + 1)
+    batches = LoopBatches(model, prompts, corpus, options.seed, options.generate_rows, length)
+    loss = compiled(partial(refining_loss, model, strength=options.strength, autocast=options.autocast), options.compile)
+    checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
+    history, complete = train(model, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
+    before = json.loads((source / "training.json").read_text()) if (source / "training.json").exists() else {}
+    report = before | facts_of(settings, model, before.get("history", {}) or vars(history), complete) | {"part": "target"}
+    report["refined"] = vars(history) | {"repeated_share": batches.repeated_share, "strength": options.strength}
+    if complete:
+        heldout = load_streams(folder, "heldout")
+        report["refined"]["heldout_loss_before"] = heldout_loss(unrefined, heldout, length)
+        report["refined"]["mixed_back"] = options.mixed_back
+        mix(model, unrefined, options.mixed_back)
+        report["heldout_loss"] = heldout_loss(model, heldout, length)
+        report["loss_by_position"] = loss_by_position(model, heldout["code"])
+        save_model(model, out)
+        tokenizer.save_pretrained(out)
         write_training(out, report)
     return report
 
@@ -170,10 +205,15 @@ def end_ids(target: nn.Module, tokenizer: PreTrainedTokenizerFast) -> list[int]:
 def tokens_folder(options: TrainSettings, tokenizer: Tokenizer) -> str:
     """The work folder of a tokenizer's arrays: `corpus` for the tokenizer that was trained there, else named by its hash."""
     own = Path(options.work) / "corpus" / "tokenizer.json"
-    text = tokenizer.to_str()
-    if own.exists() and Tokenizer.from_file(str(own)).to_str() == text:
-        return "corpus"
-    return f"corpus-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    key = fingerprint(tokenizer)
+    return "corpus" if own.exists() and fingerprint(Tokenizer.from_file(str(own))) == key else f"corpus-{key}"
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Eight digits that stand for a tokenizer's vocabulary and merges (decoration such as truncation settings left out)."""
+    model = json.loads(tokenizer.to_str())["model"]
+    text = json.dumps([model.get("vocab"), model.get("merges")])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def output_folder(settings: Settings, part: PartSettings) -> Path:
@@ -197,9 +237,11 @@ def run(settings: Settings) -> dict[str, Any]:
     kind = settings.chosen().kind
     if kind == "target":
         return train_target(settings)
+    if kind == "refine":
+        return refine_target(settings)
     if kind == "draft":
         return train_draft(settings)
-    raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target or draft")
+    raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target, refine or draft")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")

@@ -28,6 +28,7 @@ from specbench.training.settings import PartSettings, Settings, TrainSettings, s
 from specbench.training.target import new_llama, next_token_loss
 from specbench.training.tokenizer import train_tokenizer
 from specbench.training.tokens import PackedBatches, write_tokens
+from specbench.training.unlikelihood import LIKELY, UNLIKELY, mix, refining_loss, repeated
 
 FUNCTION = '''def area_{n}(width: float, height: float) -> float:
     """Return the area of rectangle number {n}.
@@ -292,6 +293,47 @@ def test_orthogonalised_updates_and_learning_rate() -> None:
     assert singular.max() < 1.3
     factors = [learning_rate_factor(p, 0.1, 0.4) for p in (0.0, 0.05, 0.3, 0.6, 0.8, 1.0)]
     assert factors == pytest.approx([0.02, 0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_refining_writes_a_loadable_target(pair: Path, source: Path, tmp_path: Path) -> None:
+    settings = settings_for("refined", source, tmp_path / "work", tmp_path / "out")
+    settings.pair = PairConfig(target=str(pair / "target"))
+    settings.parts["refined"] = PartSettings(kind="refine", layers=3, tokens=512, folder="target")
+    report = run(settings)
+    assert report["refined"]["repeated_share"]
+    assert report["history"] == json.loads((pair / "target" / "training.json").read_text())["history"]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 3
+
+
+def test_repetitions_are_marked_and_made_unlikely() -> None:
+    assert repeated([9, 9, 1, 2, 3, 4, 1, 2, 3, 4, 5], 2) == [False] * 7 + [True, False]
+    assert repeated([1, 2, 3, 4, 1, 2, 3, 4, 5], 4) == [False] * 5  # a copy from the prompt is no repetition
+    model = new_llama(TrainSettings(**TINY), 1, 64)
+    ids = torch.arange(40).repeat(2, 1)
+    marks = torch.full_like(ids, LIKELY)
+    marks[1] = UNLIKELY
+
+    def likelihood(row: int) -> float:
+        log_p = model(ids).logits.log_softmax(-1)[row, :-1].gather(-1, ids[row, 1:, None])
+        return float(log_p.detach().mean())
+
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    shifted = torch.stack([ids[0], (ids[1] * 7 + 3) % 64])
+    before = torch.log_softmax(model(shifted).logits, -1)[1, :-1].gather(-1, shifted[1, 1:, None]).mean().item()
+    for _ in range(30):
+        refining_loss(model, shifted, marks, 5.0, False).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = torch.log_softmax(model(shifted).logits, -1)[1, :-1].gather(-1, shifted[1, 1:, None]).mean().item()
+    assert after < before - 0.5
+    assert likelihood(0) > -3.0
+
+
+def test_mixing_moves_along_the_line() -> None:
+    a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    wanted = 0.7 * a.weight.detach() + 0.3 * b.weight.detach()
+    mix(a, b, 0.3)
+    assert torch.allclose(a.weight, wanted, atol=1e-6)
 
 
 def test_distinct_share_tells_a_loop_from_a_text() -> None:

@@ -12,7 +12,8 @@ from specbench.schema import ConfigError, PairConfig
 class PartSettings:
     """One part that can be trained; `conf/train.yaml` names the parts and their settings.
 
-    `kind`: target (language modelling on the corpus) or draft (distilled from the pair's target).
+    `kind`: target (language modelling on the corpus), refine (the target taught not to repeat itself) or draft (distilled
+    from the pair's target).
     """
 
     kind: str = "draft"
@@ -60,6 +61,8 @@ class TrainSettings:
     generate_rows: int = 64
     pool_rows: int = 512
     init: str = "auto"
+    strength: float = 20.0
+    mixed_back: float = 0.3
     measure: bool = True
     card_samples: int = 20
 

@@ -78,3 +78,5 @@ def save_model(model: Any, folder: Path) -> None:
     """Write `model` as bfloat16 safetensors in shards of at most 15 MB; `model` itself stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # written through a private temporary file
