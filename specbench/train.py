@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from specbench.pair import BUILTIN, resolve_path
 from specbench.paths import CONF_DIR, MODELS_DIR
-from specbench.schema import ConfigError
+from specbench.schema import ConfigError, PairConfig
 from specbench.training.card import write_pair_card, write_training
 from specbench.training.corpus import STREAMS
 from specbench.training.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, head_of, prompt_texts
@@ -80,7 +80,7 @@ def refine_target(settings: Settings) -> dict[str, Any]:
     source = Path(resolve_path(pair.target))
     model = load_model(str(source), pair.target_revision, pair.trust_remote_code).requires_grad_(True)
     unrefined = copy.deepcopy(model).requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(pair)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     folder, _ = prepare(options, backend, end_ids(model, tokenizer)[0], tokens_folder(options, backend))
     length = part.length or options.length
@@ -128,11 +128,7 @@ def train_draft(settings: Settings) -> dict[str, Any]:
     target_path = resolve_path(pair.target)
     target = load_model(target_path, pair.target_revision, pair.trust_remote_code)
     check_head(target)
-    tokenizer = AutoTokenizer.from_pretrained(
-        target_path, revision=pair.target_revision, trust_remote_code=pair.trust_remote_code
-    )
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ConfigError("pair.target", pair.target, "its tokenizer has no fast version, which the corpus is encoded with")
+    tokenizer = load_tokenizer(pair)
     eos_ids = end_ids(target, tokenizer)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     folder, _ = prepare(options, backend, eos_ids[0], tokens_folder(options, backend))
@@ -174,6 +170,15 @@ def load_model(path: str, revision: str | None, trust_remote_code: bool) -> nn.M
         path, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32
     )
     return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(pair: PairConfig) -> PreTrainedTokenizerFast:
+    """The target's tokenizer. Raises ConfigError when it has no fast version, which the corpus is encoded with."""
+    path = resolve_path(pair.target)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=pair.target_revision, trust_remote_code=pair.trust_remote_code)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ConfigError("pair.target", pair.target, "its tokenizer has no fast version, which the corpus is encoded with")
+    return tokenizer
 
 
 def initial_draft(settings: Settings, part: PartSettings, target: nn.Module) -> nn.Module:

@@ -52,6 +52,8 @@ def write_pair_card(folder: Path, facts: dict[str, Any] | None) -> Path:
     lines += ["Written by `python -m specbench.train part=card`; numbers in `card.json` and `*/training.json`.", ""]
     lines += ["## What it is not good for", "", LIMITS, "", "## Training", "", *_training_table(reports), ""]
     for report in reports:
+        if report.get("refined"):
+            lines += ["## Refinement against repetition", "", _refinement(report), ""]
         if report.get("loss_by_position"):
             lines += ["Target's loss by position on held-out code, nats per token (context of 4,096 tokens):", ""]
             lines += [*_table(["position", "loss"], [[k, f"{v:.2f}"] for k, v in report["loss_by_position"].items()]), ""]
@@ -138,6 +140,18 @@ def _data(report: dict[str, Any]) -> list[str]:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["shares"].items())
     lines += [f"Mix while training: {shares}. Tokens available for training by package:", ""]
     return [*lines, *_table(["package", "version", "licence", *report["streams"]], rows), ""]
+
+
+def _refinement(report: dict[str, Any]) -> str:
+    refined = report["refined"]
+    before, after = (sum(losses.values()) / len(losses) for losses in (refined["heldout_loss_before"], report["heldout_loss"]))
+    shares = refined["repeated_share"]
+    return (
+        f"As trained on the corpus the target looped under greedy decoding: {shares[0]:.0%} of the tokens it wrote completed a"
+        f" 4-gram it had written before. {refined['step']} more steps of unlikelihood on its own greedy text brought that to"
+        f" {shares[-1]:.0%}, and {refined['mixed_back']:.0%} of the unrefined weights were mixed back. The price is likelihood:"
+        f" the mean held-out loss rose from {before:.2f} to {after:.2f} nats per token."
+    )
 
 
 def _overlap_sentence(report: dict[str, Any]) -> str:

@@ -44,11 +44,11 @@ class TrainSettings:
     vocab_size: int = 4096
     max_positions: int = 16_384
     rows: int = 16
-    length: int = 512
-    long_share: float = 0.12
+    length: int = 256
+    long_share: float = 0.15
     matrix_lr: float = 0.02
     other_lr: float = 0.004
-    decay: float = 0.35
+    decay: float = 0.3
     compile: str = "auto"
     autocast: bool = True
     shares: dict[str, float] = field(default_factory=lambda: {"functions": 0.5, "code": 0.25, "docs": 0.25})
