@@ -75,6 +75,11 @@ class Group:
     noise_floors: pd.DataFrame
     left_out: tuple[LeftOut, ...]
 
+    def noise_floor(self) -> tuple[float, float] | None:
+        """The interval of the newest A/A run under these conditions."""
+        floors = self.noise_floors.dropna(subset=["speedup_low", "speedup_high"]).sort_values("created_at")
+        return None if floors.empty else (float(floors["speedup_low"].iloc[-1]), float(floors["speedup_high"].iloc[-1]))
+
     def cells(self) -> list[tuple[tuple[str, str], pd.DataFrame]]:
         """The runs by (pair_label, data_label), in order of first appearance."""
         return [

@@ -1,4 +1,4 @@
-"""Tables about runs as such: overview, head to head, theory beside measurement, energy, machines, what was left out."""
+"""Tables about runs as such: overview, head to head, theory beside measurement, what was left out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from specbench.analysis.paper_tables import cell, number, part_of, sort_parts
 from specbench.analysis.tables import Cell, Column, Row, Table, mark_best
 from specbench.analysis.theory import COLUMNS as THEORY
 from specbench.analysis.theory import theory
+from specbench.measure import stats
 
 MAX_HEAD_TO_HEAD = 5  # methods; the table grows with their square
 
@@ -31,6 +32,7 @@ def overview(group: Group, comparisons: Sequence[Comparison]) -> Table:
                 "n": number(figures["num_prompts"], 0),
                 "tokens_per_second": number(comparison.rates(run)[0], 1),
                 "speedup": cell(comparison.speedup(run)),
+                "told_from_1": Cell(told_from_one(group, comparison, run)),
                 **{name: number(figures[name]) for name in ("end_to_end", "geomean", "worst5")},
                 **{name: number(comparison.per_round(run, name)) for name in ("emitted_per_round", "accepted_per_round")},
                 "acceptance_percent": number(_percent(comparison.per_round(run, "acceptance_rate")), 1),
@@ -48,6 +50,7 @@ def overview(group: Group, comparisons: Sequence[Comparison]) -> Table:
         Column("n", "n"),
         Column("tokens_per_second", "tokens/s"),
         Column("speedup", "speed-up"),
+        Column("told_from_1", "told from 1", text=True),
         Column("end_to_end", "end to end"),
         Column("geomean", "geom. mean"),
         Column("worst5", "worst 5 %"),
@@ -65,10 +68,21 @@ def overview(group: Group, comparisons: Sequence[Comparison]) -> Table:
         "All runs under these conditions. " + setting(group.conditions, comparisons) + " "
         + definitions("speedup", "end_to_end", "tokens_per_second", "emitted_per_round", "accepted_per_round")
         + " " + definitions("acceptance_rate", "lossless", "bold")
-        + " Geom. mean and worst 5 %: of the speed-ups of single prompts. Rollbacks: rounds that threw drafts away, per 100 "
+        + " Told from 1: the interval excludes 1 and leaves the noise floor, where one was measured. Geom. mean and worst 5 %: "
+        "of the speed-ups of single prompts. Rollbacks: rounds that threw drafts away, per 100 "
         "decode tokens.",
         [note for c in comparisons for note in c.notes],
     ).drop_empty_columns()  # fmt: skip
+
+
+def told_from_one(group: Group, comparison: Comparison, run: int) -> str | None:
+    """Whether a speed-up may be called one; None without a speed-up."""
+    speed = comparison.speedup(run)
+    if speed is None:
+        return None
+    interval = None if speed.low is None or speed.high is None else (speed.low, speed.high)
+    clear, why = stats.distinguishable(interval, group.noise_floor())
+    return "yes" if clear else "no: in the noise" if why and "noise" in why else "no"
 
 
 def _percent(share: float | None) -> float | None:
@@ -163,101 +177,7 @@ def theory_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]
     ).drop_empty_columns()  # fmt: skip
 
 
-def energy_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Table:
-    """Joules per token of both arms where they were measured, gross first, and how they part."""
-    rows = []
-    for run, facts in group.runs.iterrows():
-        energy = frames.summaries[run].get("energy") or {}
-        if energy.get("joules_per_token") is None:
-            continue
-        tokens = energy.get("num_output_tokens")
-        parts = energy.get("joules_by_part") or {}
-        ours, theirs = energy["joules_per_token"], energy.get("baseline_joules_per_token")
-        cells = {
-            "pair": Cell(str(facts["pair_label"])),
-            "data": Cell(str(facts["data_label"])),
-            "method": Cell(str(facts["label"])),
-            "joules_per_token": number(ours, 3),
-            "net_joules_per_token": number(energy.get("net_joules_per_token"), 3),
-            "baseline_joules_per_token": number(theirs, 3),
-            "saving_percent": number(100 * (1 - ours / theirs) if theirs else None, 1),
-            "source": Cell(str(energy.get("source"))),
-            **{part: number(joules / tokens, 3) for part, joules in parts.items() if tokens},
-        }
-        rows.append(Row(cells, part_of(facts), is_ranked(facts)))
-    for _, members in group.runs.groupby(["pair_label", "data_label"], sort=False):
-        labels = set(members["label"])
-        data = set(members["data_label"])
-        mark_best(
-            [r for r in rows if r.cell("method").text() in labels and r.cell("data").text() in data], "joules_per_token", False
-        )
-    parts = ("verify", "draft", "discarded_draft", "prefill", "wait")
-    columns = [
-        Column("pair", "pair", merge=True, text=True),
-        Column("data", "data", merge=True, text=True),
-        Column("method", "method", text=True),
-        Column("joules_per_token", "gross", "J/token"),
-        Column("net_joules_per_token", "net of idle", "J/token"),
-        Column("baseline_joules_per_token", "baseline, gross", "J/token"),
-        Column("saving_percent", "saving %", "J/token"),
-        *(Column(part, part.replace("_", " "), "of which") for part in parts),
-        Column("source", "source", text=True),
-    ]
-    rules = {frames.summaries[run].get("energy", {}).get("attribution_rule") for run in group.runs.index} - {None}
-    return Table(
-        "energy",
-        "Energy",
-        columns,
-        sort_parts(rows),
-        "Energy per output token from a pass of its own; every device of the method is charged, whether it works or waits. "
-        + setting(group.conditions, comparisons) + " " + definitions("bold"),
-        sorted(str(rule) for rule in rules),
-    ).drop_empty_columns()  # fmt: skip
-
-
 def left_out_table(left_out: Iterable[LeftOut]) -> Table:
     rows = [Row({"folder": Cell(item.folder), "why": Cell(item.why)}) for item in left_out]
     columns = [Column("folder", "run", text=True), Column("why", "left out because", text=True)]
     return Table("left_out", "Left out", columns, rows, "Runs that are in no table above, and why.")
-
-
-def lossless_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Table:
-    """The verdict in full: claim, how many outputs agree, where the first one parts."""
-    rows = []
-    for run, facts in group.runs.iterrows():
-        verdict = frames.summaries[run].get("lossless") or {}
-        first = verdict.get("first_divergence") or {}
-        cells = {
-            "pair": Cell(str(facts["pair_label"])),
-            "data": Cell(str(facts["data_label"])),
-            "method": Cell(str(facts["label"])),
-            "claim": Cell(verdict.get("claim")),
-            "verdict": Cell(str(verdict.get("verdict")).replace("_", " ")),
-            "identical": Cell.of(verdict.get("identical"), digits=0) if verdict.get("compared") else Cell(None),
-            "compared": Cell.of(verdict.get("compared"), digits=0) if verdict.get("compared") else Cell(None),
-            "first": Cell(f"{first['sample_id']} at token {first['position']}" if first else None),
-            "gap": Cell.of(first.get("gap"), digits=5),
-            "why": Cell(first.get("reason") or verdict.get("verdict_why")),
-        }
-        rows.append(Row(cells, ranked=False))
-    columns = [
-        Column("pair", "pair", merge=True, text=True),
-        Column("data", "data", merge=True, text=True),
-        Column("method", "method", text=True),
-        Column("claim", "claim", text=True),
-        Column("verdict", "verdict", text=True),
-        Column("identical", "identical", "outputs"),
-        Column("compared", "compared", "outputs"),
-        Column("first", "first divergence", text=True),
-        Column("gap", "gap"),
-        Column("why", "reason", text=True),
-    ]
-    return Table(
-        "lossless",
-        "Was the output the target's?",
-        columns,
-        rows,
-        "Ids of both arms compared by sample, turn and repeat. Gap: distance of the two best scores where the outputs first "
-        "part; below the tolerance of the number format the parting is a numerical tie. "
-        + setting(group.conditions, comparisons),
-    ).drop_empty_columns()  # fmt: skip

@@ -9,6 +9,7 @@ from specbench.analysis.captions import verdict_text
 from specbench.analysis.conditions import Group, differences, groups
 from specbench.analysis.derive import Comparison, comparisons, is_ranked
 from specbench.analysis.frames import Frames, load
+from specbench.analysis.run_tables import told_from_one
 from specbench.analysis.tables import Cell
 
 WIDTH = 120
@@ -26,7 +27,7 @@ def compare(folders: Sequence[str | Path], *, unfinished: bool = False) -> str:
         if len(found) > 1:
             lines += _wrapped(f"Conditions {group.number}" + _apart(frames, group, found[0]), "")
         for comparison in comparisons(frames, group):
-            lines += [*_block(comparison), ""]
+            lines += [*_block(group, comparison), ""]
             lines += [line for item in comparison.left_out for line in _wrapped(f"left out: {item.folder}: {item.why}", "  ")]
         lines += [line for item in group.left_out for line in _wrapped(f"left out: {item.folder}: {item.why}", "  ")]
         for _, floor in group.noise_floors.iterrows():
@@ -47,17 +48,18 @@ def _apart(frames: Frames, group: Group, main: Group) -> str:
     return f", not compared with conditions {main.number}: {why}"
 
 
-def _block(comparison: Comparison) -> list[str]:
+def _block(group: Group, comparison: Comparison) -> list[str]:
     rows = []
     for run, facts in comparison.runs.iterrows():
         speed, acceptance = comparison.speedup(run), comparison.per_round(run, "acceptance_rate")
+        unclear = " ?" if (told_from_one(group, comparison, run) or "yes") != "yes" else ""
         label = str(facts["label"]) + ("" if is_ranked(facts) else " *")
         rows.append(
             (
                 label if len(label) <= _MAX_METHOD else label[: _MAX_METHOD - 3] + "...",
                 Cell.of(comparison.figures(run)["num_prompts"], digits=0).text(),
                 Cell.of(comparison.rates(run)[0], digits=1).text(),
-                "-" if speed is None else Cell.of(speed.value, speed.low, speed.high).text(),
+                "-" if speed is None else Cell.of(speed.value, speed.low, speed.high).text() + unclear,
                 Cell.of(comparison.per_round(run, "emitted_per_round")).text(),
                 Cell.of(None if acceptance is None else 100 * acceptance, digits=1).text(),
                 verdict_text(facts),
@@ -75,6 +77,8 @@ def _block(comparison: Comparison) -> list[str]:
     below = [part for note in comparison.notes for part in _wrapped(note, "  ")]
     if not all(is_ranked(facts) for _, facts in comparison.runs.iterrows()):
         below.append("  * not ranked: lossy, or the output is not the target's")
+    if any(" ?" in row[3] for row in rows):
+        below.append("  ? not told from 1: the interval contains it, lies in the noise floor, or there is none")
     return [*head, line(_HEADS), "-" * min(WIDTH, sum(widths) + 2 * (len(widths) - 1)), *map(line, rows), *below]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from specbench.analysis import (
+    check_tables,
     figures_power,
     figures_rounds,
     figures_speed,
@@ -113,10 +114,13 @@ def _chapter(doc: Document, frames: Frames, group: Group, main: Group, taken: se
     """One group's tables and figures; returns what they left out. `taken`: file names in use."""
     cells = comparisons(frames, group)
     conditions = group.conditions
-    machine = "; ".join(dict.fromkeys(group.runs["machine"]))
+    machine = "; ".join(dict.fromkeys([*group.runs["machine"], *group.noise_floors["machine"]]))
     doc.heading(f"Conditions {group.number}: {machine}, {conditions.get('device')}")
     if group is not main:
         doc.text(f"Apart from conditions {main.number} because of: {_differences(frames, group, main)}.")
+    doc.add(check_tables.noise_floor_table(group))
+    if not cells:  # nothing but the baseline against itself
+        return list(group.left_out)
     tables = [
         run_tables.overview(group, cells),
         *paper_tables.dataset_by_method(group, cells),
@@ -124,9 +128,9 @@ def _chapter(doc: Document, frames: Frames, group: Group, main: Group, taken: se
         *(paper_tables.method_by_category(group, cell) for cell in cells),
         run_tables.head_to_head(group, cells),
         paper_tables.lossy_methods(group, cells),
-        run_tables.lossless_table(frames, group, cells),
+        check_tables.lossless_table(frames, group, cells),
         run_tables.theory_table(frames, group, cells),
-        run_tables.energy_table(frames, group, cells),
+        check_tables.energy_table(frames, group, cells),
     ]
     if with_reference:
         tables.append(reference.reference_table(group, cells))

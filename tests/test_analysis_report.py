@@ -116,6 +116,24 @@ def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
         analysis.report([tmp_path], tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "autoregressive", "gamma": 0, "mode": "aa"},
+        {"method": "autoregressive", "gamma": 0, "single": True},
+        {"method": "speculative", "prompts": [3], "repeats": 1},
+        {"method": "medusa", "claim": "lossy"},
+        {"method": "speculative", "run_changes": {"provenance": {}, "pair": {}, "data": {}}},
+    ],
+    ids=["noise floor alone", "one arm alone", "one prompt", "lossy alone", "nothing recorded"],
+)
+def test_meagre_runs_make_a_report_too(tmp_path: Path, options: dict[str, object]) -> None:
+    write_run(tmp_path / "runs", **options)  # type: ignore[arg-type]
+    page = analysis.report([tmp_path / "runs"], tmp_path / "out")
+    assert page_of(page.read_text()).fetched == []
+    assert analysis.compare([tmp_path / "runs"])
+
+
 # ---------------------------------------------------------------------------------------------------- text
 def test_text_fits_a_terminal(tmp_path: Path) -> None:
     options = {"a_very_long_option_name_for_one_method": 123, "another_quite_long_one": "value"}

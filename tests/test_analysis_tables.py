@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from analysis_runs import energy_of, write_run
 
-from specbench.analysis import paper_tables, run_tables
+from specbench.analysis import check_tables, paper_tables, run_tables
 from specbench.analysis.conditions import groups
 from specbench.analysis.derive import comparisons, restrict
 from specbench.analysis.frames import load
@@ -121,7 +121,7 @@ def test_captions_say_n_estimator_hardware_and_definitions(root: Path) -> None:
 
 def test_energy_table_splits_joules_per_token(root: Path) -> None:
     frames, group, cells = built(root)
-    table = run_tables.energy_table(frames, group, cells)
+    table = check_tables.energy_table(frames, group, cells)
     row = row_of(table, "speculative")
     parts = ("draft", "discarded_draft", "verify", "prefill", "wait")
     assert sum(row.cell(part).number or 0 for part in parts) == pytest.approx(4.0)
@@ -136,6 +136,23 @@ def test_head_to_head_compares_ranked_methods_only(root: Path) -> None:
     assert {row.cell("method").text() for row in table.rows} == {"amusd"}
     assert {row.cell("over").text() for row in table.rows} == {"speculative"}
     assert {row.cell("told_apart").text() for row in table.rows} == {"yes"}
+
+
+def test_a_speedup_must_leave_one_and_the_noise_floor(tmp_path: Path) -> None:
+    write_run(tmp_path, "speculative", when=1)
+    _, group, cells = built(tmp_path)
+    assert run_tables.told_from_one(group, cells[0], group.runs.index[0]) == "yes"
+    wide = {"alpha": 0.645, "gamma": 8}  # about as fast as its baseline
+    write_run(tmp_path, "amusd", when=2, **wide)
+    _, group, cells = built(tmp_path)
+    slow = group.runs.index[group.runs["method"] == "amusd"][0]
+    assert run_tables.told_from_one(group, cells[0], slow) == "no"
+    write_run(tmp_path, "autoregressive", gamma=0, mode="aa", when=3)
+    _, group, cells = built(tmp_path)
+    group.noise_floors[["speedup_low", "speedup_high"]] = (0.5, 9.0)
+    assert run_tables.told_from_one(group, cells[0], group.runs.index[0]) == "no: in the noise"
+    table = check_tables.noise_floor_table(group)
+    assert len(table) == 1 and "itself" in table.caption
 
 
 # ---------------------------------------------------------------------------------------------------- forms
