@@ -1,6 +1,7 @@
 # make install   the virtual environment .venv with the tested versions (constraints.txt); nothing to do if it is up to date
 # make run       the main job: AMUSD against autoregressive decoding on HumanEval. make run ARGS="data=mt_bench data.limit=5"
 # make test      style, types and tests. make test ARGS="tests/test_cli.py -x"
+# make test-all  every test, the slow ones (kills, long runs, every sweep command) and those for an accelerator included
 # make clean     remove what was built and cached; .venv and runs stay
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.specbench-installed
 ARGS ?=
 
-.PHONY: install run test clean
+.PHONY: install run test test-all clean
 
 install: $(STAMP)
 
@@ -25,7 +26,10 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+
+test-all: install
+	$(BIN)/python -m pytest $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -18,7 +18,6 @@ MAPPED = {"specbench": "specbench", "methods": "specbench/methods", "analysis": 
 DATA = {"conf": "specbench/conf", "datasets": "specbench/datasets"}
 SUFFIXES = {".yaml", ".jsonl", ".md", ".json", ".safetensors"}
 
-pytestmark = pytest.mark.slow
 
 
 def expected(tree: Path) -> set[str]:
