@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import re
 from pathlib import Path
@@ -27,6 +28,9 @@ def built(root: Path):  # type: ignore[no-untyped-def]
     return frames, group, comparisons(frames, group)
 
 
+cached = functools.cache(built)  # the module's own runs: nobody changes them
+
+
 def row_of(table: Table, label: str) -> Row:
     return next(row for row in table.rows if row.cell("method").text().startswith(label))
 
@@ -44,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_categories_are_the_estimators_on_their_prompts(root: Path) -> None:
-    frames, group, cells = built(root)
+    frames, group, cells = cached(root)
     table = paper_tables.method_by_category(group, cells[0])
     run = group.runs.index[(group.runs["method"] == "amusd") & (group.runs["data"] == cells[0].data)][0]
     pairs = frames.pairs[run]
@@ -57,7 +61,7 @@ def test_categories_are_the_estimators_on_their_prompts(root: Path) -> None:
 
 @pytest.mark.parametrize("key", ["overall", "tokens_per_second", "writing"])
 def test_lossy_and_wrong_outputs_are_never_ranked(root: Path, key: str) -> None:
-    _, group, cells = built(root)
+    _, group, cells = cached(root)
     table = paper_tables.method_by_category(group, cells[0])
     fastest = max(table.rows, key=lambda row: row.cell(key).number or 0.0)
     assert not fastest.ranked  # they would have won
@@ -89,7 +93,7 @@ def test_lossy_methods_have_a_table_with_their_agreement(tmp_path: Path) -> None
 
 
 def test_dataset_by_method_names_the_baseline_once_and_never_averages(root: Path) -> None:
-    frames, group, cells = built(root)
+    frames, group, cells = cached(root)
     table = paper_tables.dataset_by_method(group, cells)[0]
     first = [row for row in table.rows if row.cell("method").text() == "autoregressive"]
     assert [row.cell("data").text() for row in first] == ["humaneval", "mt_bench"]
@@ -103,14 +107,14 @@ def test_dataset_by_method_names_the_baseline_once_and_never_averages(root: Path
 
 
 def test_pair_by_dataset_has_a_column_block_per_data_set(root: Path) -> None:
-    _, group, cells = built(root)
+    _, group, cells = cached(root)
     table = paper_tables.pair_by_dataset(group, cells)
     assert {c.group for c in table.columns} == {"", "humaneval", "mt_bench"}
     assert row_of(table, "amusd").cell("mt_bench speedup").low is not None
 
 
 def test_captions_say_n_estimator_hardware_and_definitions(root: Path) -> None:
-    _, group, cells = built(root)
+    _, group, cells = cached(root)
     tables = [paper_tables.method_by_category(group, cells[0]), paper_tables.pair_by_dataset(group, cells)]
     tables += [*paper_tables.dataset_by_method(group, cells), run_tables.overview(group, cells)]
     for table in tables:
@@ -120,7 +124,7 @@ def test_captions_say_n_estimator_hardware_and_definitions(root: Path) -> None:
 
 
 def test_energy_table_splits_joules_per_token(root: Path) -> None:
-    frames, group, cells = built(root)
+    frames, group, cells = cached(root)
     table = check_tables.energy_table(frames, group, cells)
     row = row_of(table, "speculative")
     parts = ("draft", "discarded_draft", "verify", "prefill", "wait")
@@ -131,7 +135,7 @@ def test_energy_table_splits_joules_per_token(root: Path) -> None:
 
 
 def test_head_to_head_compares_ranked_methods_only(root: Path) -> None:
-    _, group, cells = built(root)
+    _, group, cells = cached(root)
     table = run_tables.head_to_head(group, cells)
     assert {row.cell("method").text() for row in table.rows} == {"amusd"}
     assert {row.cell("over").text() for row in table.rows} == {"speculative"}
