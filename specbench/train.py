@@ -150,9 +150,7 @@ def train_draft(settings: Settings) -> dict[str, Any]:
         options.pool_rows,
         autocast=options.autocast,
     )
-    loss = compiled(
-        partial(distillation_loss, draft, head_of(target), autocast=options.autocast, sharp=options.sharp), options.compile
-    )
+    loss = compiled(partial(distillation_loss, draft, head_of(target), autocast=options.autocast), options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(draft, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
     if complete:

@@ -73,13 +73,8 @@ def head_of(model: Any) -> nn.Module:
     return head
 
 
-def distillation_loss(
-    draft: nn.Module, target_head: nn.Module, ids: Tensor, hidden: Tensor, autocast: bool, sharp: float = 0.0
-) -> Tensor:
-    """Mean KL(target || draft) in nats per position, plus `sharp` times the same at a third of the temperature.
-
-    The second term is about the most likely token alone: greedy decoding asks for nothing else, and where the target
-    hesitates between two tokens the first term hardly minds which of them the draft prefers.
+def distillation_loss(draft: nn.Module, target_head: nn.Module, ids: Tensor, hidden: Tensor, autocast: bool) -> Tensor:
+    """Mean KL(target || draft) in nats per position.
 
     ids (rows, length), -1 where there is no text; hidden (rows, length, width): the target's last hidden states there.
     """
@@ -88,16 +83,11 @@ def distillation_loss(
             wanted = target_head(hidden if autocast else hidden.float())
         given = draft(input_ids=ids.clamp(min=0), use_cache=False).logits
     shared = min(wanted.shape[-1], given.shape[-1])
-    divergence = _divergence(wanted[..., :shared].float(), given[..., :shared].float())
-    if sharp:
-        divergence = divergence + sharp * _divergence(3 * wanted[..., :shared].float(), 3 * given[..., :shared].float())
+    log_p = wanted[..., :shared].float().log_softmax(-1)
+    log_q = given[..., :shared].float().log_softmax(-1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     weight = (ids >= 0).float()
     return (divergence * weight).sum() / weight.sum()
-
-
-def _divergence(wanted: Tensor, given: Tensor) -> Tensor:
-    log_p, log_q = wanted.log_softmax(-1), given.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def prompt_texts(folder: Path, limit: int = 4_000) -> list[str]:

@@ -61,7 +61,6 @@ class TrainSettings:
     generate_rows: int = 64
     pool_rows: int = 512
     init: str = "auto"
-    sharp: float = 0.5
     strength: float = 20.0
     mixed_back: float = 0.3
     measure: bool = True
