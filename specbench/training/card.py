@@ -52,6 +52,8 @@ def write_pair_card(folder: Path, facts: dict[str, Any] | None) -> Path:
     lines += ["Written by `python -m specbench.train part=card`; numbers in `card.json` and `*/training.json`.", ""]
     lines += ["## What it is not good for", "", LIMITS, "", "## Training", "", *_training_table(reports), ""]
     for report in reports:
+        if report.get("note"):
+            lines += [f"{report['part']}: {report['note']}", ""]
         if report.get("refined"):
             lines += ["## Refinement against repetition", "", _refinement(report), ""]
         if report.get("loss_by_position"):
