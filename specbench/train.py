@@ -198,7 +198,7 @@ def initial_draft(settings: Settings, part: PartSettings, target: nn.Module) -> 
     return draft.requires_grad_(True)
 
 
-def end_ids(target: nn.Module, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def end_ids(target: nn.Module, tokenizer: Any) -> list[int]:
     """The target's end-of-text ids, from its generation config or its tokenizer."""
     found = getattr(getattr(target, "generation_config", None), "eos_token_id", None)
     ids = found if isinstance(found, list) else [found if found is not None else tokenizer.eos_token_id]

@@ -19,13 +19,12 @@ DATA = {"conf": "specbench/conf", "datasets": "specbench/datasets"}
 SUFFIXES = {".yaml", ".jsonl", ".md", ".json", ".safetensors"}
 
 
-
 def expected(tree: Path) -> set[str]:
     """The names that a wheel of this tree must hold: every module, and every configuration, card, stand-in set and weight."""
     names = set()
     for folder, inside in (MAPPED | DATA).items():
         for path in (tree / folder).rglob("*"):
-            if path.suffix in ({".py"} if folder in MAPPED else SUFFIXES):
+            if path.suffix in ({".py", ".csv", ".ipynb"} if folder in MAPPED else SUFFIXES):
                 names.add(f"{inside}/{path.relative_to(tree / folder).as_posix()}")
     for path in (tree / "specbench" / "models").rglob("*"):
         if path.is_file():
