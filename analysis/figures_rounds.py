@@ -55,7 +55,12 @@ def acceptance(frames: Frames, group: Group, comparison: Comparison) -> Drawing 
         axes[0, 0].set_title("at least k drafts accepted")
         axes[0, 1].set_title("k-th accepted, given all before")
         deepest = max(
-            (int(part.loc[part["rounds"] >= MIN_ROUNDS, "position"].max() or 1) for part in parts if len(part)), default=1
+            (
+                int(part.loc[part["rounds"] >= MIN_ROUNDS, "position"].max())
+                for part in parts
+                if (part["rounds"] >= MIN_ROUNDS).any()
+            ),
+            default=1,
         )
         for axis in axes.flat:
             axis.set_ylim(0, 1.02)

@@ -122,10 +122,11 @@ def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
         {"method": "autoregressive", "gamma": 0, "mode": "aa"},
         {"method": "autoregressive", "gamma": 0, "single": True},
         {"method": "speculative", "prompts": [3], "repeats": 1},
+        {"method": "speculative", "prompts": [3], "repeats": 1, "mean_tokens": 6},
         {"method": "medusa", "claim": "lossy"},
         {"method": "speculative", "run_changes": {"provenance": {}, "pair": {}, "data": {}}},
     ],
-    ids=["noise floor alone", "one arm alone", "one prompt", "lossy alone", "nothing recorded"],
+    ids=["noise floor alone", "one arm alone", "one prompt", "a handful of rounds", "lossy alone", "nothing recorded"],
 )
 def test_meagre_runs_make_a_report_too(tmp_path: Path, options: dict[str, object]) -> None:
     write_run(tmp_path / "runs", **options)  # type: ignore[arg-type]
