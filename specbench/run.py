@@ -20,6 +20,7 @@ from specbench.console import final_table, use_colour
 from specbench.costs import NOT_ASKED, footprint, measure_energy, nothing_measured
 from specbench.data import Dataset, Sample
 from specbench.engine.placement import Placement, available_cores
+from specbench.engine.probe import probe_rollback
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel, noise_key
 from specbench.engine.session import Session
@@ -41,7 +42,6 @@ from specbench.pair import (
     load_model,
     load_tokenizer,
     pair_facts,
-    probe_rollback,
     specify,
 )
 from specbench.passes import Conversation, run_passes, warm_up_all

@@ -12,6 +12,7 @@ import tiny
 import torch
 import transformers
 
+from specbench.engine.probe import probe_rollback
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Model, Session
 from specbench.methods.autoregressive import Autoregressive
@@ -24,7 +25,6 @@ from specbench.pair import (
     load_model,
     load_tokenizer,
     pair_facts,
-    probe_rollback,
     resolve_path,
     specify,
 )
