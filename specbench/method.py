@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from specbench.engine.runtime import Outcome, Request, Runtime
     from specbench.engine.sampling import SamplingLaw
     from specbench.engine.verify import Rule
+    from specbench.heads import Heads
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Method:
     """Base of all methods. Subclasses set `needs` and override `begin`, `propose`, `observe` (or `decode`)."""
 
     needs: ClassVar[Needs] = Needs()
+    heads_class: ClassVar[type[Heads] | None] = None  # trained heads that it drafts with: `part=heads method=...` makes them
     placement: Placement | None = None  # cores and threads of the target's process, for methods that share them with workers
 
     def __init__(self, *, draft_length: int | None = None, rule: str | None = None):
