@@ -92,8 +92,8 @@ class Heads(nn.Module):
     def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """Mean loss in nats per judged position, a scalar with a gradient.
 
-        ids: int64 [rows, length], -1 where there is no text (always at a row's end). hidden: [rows, length, width], the target's
-        LM head input there (what stands behind a row's end means nothing). Both on the heads' device.
+        ids: int64 [rows, length], -1 where there is no text (always at a row's end). hidden: [rows, length, width], the
+        target's LM head input there (what stands behind a row's end means nothing). Both on the heads' device.
         """
         raise NotImplementedError
 
@@ -191,7 +191,7 @@ def load_heads(cls: type[AnyHeads], folder: Path, target: TargetParts, key: str 
         raise ConfigError(
             key,
             name,
-            f"trained for other target weights (sha256 {belongs['sha256']}, pair.target has {target.sha256}): train heads for it",
+            f"trained for a target of sha256 {belongs['sha256']}; pair.target has {target.sha256}: train heads for it",
         )
     heads = build_heads(cls, target, stored["options"])
     try:
