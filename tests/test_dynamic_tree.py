@@ -3,88 +3,121 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from specbench.engine.dynamic_tree import expand, frontier, keep_best, renumber
+from specbench.engine.dynamic_tree import ROOT, Growth, keep_best, likeliest, next_frontier, renumber
 from specbench.engine.tree import DraftTree
 
+Law = Callable[[tuple[int, ...]], list[float]]  # path -> log-probability of each token after it
 
-def grown(depth: int, top_k: int, vocab_size: int, seed: int) -> tuple[list[int], list[float], list[int]]:
-    """Tokens, scores and parents of a whole expansion below distributions that depend on the path alone."""
-    tokens: list[int] = []
-    scores: list[float] = []
-    parents: list[int] = []
+
+def path_law(seed: int, vocab_size: int, coarse: bool) -> Law:
+    """Distributions that depend on the path alone; coarse ones are full of ties and certainties."""
+
+    def law(path: tuple[int, ...]) -> list[float]:
+        draw = random.Random(f"{seed}/{path}")
+        if coarse:
+            return sorted((draw.choice([0.0, -0.5, -1.0, -2.0, -math.inf]) for _ in range(vocab_size)), reverse=True)
+        weights = [draw.random() ** 4 for _ in range(vocab_size)]
+        return [math.log(w / sum(weights)) for w in weights]
+
+    return law
+
+
+def grow(law: Law, depth: int, top_k: int, num_nodes: int) -> tuple[Growth, int]:
+    """A tree under a law, and how many nodes were expanded."""
+    growth, frontier, expanded = Growth(top_k, num_nodes), [ROOT], 0
 
     def path(node: int) -> tuple[int, ...]:
-        return () if node < 0 else (*path(parents[node]), tokens[node])
+        return () if node < 0 else (*path(growth.parents[node]), growth.tokens[node])
 
-    def logits(node: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(hash((seed, path(node))) % 2**31)
-        return 2.0 * torch.randn(vocab_size, generator=generator)
-
-    nodes, here = torch.tensor([-1]), torch.tensor([0.0])
     for _ in range(depth):
-        level = expand(torch.stack([logits(node) for node in nodes.tolist()]), here, nodes, top_k)
-        best = frontier(level.scores, top_k)
-        nodes, here = best + len(tokens), level.scores[best]
-        tokens += level.tokens.tolist()
-        scores += level.scores.tolist()
-        parents += level.parents.tolist()
-    return tokens, scores, parents
+        rows = [law(path(node)) for node in frontier]
+        order = [sorted(range(len(row)), key=lambda t: (-row[t], t))[:top_k] for row in rows]
+        values = [[row[t] for t in tokens] for row, tokens in zip(rows, order, strict=True)]
+        expanded += len(frontier)
+        frontier = growth.offer(frontier, order, values)
+        if not frontier:
+            break
+    return growth, expanded
 
 
-def test_expansion_offers_the_likeliest_children() -> None:
-    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 0.0, 4.0, 0.0]])
-    level = expand(logits, torch.tensor([-1.0, -2.0]), torch.tensor([7, 9]), 2)
-    assert level.tokens.tolist() == [1, 3, 0, 2]
-    assert level.parents.tolist() == [7, 7, 9, 9]
-    assert level.rows.tolist() == [0, 0, 1, 1]
-    expected = logits.log_softmax(-1).gather(1, torch.tensor([[1, 3], [0, 2]])) + torch.tensor([[-1.0], [-2.0]])
-    torch.testing.assert_close(level.scores, expected.flatten())
-    assert expand(logits, torch.zeros(2), torch.tensor([0, 1]), 9).tokens.shape == (8,)  # no more than the vocabulary
+def paper(law: Law, depth: int, top_k: int, num_nodes: int) -> set[tuple[int, ...]]:
+    """EAGLE-2 written down plainly: whole levels, then the best paths over all of them, shorter and earlier first."""
+    pool: list[tuple[tuple[int, ...], float]] = []
+    level: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    for _ in range(depth):
+        offered = []
+        for path, score in sorted(level, key=lambda item: place(pool, item[0])):
+            row = law(path)
+            for token in sorted(range(len(row)), key=lambda t: (-row[t], t))[:top_k]:
+                offered.append(((*path, token), score + row[token]))
+        pool += offered
+        level = sorted(offered, key=lambda item: -item[1])[:top_k]  # stable: of equals the first
+    best = sorted((item for item in pool if item[1] > -math.inf), key=lambda item: -item[1])
+    return {path for path, _ in best[:num_nodes]}
 
 
-def test_the_frontier_is_the_best_and_of_equals_the_first() -> None:
-    assert frontier(torch.tensor([-3.0, -1.0, -2.0, -1.0]), 2).tolist() == [1, 3]
-    assert frontier(torch.tensor([-1.0] * 40), 5).tolist() == [0, 1, 2, 3, 4]
-    assert frontier(torch.tensor([-1.0, -2.0]), 5).tolist() == [0, 1]
+def place(pool: list[tuple[tuple[int, ...], float]], path: tuple[int, ...]) -> int:
+    return next((i for i, (known, _) in enumerate(pool) if known == path), -1)
+
+
+def paths_of(tree: DraftTree) -> set[tuple[int, ...]]:
+    paths: list[tuple[int, ...]] = []
+    for node, token in enumerate(tree.tokens):
+        parent = tree.parent(node)
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    return set(paths)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("depth", "top_k"), [(1, 3), (3, 2), (4, 3), (5, 1)])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_growth_is_the_papers_tree_without_its_waste(seed: int, depth: int, top_k: int, coarse: bool) -> None:
+    law = path_law(seed, 6, coarse)
+    for num_nodes in (1, 3, 7, 40):
+        growth, expanded = grow(law, depth, top_k, num_nodes)
+        tokens, parents = growth.best()
+        tree = DraftTree(tokens, parents)  # asserts that parents come first
+        assert paths_of(tree) == paper(law, depth, top_k, num_nodes)
+        assert len(tokens) <= num_nodes and tree.depth <= depth and expanded <= 1 + (depth - 1) * top_k
+        for siblings in tree.children():
+            assert len({tree.tokens[child] for child in siblings}) == len(siblings) <= top_k
+
+
+def test_whole_levels_are_saved_where_the_draft_is_unsure() -> None:
+    flat: Law = lambda path: [math.log(0.1)] * 10  # noqa: E731
+    growth, expanded = grow(flat, 6, 4, 4)
+    assert expanded == 1 and growth.parents == [ROOT] * 4
 
 
 def test_a_confident_draft_grows_deep_and_an_unsure_one_wide() -> None:
-    def shape(peak: float) -> int:
-        nodes, here = torch.tensor([-1]), torch.tensor([0.0])
-        scores: list[float] = []
-        parents: list[int] = []
-        for _ in range(4):
-            logits = torch.zeros(len(nodes), 10)
-            logits[:, 3] = peak
-            level = expand(logits, here, nodes, 4)
-            best = frontier(level.scores, 4)
-            nodes, here = best + len(scores), level.scores[best]
-            scores += level.scores.tolist()
-            parents += level.parents.tolist()
-        kept = keep_best(scores, parents, 4)
-        return DraftTree([0] * len(kept), renumber(kept, parents)).depth
+    def depth(peak: float) -> int:
+        law: Law = lambda path: torch.tensor([0.0, 0.0, 0.0, peak] + [0.0] * 6).log_softmax(-1).tolist()  # noqa: E731
+        return DraftTree(*grow(law, 4, 4, 4)[0].best()).depth
 
-    assert shape(9.0) == 4 and shape(0.1) == 1
+    assert depth(9.0) == 4 and depth(0.1) == 1
 
 
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize(("depth", "top_k"), [(1, 3), (3, 2), (4, 3)])
-def test_kept_nodes_are_a_tree_and_the_best_of_all(seed: int, depth: int, top_k: int) -> None:
-    tokens, scores, parents = grown(depth, top_k, 6, seed)
-    assert len(tokens) == top_k + (depth - 1) * top_k * top_k
-    for num_nodes in (0, 1, 3, 7, len(tokens), len(tokens) + 5):
-        kept = keep_best(scores, parents, num_nodes)
-        assert len(kept) == min(num_nodes, len(tokens)) and kept == sorted(kept)
-        assert all(parents[node] < 0 or parents[node] in kept for node in kept)
-        tree = DraftTree([tokens[node] for node in kept], renumber(kept, parents))  # asserts the topological order
-        assert tree.depth <= depth
-        for siblings in tree.children():
-            assert len({tree.tokens[child] for child in siblings}) == len(siblings) <= top_k
+def test_the_likeliest_tokens() -> None:
+    scores = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, -math.inf, 4.0, -math.inf]])
+    tokens, values = likeliest(scores, 2)
+    assert tokens == [[1, 3], [0, 2]]
+    torch.testing.assert_close(torch.tensor(values), scores.log_softmax(-1).gather(1, torch.tensor(tokens)))
+    assert [len(row) for row in likeliest(scores, 9)[0]] == [4, 4]  # no more than the vocabulary
+
+
+def test_the_frontier() -> None:
+    scores = [-1.0, -5.0, -3.0, -1.0, -2.0, -1.0]
+    assert next_frontier(0, scores, 2, 99) == [0, 3]
+    assert next_frontier(2, scores, 2, 99) == [3, 5]
+    assert next_frontier(2, scores, 4, 4) == [3, 5]  # the fourth best is -2: its node is kept, its children could not be
+    assert next_frontier(2, scores, 4, 3) == []
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -96,21 +129,25 @@ def test_re_ranking_equals_brute_force_over_all_trees(seed: int) -> None:
         parent = draw.randrange(-1, node)
         parents.append(parent)
         scores.append((scores[parent] if parent >= 0 else 0.0) - draw.choice([0.0, 0.5, 1.0]))
-    for num_nodes in range(1, 8):
+    for num_nodes in range(8):
+        kept = keep_best(scores, parents, num_nodes)
+        assert len(kept) == num_nodes and all(parents[node] < 0 or parents[node] in kept for node in kept)
         best = max(
             sum(scores[node] for node in nodes)
             for nodes in itertools.combinations(range(9), num_nodes)
             if all(parents[node] < 0 or parents[node] in nodes for node in nodes)
         )
-        kept = keep_best(scores, parents, num_nodes)
-        assert all(parents[node] < 0 or parents[node] in kept for node in kept)
         assert sum(scores[node] for node in kept) == pytest.approx(best)
+        assert DraftTree([0] * num_nodes, renumber(kept, parents)).depth <= 9
 
 
 def test_ties_go_to_the_parent() -> None:
     # A certain child has its parent's score: with room for one it must be the parent, or the child hangs on nothing.
     assert keep_best([-1.0, -1.0, -1.0], [-1, 0, 1], 1) == [0]
     assert keep_best([-1.0, -1.0, -1.0], [-1, 0, 1], 2) == [0, 1]
+    growth = Growth(1, 1)
+    growth.offer([ROOT], [[4]], [[1e-7]])  # rounding above certainty
+    assert growth.scores == [0.0]
 
 
 def test_scores_that_rise_down_a_path_are_refused() -> None:

@@ -3,64 +3,52 @@
 A node's score is the draft's log-probability of the whole path to it. Expansion: at every level the `top_k` nodes of the
 highest score each get their `top_k` likeliest tokens as children. Re-ranking: of all nodes of all levels the best N stay. A
 child's score is never above its parent's, and of equals the earlier node (the parent) goes first, so what stays holds its
-ancestors.
+ancestors. Beyond the paper: a node that N others already beat is not expanded, since none of its descendants could stay. The
+tree is the same, and where the draft is unsure whole levels are saved.
 
 All of this is a deterministic function of the draft's distributions: such a tree is a FIXED_SET, exact under match rules (and
 delta), wrong under ratio rules. Nodes are numbered in the order in which they are offered, level by level; -1 is the root.
-The functions work on tensors of any device and read nothing back to the host, except `keep_best`, which works on lists.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+ROOT = -1
 
-@dataclass(frozen=True)
-class Candidates:
-    """The nodes that one level offers, n of them: siblings side by side, likeliest first.
 
-    tokens [n] int64; scores [n] float32: log-probability of the path from the root; parents [n] int64: numbers of their
-    parents; rows [n] int64: which of the level's expanded rows each hangs on.
+def likeliest(scores: Tensor, top_k: int) -> tuple[list[list[int]], list[list[float]]]:
+    """The `top_k` likeliest tokens of each row and their log-probabilities, best first; one row each per row of scores [w, V].
+
+    scores: logits, warped or not; -inf removes a token. `top_k` above V gives all of them. Costs the host read of both.
     """
-
-    tokens: Tensor
-    scores: Tensor
-    parents: Tensor
-    rows: Tensor
+    values, tokens = scores.float().log_softmax(dim=-1).topk(min(top_k, scores.shape[-1]), dim=-1)
+    return tokens.tolist(), values.tolist()
 
 
-def expand(logits: Tensor, scores: Tensor, nodes: Tensor, top_k: int) -> Candidates:
-    """The `top_k` likeliest children of every expanded node.
+def next_frontier(first: int, scores: Sequence[float], top_k: int, num_nodes: int) -> list[int]:
+    """Which nodes from number `first` on (the last level) are worth expanding, ascending: at most `top_k`, the best ones.
 
-    logits [w, V]: the draft's, below each expanded node. scores [w]: the nodes' own (0 for the root). nodes [w]: their numbers.
-    top_k larger than the vocabulary gives all of it.
+    Left out are those that `num_nodes` nodes beat already or equal. Of equals the earlier go first.
     """
-    values, tokens = logits.float().log_softmax(dim=-1).topk(min(top_k, logits.shape[-1]), dim=-1)
-    width, count = tokens.shape
-    # A log-probability is not above 0; that rounding might say so must not put a child before its parent.
-    cumulative = scores.unsqueeze(1) + values.clamp_(max=0.0)
-    rows = torch.arange(width, device=logits.device).repeat_interleave(count)
-    return Candidates(tokens.flatten(), cumulative.flatten(), nodes.repeat_interleave(count), rows)
-
-
-def frontier(scores: Tensor, top_k: int) -> Tensor:
-    """Which nodes of a level are expanded next: indices [min(top_k, n)] of the best scores, of equals the first, ascending."""
-    best = torch.sort(scores, descending=True, stable=True).indices[:top_k]
-    return best.sort().values
+    bar = -math.inf if len(scores) < num_nodes else heapq.nlargest(num_nodes, scores)[-1]
+    able = [node for node in range(first, len(scores)) if scores[node] > bar]
+    return sorted(sorted(able, key=lambda node: (-scores[node], node))[:top_k])
 
 
 def keep_best(scores: Sequence[float], parents: Sequence[int], num_nodes: int) -> list[int]:
     """The numbers of the `num_nodes` best nodes, ascending: parents before children, siblings in their order.
 
-    scores[i] and parents[i] of node i over all levels; parents[i] < i. Of equals the earlier node stays.
-    Raises ValueError when a child's score is above its parent's (then the best nodes need not be a tree).
+    scores[i] and parents[i] of node i over all levels; parents[i] < i. Of equals the earlier node stays; nodes of score -inf
+    never do. Raises ValueError when a child's score is above its parent's (then the best nodes need not be a tree).
     """
-    order = sorted(range(len(scores)), key=lambda node: (-scores[node], node))
-    kept = sorted(order[: max(num_nodes, 0)])
+    able = [node for node in range(len(scores)) if scores[node] > -math.inf]
+    kept = sorted(sorted(able, key=lambda node: (-scores[node], node))[: max(num_nodes, 0)])
     for node in kept:
         parent = parents[node]
         if parent >= 0 and scores[node] > scores[parent]:
@@ -71,5 +59,35 @@ def keep_best(scores: Sequence[float], parents: Sequence[int], num_nodes: int) -
 def renumber(kept: Sequence[int], parents: Sequence[int]) -> list[int]:
     """The parents of the kept nodes in the numbering of the kept ones (-1 stays the root), as `DraftTree` takes them."""
     place = {node: index for index, node in enumerate(kept)}
-    place[-1] = -1
+    place[ROOT] = ROOT
     return [place[parents[node]] for node in kept]
+
+
+@dataclass
+class Growth:
+    """A tree while it grows: offer the children of the frontier, ask for the next frontier, and at last for the best nodes.
+
+    top_k: children of an expanded node, and nodes expanded per level. num_nodes: N, how many stay in the end.
+    """
+
+    top_k: int
+    num_nodes: int
+    tokens: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+
+    def offer(self, nodes: Sequence[int], tokens: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]]) -> list[int]:
+        """Children tokens[i] of nodes[i] with their log-probabilities given that node; returns the next frontier."""
+        first = len(self.tokens)
+        for node, children, values in zip(nodes, tokens, log_probs, strict=True):
+            above = self.scores[node] if node >= 0 else 0.0
+            self.tokens += children
+            # A log-probability is not above 0; rounding must not put a child before its parent.
+            self.scores += [above + min(value, 0.0) for value in values]
+            self.parents += [node] * len(children)
+        return next_frontier(first, self.scores, self.top_k, self.num_nodes)
+
+    def best(self) -> tuple[list[int], list[int]]:
+        """Tokens and parents of the tree that stays, as `DraftTree` takes them."""
+        kept = keep_best(self.scores, self.parents, self.num_nodes)
+        return [self.tokens[node] for node in kept], renumber(kept, self.parents)
