@@ -1,6 +1,7 @@
 """Tables, figures and reports from stored runs alone (never torch).
 
     python -m specbench.analysis RUNS... [--out DIR] [--across machines] [--reference] [--notebook]
+    python -m specbench.analysis RUNS --experiment NAME     an experiment's own report again, into RUNS/report
 
     from specbench.analysis import compare, report
     print(compare(["runs"]))                # one table of text
@@ -8,8 +9,8 @@
     frames = load(["runs"])                 # frames.runs, frames.samples, frames.rounds; columns: specbench.analysis.columns
 
 Rooms: `frames` and `reading` load, `conditions` says what may be compared, `derive` and `theory` compute, `paper_tables`,
-`run_tables`, `across` and `reference` make tables, `figures_*` draw, `text`, `document` and `writing` write. Heavy libraries
-are imported when a function is called.
+`run_tables`, `across` and `reference` make tables, `figures_*` draw, `text`, `document` and `writing` write, `experiments`
+holds what each named experiment ends in. Heavy libraries are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specbench.analysis.frames import Frames
 
-__all__ = ["compare", "load", "report"]
+__all__ = ["compare", "experiment", "has_experiment", "load", "report"]
 
 
 def compare(folders: Sequence[str | Path], **options: Any) -> str:
@@ -36,6 +37,20 @@ def report(folders: Sequence[str | Path], out: str | Path, **options: Any) -> Pa
     from specbench.analysis import writing
 
     return writing.report(folders, out, **options)
+
+
+def has_experiment(name: str) -> bool:
+    """Whether an experiment has a report of its own."""
+    from specbench.analysis import experiments
+
+    return name in experiments.known()
+
+
+def experiment(name: str, folders: Sequence[str | Path], out: str | Path) -> tuple[Path, str]:
+    """Write an experiment's own report; returns the path of report.html and its main table as text."""
+    from specbench.analysis import experiments
+
+    return experiments.report(folders, out, name)
 
 
 def load(folders: Sequence[str | Path], **options: Any) -> Frames:

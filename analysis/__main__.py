@@ -1,4 +1,6 @@
-"""python -m specbench.analysis RUNS... [--out DIR] [--across machines] [--reference] [--notebook] [--unfinished]"""
+"""python -m specbench.analysis RUNS... [--out DIR] [--experiment NAME]
+[--across machines] [--reference] [--notebook] [--unfinished]
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
     parser.add_argument("--out", metavar="DIR", help="write report.html, report.md, tables/ and figures/ there")
+    parser.add_argument("--experiment", metavar="NAME", help="the report of this experiment; without --out into RUNS/report")
     parser.add_argument("--across", choices=ACROSS, help="list one configuration by machine, side by side")
     parser.add_argument("--reference", action="store_true", help="published numbers beside ours")
     parser.add_argument("--notebook", action="store_true", help="also execute the notebook into DIR (needs the extra `report`)")
@@ -31,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.experiment is not None:
+        return _experiment(options)
     if options.out is None:
         if options.across or options.reference or options.notebook:
             raise ValueError("--across, --reference and --notebook write files: give --out DIR")
@@ -49,6 +54,21 @@ def _run(options: argparse.Namespace) -> int:
         from specbench.analysis.notebook import execute
 
         print(execute(options.runs, Path(options.out)))
+    return 0
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    from specbench.analysis import experiments
+
+    if options.across or options.reference or options.notebook:
+        raise ValueError("--experiment writes that experiment's report: not with --across, --reference, --notebook")
+    if options.out is None and len(options.runs) > 1:
+        raise ValueError("with several RUNS, --experiment needs --out DIR")
+    experiments.find(options.experiment)  # a wrong name is said before anything is read
+    out = Path(options.out) if options.out is not None else Path(options.runs[0]) / "report"
+    path, table = experiments.report(options.runs, out, options.experiment, unfinished=options.unfinished)
+    print(table)
+    print(path)
     return 0
 
 

@@ -10,7 +10,7 @@ from specbench.analysis.conditions import Group, differences, groups
 from specbench.analysis.derive import Comparison, comparisons, is_ranked
 from specbench.analysis.frames import Frames, load
 from specbench.analysis.run_tables import told_from_one
-from specbench.analysis.tables import Cell
+from specbench.analysis.tables import Cell, Column, Table
 
 WIDTH = 120
 _HEADS = ("method", "n", "tokens/s", "speed-up [95 %]", "emitted", "acc. %", "lossless")
@@ -80,6 +80,38 @@ def _block(group: Group, comparison: Comparison) -> list[str]:
     if any(" ?" in row[3] for row in rows):
         below.append("  ? not told from 1: the interval contains it, lies in the noise floor, or there is none")
     return [*head, line(_HEADS), "-" * min(WIDTH, sum(widths) + 2 * (len(widths) - 1)), *map(line, rows), *below]
+
+
+def table_text(table: Table) -> str:
+    """A report's table for a terminal: as many columns as fit, the others by name; title and notes around it."""
+    columns = [c for c in table.columns if any(row.cell(c.key).value is not None for row in table.rows)]
+    widths = {c.key: max(len(_head(c)), *(len(row.cell(c.key).text()) for row in table.rows)) for c in columns}
+    shown: list[Column] = []
+    for column in columns:
+        if sum(widths[c.key] + 2 for c in shown) + widths[column.key] > WIDTH:
+            break
+        shown.append(column)
+
+    def line(cells: Sequence[str]) -> str:
+        parts = zip(shown, cells, strict=True)
+        padded = (text.ljust(widths[c.key]) if c.text else text.rjust(widths[c.key]) for c, text in parts)
+        return "  ".join(padded).rstrip()[:WIDTH]
+
+    lines = [*_wrapped(table.title, ""), line([_head(c) for c in shown])]
+    lines.append("-" * min(WIDTH, sum(widths[c.key] + 2 for c in shown) - 2))
+    section = ""
+    for row in table.rows:
+        if row.section != section:
+            section = row.section
+            lines += _wrapped(f"{section}:", "")
+        lines.append(line([row.cell(c.key).text() for c in shown]))
+    rest = [_head(c) for c in columns[len(shown) :]]
+    lines += _wrapped(f"further columns in tables/{table.name}.csv: {', '.join(rest)}", "  ") if rest else []
+    return "\n".join([*lines, *(part for note in table.notes for part in _wrapped(note, "  "))])
+
+
+def _head(column: Column) -> str:
+    return " ".join(part for part in (column.group, column.label) if part)
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

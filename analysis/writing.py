@@ -66,12 +66,15 @@ def document(
     frames: Frames, *, across: str | None = None, with_reference: bool = False, title: str = "specbench report"
 ) -> Document:
     """The report of loaded frames. Raises ValueError if no run could be used."""
-    if frames.runs.empty:
-        reasons = "; ".join(f"{item.folder}: {item.why}" for item in frames.left_out[:3])
-        raise ValueError(f"none of {len(frames.left_out)} runs can be used ({reasons}); finish one or pass --unfinished")
+    require_runs(frames)
     found = groups(frames)
     doc = Document(title)
-    _opening(doc, frames, found)
+    opening(doc, frames)
+    if len(found) > 1:
+        doc.warning(
+            f"The runs were made under {len(found)} different sets of conditions. Each has a chapter of its own; no table or "
+            "figure mixes them."
+        )
     left_out = list(frames.left_out)
     if across == "machines":
         doc.heading("Across machines")
@@ -86,22 +89,25 @@ def document(
     if with_reference:
         doc.add(reference.reproduced(), level=2)
     doc.add(run_tables.left_out_table(left_out), level=2)
-    _closing(doc, frames)
+    closing(doc, frames)
     return doc
 
 
-def _opening(doc: Document, frames: Frames, found: Sequence[Group]) -> None:
+def require_runs(frames: Frames) -> None:
+    """Raises ValueError if no run could be used, with the first reasons."""
+    if frames.runs.empty:
+        reasons = "; ".join(f"{item.folder}: {item.why}" for item in frames.left_out[:3])
+        raise ValueError(f"none of {len(frames.left_out)} runs can be used ({reasons}); finish one or pass --unfinished")
+
+
+def opening(doc: Document, frames: Frames) -> None:
+    """How much there is, and what kind of data it is."""
     runs = frames.runs
     data = ", ".join(dict.fromkeys(runs["data"]))
     doc.text(
         f"{len(runs)} runs of {runs['method'].nunique()} methods on {data}; {len(frames.rounds):,} target forwards, "
         f"{len(frames.samples):,} decoded samples. Every number comes from the stored records of these runs alone."
     )
-    if len(found) > 1:
-        doc.warning(
-            f"The runs were made under {len(found)} different sets of conditions. Each has a chapter of its own; no table or "
-            "figure mixes them."
-        )
     standins = sorted({name for name, source in zip(runs["data"], runs["data_source"], strict=True) if source == "standin"})
     if standins:
         doc.warning(f"Stand-in data, written for this project, and not the published sets: {', '.join(standins)}.")
@@ -162,7 +168,8 @@ def _differences(frames: Frames, group: Group, main: Group) -> str:
     return "; ".join(differences(frames.facts[others[0]], frames.facts[members[0]]))
 
 
-def _closing(doc: Document, frames: Frames) -> None:
+def closing(doc: Document, frames: Frames) -> None:
+    """What the runs warned of, and where each comes from."""
     warnings: dict[str, list[str]] = {}
     for run, summary in frames.summaries.items():
         for warning in summary.get("warnings", []):

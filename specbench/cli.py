@@ -96,12 +96,15 @@ def main() -> int:
 def end_sweep(sweep: Sweep) -> int:
     """What a sweep leaves on the screen: one table over all jobs, and one JSON document as the last line of stdout.
 
-    The runs of an experiment are also handed to the analysis for a report.
+    The runs of an experiment are also handed to the analysis for a report; where the experiment has a table of its own, that is
+    the table.
     """
     say(f"sweep {sweep.name} ended: {sweep.folder}")
-    print(comparison(sweep), file=sys.stderr)
-    if sweep.experiment is not None and any(job.is_finished() for job in sweep.jobs):
-        write_report(sweep)
+    reported = sweep.experiment is not None and any(job.is_finished() for job in sweep.jobs)
+    table = write_report(sweep) if reported else None
+    print(comparison(sweep) if table is None else table, file=sys.stderr)
+    if sweep.report is not None:
+        say(f"report: {sweep.report}")
     print(json.dumps(sweep.as_dict(), allow_nan=False), flush=True)
     failed = [job for job in sweep.jobs if job.status != "success"]
     for job in failed:
@@ -121,17 +124,19 @@ def comparison(sweep: Sweep) -> str:
         return plain_table(sweep)
 
 
-def write_report(sweep: Sweep) -> None:
-    """The analysis' report over the finished runs, in the sweep's folder."""
+def write_report(sweep: Sweep) -> str | None:
+    """The analysis' report over the finished runs, in the sweep's folder; returns the experiment's own table if it has one."""
+    folders, out = [job.folder for job in sweep.jobs if job.is_finished()], sweep.folder / "report"
     try:
-        from specbench.analysis import report
+        from specbench.analysis import experiment, has_experiment, report
 
-        sweep.report = report(
-            [job.folder for job in sweep.jobs if job.is_finished()], sweep.folder / "report", title=sweep.name
-        )
-        say(f"report: {sweep.report}")
+        if sweep.experiment is not None and has_experiment(sweep.experiment):
+            sweep.report, table = experiment(sweep.experiment, folders, out)
+            return table
+        sweep.report = report(folders, out, title=sweep.name)
     except Exception as error:  # the runs are there, and `python -m specbench.analysis` can be asked again
         say(f"no report by the analysis: {type(error).__name__}: {error}")
+    return None
 
 
 def run_job(cfg: DictConfig) -> None:

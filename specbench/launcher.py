@@ -25,6 +25,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -48,6 +49,7 @@ wants_tracebacks = False  # by the user; the front door sets the variable for it
 class SweeperConf:
     _target_: str = f"{PACKAGE}.SpecbenchSweeper"
     params: dict[str, str] | None = None
+    jobs: list[list[str]] | None = None
 
 
 @dataclass
@@ -94,16 +96,48 @@ def without_idle_options(overrides: Sequence[str], compose: Callable[[list[str]]
     return kept
 
 
+def combinations(
+    parse: Callable[[list[str]], list[Override]],
+    params: Sequence[str],
+    jobs: Sequence[Sequence[str]],
+    arguments: Sequence[str],
+) -> tuple[list[list[str]], list[str]]:
+    """The options of each job, and the options that vary.
+
+    For each of `jobs` (without: one that is empty) every combination of the values in params, in the job's own options and on
+    the command line. An option that is said twice counts where it is nearest to the user: the command line, then the job.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra loads it twice: the later one counts
+
+    batch: list[list[str]] = []
+    axes: dict[str, None] = {}
+    for job in jobs or [[]]:
+        layers = [parse(list(layer)) for layer in (params, job, arguments)]
+        keys = [{override.get_key_element().lstrip("+~") for override in layer} for layer in layers]
+        kept = [
+            override
+            for number, layer in enumerate(layers)
+            for override in layer
+            if not any(override.get_key_element().lstrip("+~") in later for later in keys[number + 1 :])
+        ]
+        (made,) = BasicSweeper.split_arguments(kept, None)
+        batch += made
+        axes |= dict.fromkeys(str(override.get_key_element()) for override in kept if override.is_sweep_override())
+    return batch, list(axes)
+
+
 class SpecbenchSweeper(Sweeper):
     """All combinations, each different run once, finished ones kept, failures at the end.
 
-    params: what an experiment varies, by option, in the notation of the command line (whose own options win).
+    params: what an experiment varies, by option, in the notation of the command line. jobs: lists of options that belong
+    together; there is every combination of params with each of them (`combinations`).
     """
 
     __module__ = PACKAGE
 
-    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
-        self.params = dict(params or {})
+    def __init__(self, params: Mapping[str, Any] | None = None, jobs: Sequence[Sequence[str]] | None = None) -> None:
+        self.params = [f"{key}={value}" for key, value in (params or {}).items()]
+        self.jobs = [[str(option) for option in options] for options in jobs or ()]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -113,14 +147,10 @@ class SpecbenchSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Sweep:
         """Run what is left of a sweep. Raises what is wrong with the options of any job before the first one starts."""
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra loads it twice: the later one counts
-
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         setup_globals()
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        (batch,) = BasicSweeper.split_arguments(overrides, None)
-        axes = [str(o.get_key_element()) for o in overrides if o.is_sweep_override()]
+        batch, axes = combinations(parser.parse_overrides, self.params, self.jobs, arguments)
         plan = Sweep.plan([self._job(job) for job in batch], self.config.hydra.runtime.choices.get("experiment"), axes)
         plan.folder.mkdir(parents=True, exist_ok=True)
         with hold_folder(plan.folder, "sweep.name"):
