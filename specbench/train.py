@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from torch import nn
@@ -24,10 +25,10 @@ from specbench.training.card import write_pair_card, write_training
 from specbench.training.corpus import STREAMS
 from specbench.training.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, head_of, prompt_texts
 from specbench.training.evaluate import measure_pair
-from specbench.training.loop import Schedule, compiled, train
+from specbench.training.loop import Schedule, choose_device, compiled, train
 from specbench.training.prepare import prepare
 from specbench.training.settings import PartSettings, Settings, TrainSettings, settings_from
-from specbench.training.target import heldout_loss, loss_by_position, new_llama, next_token_loss, save_model
+from specbench.training.target import device_of, heldout_loss, loss_by_position, new_llama, next_token_loss, save_model
 from specbench.training.tokenizer import save_tokenizer
 from specbench.training.tokens import PackedBatches, load_streams
 from specbench.training.unlikelihood import LoopBatches, mix, refining_loss
@@ -53,9 +54,9 @@ def train_target(settings: Settings) -> dict[str, Any]:
     options, part = settings.train, settings.chosen()
     folder, manifest = prepare(options, None, 0, "corpus")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    model = new_llama(options, part.layers, manifest["vocab_size"])
+    model = new_llama(options, part, manifest["vocab_size"]).to(choose_device(options.device))
     batches = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
-    loss = compiled(partial(next_token_loss, model, autocast=options.autocast), options.compile)
+    loss = compiled(partial(next_token_loss, model, autocast=options.autocast), model, options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(model, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
     out = output_folder(settings, part)
@@ -79,6 +80,7 @@ def refine_target(settings: Settings) -> dict[str, Any]:
     out = output_folder(settings, part)
     source = Path(resolve_path(pair.target))
     model = load_model(str(source), pair.target_revision, pair.trust_remote_code).requires_grad_(True)
+    model.to(choose_device(options.device))
     unrefined = copy.deepcopy(model).requires_grad_(False)
     tokenizer = load_tokenizer(pair)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -87,7 +89,8 @@ def refine_target(settings: Settings) -> dict[str, Any]:
     prompts = [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
     corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed + 1)
     batches = LoopBatches(model, prompts, corpus, options.seed, options.generate_rows, length)
-    loss = compiled(partial(refining_loss, model, strength=options.strength, autocast=options.autocast), options.compile)
+    loss = partial(refining_loss, model, strength=options.strength, autocast=options.autocast)
+    loss = compiled(loss, model, options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(model, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
     before = json.loads((source / "training.json").read_text()) if (source / "training.json").exists() else {}
@@ -126,14 +129,14 @@ def train_draft(settings: Settings) -> dict[str, Any]:
     options, part, pair = settings.train, settings.chosen(), settings.pair
     out = output_folder(settings, part)
     target_path = resolve_path(pair.target)
-    target = load_model(target_path, pair.target_revision, pair.trust_remote_code)
+    target = load_model(target_path, pair.target_revision, pair.trust_remote_code).to(choose_device(options.device))
     check_head(target)
     tokenizer = load_tokenizer(pair)
     eos_ids = end_ids(target, tokenizer)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     folder, _ = prepare(options, backend, eos_ids[0], tokens_folder(options, backend))
     torch.manual_seed(options.seed)
-    draft = initial_draft(settings, part, target)
+    draft = initial_draft(settings, part, target).to(device_of(target))
     length = part.length or options.length
     prompts = [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
     corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
@@ -148,9 +151,11 @@ def train_draft(settings: Settings) -> dict[str, Any]:
         options.seed,
         options.generate_rows,
         options.pool_rows,
-        autocast=options.autocast,
+        options.reuse,
+        options.autocast,
+        own_text_store(options, target, length, prompts),
     )
-    loss = compiled(partial(distillation_loss, draft, head_of(target), autocast=options.autocast), options.compile)
+    loss = compiled(partial(distillation_loss, draft, head_of(target), autocast=options.autocast), draft, options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(draft, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
     if complete:
@@ -182,19 +187,21 @@ def load_tokenizer(pair: PairConfig) -> PreTrainedTokenizerFast:
 
 
 def initial_draft(settings: Settings, part: PartSettings, target: nn.Module) -> nn.Module:
-    """The draft's first weights: layers of the target, or the pair's own draft.
+    """The draft's first weights: layers of the target, the pair's own draft, or new ones (a Llama of the part's width).
 
     Raises ConfigError for an unknown `train.init`.
     """
-    pair, init = settings.pair, settings.train.init
+    pair, init = settings.pair, part.init or settings.train.init
     if init == "auto":
         init = "draft" if pair.draft and not pair.draft.startswith(BUILTIN) else "layers"
     if init == "draft" and pair.draft:
         draft = load_model(resolve_path(pair.draft, "draft"), pair.draft_revision, pair.trust_remote_code)
     elif init == "layers":
         draft = draft_from_layers(target, part.layers, part.copy_layers)
+    elif init == "new":
+        draft = new_llama(settings.train, part, target.config.vocab_size)
     else:
-        raise ConfigError("train.init", settings.train.init, "choose auto, layers, or draft with a pair.draft")
+        raise ConfigError("train.init", init, "choose auto, layers, new, or draft with a pair.draft")
     return draft.requires_grad_(True)
 
 
@@ -205,6 +212,14 @@ def end_ids(target: nn.Module, tokenizer: Any) -> list[int]:
     if ids[0] is None:
         raise ConfigError("pair.target", tokenizer.name_or_path, "it names no end-of-text token")
     return [int(i) for i in ids]
+
+
+def own_text_store(options: TrainSettings, target: nn.Module, length: int, prompts: list[list[int]]) -> Path:
+    """The work folder of the text that a target writes, by everything that this text depends on."""
+    digest = hashlib.sha256(json.dumps([options.seed, length, options.temperatures, device_of(target).type, prompts]).encode())
+    for value in target.state_dict().values():
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    return Path(options.work) / f"own-text-{digest.hexdigest()[:8]}"
 
 
 def tokens_folder(options: TrainSettings, tokenizer: Tokenizer) -> str:
@@ -246,7 +261,11 @@ def run(settings: Settings) -> dict[str, Any]:
         return refine_target(settings)
     if kind == "draft":
         return train_draft(settings)
-    raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target, refine or draft")
+    if kind == "heads":
+        from specbench.training.heads import train_heads
+
+        return train_heads(settings)
+    raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target, refine, draft or heads")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
@@ -254,6 +273,7 @@ def main(config: DictConfig) -> None:
     """Command line entry; the last line of stdout is a JSON document."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
+    plain["method_name"] = HydraConfig.get().runtime.choices.get("method")
     try:
         result = run(settings_from({str(key): value for key, value in plain.items()}))
     except ConfigError as error:

@@ -120,7 +120,7 @@ def test_resumed_run_gives_the_weights_of_an_uninterrupted_one(resume: bool, tmp
     options = TrainSettings(**TINY)
 
     def once(name: str, again: bool, stop_after: int | None) -> tuple[dict[str, torch.Tensor], bool]:
-        model = new_llama(options, 1, 300)
+        model = new_llama(options, PartSettings(layers=1), 300)
         batches = PackedBatches(arrays, {"code": 1.0}, seed=3)
         chosen = batches if stop_after is None else Interrupting(batches, stop_after)
         schedule = Schedule(tokens=1_024, rows=2, length=64)
@@ -167,7 +167,7 @@ def divergence(draft: torch.nn.Module, target: torch.nn.Module, ids: torch.Tenso
 
 def test_distillation_lowers_the_divergence_from_the_target() -> None:
     options = TrainSettings(**TINY)
-    target = new_llama(options, 2, 64).requires_grad_(False)
+    target = new_llama(options, PartSettings(layers=2), 64).requires_grad_(False)
     with torch.no_grad():
         for parameter in target.parameters():
             parameter.mul_(3)
@@ -187,7 +187,7 @@ def test_distillation_lowers_the_divergence_from_the_target() -> None:
 
 def test_a_target_that_scales_its_logits_is_refused() -> None:
     """The stored hidden states give the target's distribution only through a plain LM head."""
-    target = new_llama(TrainSettings(**TINY), 1, 64)
+    target = new_llama(TrainSettings(**TINY), PartSettings(layers=1), 64)
     check_head(target)
     target.register_forward_hook(lambda module, inputs, output: output.__setitem__("logits", 3 * output.logits))
     with pytest.raises(ValueError, match="scales or caps"):
@@ -196,7 +196,7 @@ def test_a_target_that_scales_its_logits_is_refused() -> None:
 
 def test_masked_positions_do_not_count() -> None:
     options = TrainSettings(**TINY)
-    target, draft = (new_llama(options, 1, 64).requires_grad_(False) for _ in range(2))
+    target, draft = (new_llama(options, PartSettings(layers=1), 64).requires_grad_(False) for _ in range(2))
     torch.nn.init.normal_(draft.lm_head.weight)
     ids = torch.tensor([[5, 6, 7, 8]])
     cut = torch.tensor([[5, 6, -1, -1]])
@@ -208,7 +208,7 @@ def test_masked_positions_do_not_count() -> None:
 @pytest.mark.parametrize("layers", [[0, 3], [0, 1]])
 def test_layers_that_do_not_fit_are_refused(layers: list[int]) -> None:
     with pytest.raises(ValueError, match="copy_layers"):
-        draft_from_layers(new_llama(TrainSettings(**TINY), 3, 64), 3 if layers == [0, 1] else 2, layers)
+        draft_from_layers(new_llama(TrainSettings(**TINY), PartSettings(layers=3), 64), 3 if layers == [0, 1] else 2, layers)
 
 
 def test_batched_continuations_are_the_models_own_greedy_text(pair: Path) -> None:
@@ -308,7 +308,7 @@ def test_refining_writes_a_loadable_target(pair: Path, source: Path, tmp_path: P
 def test_repetitions_are_marked_and_made_unlikely() -> None:
     assert repeated([9, 9, 1, 2, 3, 4, 1, 2, 3, 4, 5], 2) == [False] * 7 + [True, False]
     assert repeated([1, 2, 3, 4, 1, 2, 3, 4, 5], 4) == [False] * 5  # a copy from the prompt is no repetition
-    model = new_llama(TrainSettings(**TINY), 1, 64)
+    model = new_llama(TrainSettings(**TINY), PartSettings(layers=1), 64)
     ids = torch.arange(40).repeat(2, 1)
     marks = torch.full_like(ids, LIKELY)
     marks[1] = UNLIKELY

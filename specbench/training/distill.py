@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from specbench.training.generate import continuations, mask_after_end
+from specbench.training.target import device_of
 from specbench.training.tokens import PackedBatches
 
 PROMPT_START = re.compile(r"^(?:def |class |from |import |@|[A-Z][a-z]+ )", re.M)
@@ -53,13 +55,13 @@ def draft_from_layers(target: Any, layers: int, chosen: list[int] | None) -> nn.
 
 def final_hidden(model: nn.Module, ids: Tensor, autocast: bool) -> Tensor:
     """The LM head's input, (rows, length, width); ids (rows, length) without gaps."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
         return model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
 
 
 def check_head(target: nn.Module) -> None:
     """Raise ValueError for a target whose logits are more than its output embedding applied to the last hidden state."""
-    ids = torch.arange(8)[None]
+    ids = torch.arange(8, device=device_of(target))[None]
     with torch.no_grad():
         logits = target(input_ids=ids, use_cache=False).logits
         again = head_of(target)(final_hidden(target, ids, False))
@@ -78,7 +80,7 @@ def distillation_loss(draft: nn.Module, target_head: nn.Module, ids: Tensor, hid
 
     ids (rows, length), -1 where there is no text; hidden (rows, length, width): the target's last hidden states there.
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
         with torch.no_grad():
             wanted = target_head(hidden if autocast else hidden.float())
         given = draft(input_ids=ids.clamp(min=0), use_cache=False).logits
@@ -108,6 +110,8 @@ class OwnTextBatches:
 
     A pool of rows is refilled as training goes: each row is used about `reuse` times before it leaves. The target runs once
     over a row when it enters; its last hidden state, times its LM head, is its distribution at every later use.
+    store: a folder where blocks of own text are kept, so that the parts of one target write them once; the rows are the same
+    with and without it. It belongs to one target, one length and one seed: the caller names it so.
     """
 
     def __init__(
@@ -124,13 +128,15 @@ class OwnTextBatches:
         pool_rows: int = 512,
         reuse: float = 4.0,
         autocast: bool = True,
+        store: Path | None = None,
     ):
         self.target, self.prompts, self.corpus = target, prompts, corpus
         self.own_text, self.length, self.temperatures, self.eos_ids = own_text, length, temperatures, eos_ids
         self.seed, self.step, self.generated, self.used = seed, 0, 0, 0
         self.generate_rows, self.pool_rows, self.reuse, self.autocast = generate_rows, pool_rows, reuse, autocast
-        self.pool = torch.zeros(0, length, dtype=torch.int64)
-        self.hidden = torch.zeros(0)
+        self.device, self.store = device_of(target), store
+        self.pool = torch.zeros(0, length, dtype=torch.int64, device=self.device)
+        self.hidden = torch.zeros(0, device=self.device)
         self.lengths = [n for n in PROMPT_LENGTHS if n <= length // 2 and any(len(p) >= n for p in prompts)]
         if own_text > 0 and not self.lengths:
             raise ValueError(f"train.length={length}: no prompt of at least {PROMPT_LENGTHS[0]} tokens fits in half of it")
@@ -142,25 +148,38 @@ class OwnTextBatches:
         self.step += 1
         while len(self.pool) < min(self.pool_rows, 2 * self.generate_rows) or self.used > self.reuse * self.generated:
             self._refill()
-        chosen = torch.from_numpy(draw.integers(0, len(self.pool), rows))
+        chosen = torch.from_numpy(draw.integers(0, len(self.pool), rows)).to(self.device)
         self.used += rows
         return self.pool[chosen], self.hidden[chosen]
 
+    def _own_rows(self, own: int) -> Tensor:
+        """The next `own` rows of the target's own text, int64 (own, length): from the store, or written now (and stored)."""
+        file = self.store / f"{own}-rows-{self.generated}.npy" if self.store is not None else None
+        if file is not None and file.exists():
+            return torch.from_numpy(np.load(file)).to(self.device)
+        draw = np.random.default_rng([self.seed, 8, self.generated])
+        size = int(draw.choice(self.lengths))
+        usable = [p for p in self.prompts if len(p) >= size]
+        prompts = torch.tensor([usable[i][:size] for i in draw.integers(0, len(usable), own)], device=self.device)
+        temperatures = torch.from_numpy(draw.choice(self.temperatures, own)).float().to(self.device)
+        generator = torch.Generator(self.device).manual_seed(int(draw.integers(0, 2**62)))
+        rows = mask_after_end(
+            continuations(self.target, prompts, self.length - size, temperatures, generator), size, self.eos_ids
+        )
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            with open(part, "wb") as out:
+                np.save(out, rows.cpu().numpy())
+            os.replace(part, file)
+        return rows
+
     @torch.no_grad()
     def _refill(self) -> None:
-        draw = np.random.default_rng([self.seed, 8, self.generated])
         own = round(self.own_text * self.generate_rows)
-        parts = []
-        if own:
-            size = int(draw.choice(self.lengths))
-            usable = [p for p in self.prompts if len(p) >= size]
-            prompts = torch.tensor([usable[i][:size] for i in draw.integers(0, len(usable), own)])
-            temperatures = torch.from_numpy(draw.choice(self.temperatures, own)).float()
-            generator = torch.Generator().manual_seed(int(draw.integers(0, 2**62)))
-            rows = continuations(self.target, prompts, self.length - size, temperatures, generator)
-            parts.append(mask_after_end(rows, size, self.eos_ids))
+        parts = [self._own_rows(own)] if own else []
         if own < self.generate_rows:
-            parts.append(self.corpus.next(self.generate_rows - own, self.length))
+            parts.append(self.corpus.next(self.generate_rows - own, self.length).to(self.device))
         ids = torch.cat(parts)
         hidden = [final_hidden(self.target, chunk.clamp(min=0), self.autocast).bfloat16() for chunk in ids.split(16)]
         self.pool = torch.cat([self.pool, ids])[-self.pool_rows :]

@@ -13,7 +13,8 @@ def continuations(
 ) -> Tensor:
     """Prompts and what the model writes after them.
 
-    `prompts` (rows, prompt length) int64; `temperatures` (rows,), 0 for greedy. Returns (rows, prompt length + new_tokens).
+    `prompts` (rows, prompt length) int64; `temperatures` (rows,), 0 for greedy; all, `generator` too, on the model's device.
+    Returns (rows, prompt length + new_tokens).
     The text runs on past an end-of-text token: cut it with `mask_after_end`.
     """
     length = prompts.shape[1]
@@ -21,13 +22,14 @@ def continuations(
     rows = torch.empty(prompts.shape[0], length + new_tokens, dtype=torch.int64, device=prompts.device)
     rows[:, :length] = prompts
     fed = prompts
-    for position in range(length, length + new_tokens):
-        positions = torch.arange(position - fed.shape[1], position, device=prompts.device)
-        logits = model(
-            input_ids=fed, past_key_values=cache, position_ids=positions[None], use_cache=True, logits_to_keep=1
-        ).logits[:, -1]
-        fed = choose(logits.float(), temperatures, generator)[:, None]
-        rows[:, position] = fed[:, 0]
+    with torch.compiler.set_stance("force_eager"):  # layers compiled for training would be compiled again for this cache
+        for position in range(length, length + new_tokens):
+            positions = torch.arange(position - fed.shape[1], position, device=prompts.device)
+            logits = model(
+                input_ids=fed, past_key_values=cache, position_ids=positions[None], use_cache=True, logits_to_keep=1
+            ).logits[:, -1]
+            fed = choose(logits.float(), temperatures, generator)[:, None]
+            rows[:, position] = fed[:, 0]
     return rows
 
 

@@ -6,6 +6,7 @@ semi-orthogonal matrix by a quintic Newton-Schulz iteration. At a few million pa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -66,11 +67,16 @@ def make_optimizers(model: nn.Module, matrix_lr: float, other_lr: float) -> list
     return [Muon(matrices, lr=matrix_lr), adam] if matrices else [adam]
 
 
-def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
-    """Warm-up, plateau, linear decay to zero (progress, warm-up and decay as shares of the budget).
+def learning_rate_factor(progress: float, warmup: float, decay: float, shape: str = "plateau") -> float:
+    """Warm-up, plateau, linear decay to zero (progress, warm-up and decay as shares of the budget); or warm-up and a cosine.
 
-    A plateau rather than a cosine, so that a run may be given a smaller or larger budget after it has begun.
+    The plateau lets a run be given a smaller or larger budget after it has begun; the cosine (no `decay`) is what heads are
+    trained with in the literature. Raises ValueError for another shape.
     """
+    if shape not in ("plateau", "cosine"):
+        raise ValueError(f"shape={shape!r}: choose plateau or cosine")
     if progress < warmup:
         return max(progress / warmup, 0.02)
+    if shape == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min((progress - warmup) / (1.0 - warmup), 1.0)))
     return max(min(1.0, (1.0 - progress) / decay), 0.0) if decay > 0 else 1.0

@@ -12,8 +12,8 @@ from specbench.schema import ConfigError, PairConfig
 class PartSettings:
     """One part that can be trained; `conf/train.yaml` names the parts and their settings.
 
-    `kind`: target (language modelling on the corpus), refine (the target taught not to repeat itself) or draft (distilled
-    from the pair's target).
+    `kind`: target (language modelling on the corpus), refine (the target taught not to repeat itself), draft (distilled from
+    the pair's target) or heads (a method's heads on the target's hidden states).
     """
 
     kind: str = "draft"
@@ -21,6 +21,10 @@ class PartSettings:
     tokens: int = 1_000_000
     folder: str = "draft"  # name under train.out's default, specbench/models/builtin
     copy_layers: list[int] | None = None  # layers of the target that a draft starts from; None: spread evenly
+    width: int | None = None  # None: train.width; also heads and feed_forward
+    heads: int | None = None
+    feed_forward: int | None = None
+    init: str | None = None  # None: train.init
     own_text: float = 0.75  # share of distillation rows that are the target's own continuations, the rest is corpus text
     length: int | None = None  # tokens per sequence; None: train.length
     rows: int | None = None  # sequences per step; None: train.rows
@@ -35,6 +39,7 @@ class TrainSettings:
     work: str = "runs/train"
     resume: bool = False
     seed: int = 0
+    device: str = "auto"
     threads: int = 2
     tokens: int | None = None
     layers: int | None = None
@@ -60,6 +65,7 @@ class TrainSettings:
     new_tokens: int = 128
     generate_rows: int = 64
     pool_rows: int = 512
+    reuse: float = 4.0
     init: str = "auto"
     strength: float = 20.0
     mixed_back: float = 0.3
@@ -75,6 +81,9 @@ class Settings:
     pair: PairConfig = field(default_factory=PairConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
     parts: dict[str, PartSettings] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)  # part=heads: whose heads, as a run's method node
+    method_name: str = ""
+    heads: dict[str, Any] = field(default_factory=dict)  # part=heads: options of the family
 
     def chosen(self) -> PartSettings:
         """The settings of the chosen part, with `train.*` overrides. Raises ConfigError for an unknown part."""
@@ -95,5 +104,8 @@ def settings_from(plain: dict[str, Any]) -> Settings:
         part=plain["part"],
         pair=PairConfig(**(plain.get("pair") or {})),
         train=TrainSettings(**(plain.get("train") or {})),
+        method=plain.get("method") or {},
+        method_name=plain.get("method_name") or "",
+        heads=plain.get("heads") or {},
         parts={name: PartSettings(**(value or {})) for name, value in (plain.get("parts") or {}).items()},
     )

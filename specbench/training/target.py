@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from specbench.training.settings import TrainSettings
+from specbench.training.settings import PartSettings, TrainSettings
 
 
-def new_llama(settings: TrainSettings, layers: int, vocab_size: int) -> LlamaForCausalLM:
-    """A Llama of `layers` layers with tied embeddings, weights drawn from `train.seed`."""
+def new_llama(settings: TrainSettings, part: PartSettings, vocab_size: int) -> LlamaForCausalLM:
+    """A Llama of the part's shape (or the settings' where the part says none) with tied embeddings, drawn from `train.seed`."""
     torch.manual_seed(settings.seed)
+    heads = part.heads or settings.heads
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=settings.width,
-        intermediate_size=settings.feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=settings.heads,
-        num_key_value_heads=settings.heads,
+        hidden_size=part.width or settings.width,
+        intermediate_size=part.feed_forward or settings.feed_forward,
+        num_hidden_layers=part.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=settings.max_positions,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -36,7 +37,7 @@ def new_llama(settings: TrainSettings, layers: int, vocab_size: int) -> LlamaFor
 
 def next_token_loss(model: nn.Module, ids: Tensor, autocast: bool) -> Tensor:
     """Mean cross-entropy in nats of each next token; ids (rows, length)."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
         logits = model(input_ids=ids, use_cache=False).logits
     return nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
 
@@ -48,7 +49,7 @@ def heldout_loss(
     """Nats per token on each held-out stream, in windows of `length` tokens."""
     losses = {}
     for name, array in streams.items():
-        ids = torch.from_numpy(array.astype(np.int64))
+        ids = torch.from_numpy(array.astype(np.int64)).to(device_of(model))
         usable = min(len(ids), max_tokens) // length * length
         if usable:
             windows = ids[:usable].view(-1, length).split(4)
@@ -66,17 +67,23 @@ def loss_by_position(model: nn.Module, ids: np.ndarray, context: int = 4_096, wi
     count = min(len(ids) // context, windows)
     if count == 0:
         return {}
-    losses = torch.zeros(context - 1)
-    for window in torch.from_numpy(ids[: count * context].astype(np.int64)).view(count, context):
+    device = device_of(model)
+    losses = torch.zeros(context - 1, device=device)
+    for window in torch.from_numpy(ids[: count * context].astype(np.int64)).view(count, context).to(device):
         logits = model(input_ids=window[None], use_cache=False).logits[0]
         losses += nn.functional.cross_entropy(logits[:-1].float(), window[1:], reduction="none") / count
     edges = [*(edge for edge in (0, 64, 256, 512, 1_024, 2_048) if edge < context - 1), context - 1]
     return {f"{a}-{b}": float(losses[a:b].mean()) for a, b in itertools.pairwise(edges)}
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next(model.parameters()).device
+
+
 def save_model(model: Any, folder: Path) -> None:
     """Write `model` as bfloat16 safetensors in shards of at most 15 MB; `model` itself stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")
+    copy.deepcopy(model).to("cpu", torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # written through a private temporary file

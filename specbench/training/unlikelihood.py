@@ -37,7 +37,7 @@ def refining_loss(model: nn.Module, ids: Tensor, marks: Tensor, strength: float,
     ids, marks (rows, length); marks says what each token is to its own prediction. The unlikelihood is averaged over all
     tokens of the rows that hold any mark other than LIKELY, so it fades as the repetitions do.
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
         logits = model(input_ids=ids, use_cache=False).logits
     log_p = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     kind = marks[:, 1:]
@@ -93,7 +93,9 @@ class LoopBatches:
         usable = [p for p in self.prompts if len(p) >= size]
         prompts = torch.tensor([usable[i][:size] for i in draw.integers(0, len(usable), self.generate_rows)])
         self.model.eval()
-        rows = continuations(self.model, prompts, length - size, torch.zeros(len(prompts)), torch.Generator())
+        device = next(self.model.parameters()).device
+        greedy = torch.zeros(len(prompts), device=device)
+        rows = continuations(self.model, prompts.to(device), length - size, greedy, torch.Generator(device)).cpu()
         self.model.train()
         marks = [[IGNORED] * size + [UNLIKELY if r else IGNORED for r in repeated(row, size)] for row in rows.tolist()]
         self.ids, self.marks = rows, torch.tensor(marks)
