@@ -17,6 +17,7 @@ from specbench.check import CHECKS, FAIL, GREEDY, SAMPLED, SKIP, Bench
 from specbench.check.__main__ import configured_bench
 from specbench.check.law import sampled_law
 from specbench.check.tiny import PROMPTS, make_tiny_pair
+from specbench.check.tiny_heads import with_tiny_heads
 from specbench.cli import compose
 from specbench.pair import PairSpec
 from specbench.paths import CONF_DIR
@@ -28,6 +29,8 @@ VARIANTS = [
     *((name,) for name in METHODS),
     ("speculative", "method.rule=ratio"),
     ("pearl", "method.rule=lockstep_ratio", "method.draft_length=3"),
+    ("medusa", "method.rule=delta"),
+    ("medusa", "method.rule=typical"),
 ]
 RULE_CHECKS = ("greedy identity", "sampled law", "claim", "same seed", "fresh state", "caches")  # where a rule matters
 LAW_SEEDS = 200
@@ -41,13 +44,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> PairSpec:
 
 @pytest.fixture(scope="module")
 def benches(pair: PairSpec) -> Iterator[Callable[[tuple[str, ...]], Bench]]:
-    """One bench for all checks of a variant: on the tiny pair, or on the built-in one for methods with trained parts."""
+    """One bench for all checks of a variant: on the tiny pair, or on the built-in one for methods that do not fit it."""
     made: dict[tuple[str, ...], Bench] = {}
 
     def bench_of(variant: tuple[str, ...]) -> Bench:
         if variant not in made:
             config = compose([f"method={variant[0]}", *variant[1:]])
-            made[variant] = Bench(config.method, pair, PROMPTS)
+            node = with_tiny_heads(config.method, pair, Path(pair.target.path).parent)
+            made[variant] = Bench(node, pair, PROMPTS)
             thread_worker.install(monkeypatch)  # again and again: only now the method's modules are imported
             try:
                 made[variant].method(GREEDY)
@@ -83,5 +87,5 @@ def test_contract(variant: tuple[str, ...], check: str, benches: Callable[[tuple
 
 
 def test_the_list_is_what_the_folder_holds() -> None:
-    assert {"autoregressive", "speculative", "amusd", "pearl"} <= set(METHODS)
+    assert {"autoregressive", "speculative", "amusd", "pearl", "medusa"} <= set(METHODS)
     assert all((Path(CONF_DIR) / "method" / f"{name}.yaml").is_file() for name, *_ in VARIANTS)

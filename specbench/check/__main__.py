@@ -56,13 +56,16 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str]) -> RunConfig:
 
 def check_all(config: RunConfig) -> int:
     """All checks on the tiny pair, the first ones on the configured pair too; all on this one where the tiny does not fit."""
-    from specbench.check import CHECKS, FIRST_CHECKS
+    from specbench.check import CHECKS, FIRST_CHECKS, SKIP
     from specbench.check.bench import GREEDY, Bench
     from specbench.check.tiny import PROMPTS, make_tiny_pair
+    from specbench.check.tiny_heads import with_tiny_heads
 
     timeout = config.engine.timeout_seconds
     with tempfile.TemporaryDirectory(prefix="specbench-check-") as folder:
-        tiny = Bench(config.method, make_tiny_pair(Path(folder)), PROMPTS, config.allow_targets, timeout_seconds=timeout)
+        pair = make_tiny_pair(Path(folder))
+        node = with_tiny_heads(config.method, pair, Path(folder), config.allow_targets)
+        tiny = Bench(node, pair, PROMPTS, config.allow_targets, timeout_seconds=timeout)
         try:
             tiny.method(GREEDY)
         except ConfigError as error:
@@ -74,7 +77,10 @@ def check_all(config: RunConfig) -> int:
             tiny.close()
     bench = configured_bench(config)
     try:
-        failed += report(bench, f"{config.pair.name} pair", checks)
+        if checks is FIRST_CHECKS and (why := no_heads(bench)):
+            print(f"{SKIP}  {config.pair.name} pair: {why}")
+        else:
+            failed += report(bench, f"{config.pair.name} pair", checks)
     finally:
         bench.close()
     print(f"{config.method_name}: {'all checks passed' if not failed else f'{failed} checks failed'}")
@@ -91,6 +97,21 @@ def configured_bench(config: RunConfig) -> Any:
     pair = check_pair(pair, tokenizer)
     prompts = [tuple(tokenizer(text).input_ids) for text in TEXTS]
     return Bench(config.method, pair, prompts, config.allow_targets, timeout_seconds=config.engine.timeout_seconds)
+
+
+def no_heads(bench: Any) -> str | None:
+    """Why the configured pair has no heads, where none were named and none are its own: nothing to check there."""
+    from specbench.check.bench import GREEDY
+
+    if bench.node.get("heads") is not None:
+        return None
+    try:
+        bench.method(GREEDY)
+    except ConfigError as error:
+        return str(error) if error.key == "method.heads" else None
+    except Exception:  # the checks will say what it is
+        return None
+    return None
 
 
 def report(bench: Any, title: str, checks: Any) -> int:

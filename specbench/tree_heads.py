@@ -1,0 +1,217 @@
+"""Base of methods that draft one static tree per round with heads on the target's last hidden state (Medusa, Hydra).
+
+The tree's shape is chosen once: given, or built from how often each head's candidates were right on calibration text and from
+what a row of the target costs on this machine (`engine.static_tree`). A round fills it with tokens; the target verifies all
+nodes in one forward. Exact under the match rules and `delta`, since the children are a fixed set; `typical` is lossy.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from specbench.engine.row_cost import ROWS, lower_quartile_seconds, measure_row_seconds
+from specbench.engine.runtime import Request, Runtime
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.static_tree import (
+    Node,
+    build_static_tree,
+    choose_num_nodes,
+    expected_accepted_length,
+    parents_of,
+)
+from specbench.engine.tree import EMPTY, DraftTree, Verdict
+from specbench.engine.verify import Rule
+from specbench.heads import open_heads
+from specbench.method import Method, Needs
+from specbench.schema import ConfigError
+
+EXACT_RULES = ("greedy_match", "sample_match", "delta")
+
+
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one depth, to be filled together.
+
+    above: the nodes of the depth before that have children, by their place in that depth (depth 1: the root, [0]). parent: for
+    every node of this depth the place of its parent in `above`; choice: which of its parent's candidates it is.
+    """
+
+    above: Tensor
+    parent: Tensor
+    choice: Tensor
+
+
+class TreePlan:
+    """A static tree in the order in which it is drafted: by depth, siblings by rank. Any beginning of its levels is a tree."""
+
+    def __init__(self, nodes: Sequence[Node], device: torch.device):
+        self.nodes = sorted(nodes, key=lambda node: (len(node), node))
+        self.parents = parents_of(self.nodes)
+        self.depth = max((len(node) for node in self.nodes), default=0)
+        self.width = 1 + max((node[-1] for node in self.nodes), default=0)  # candidates needed of a head
+        self.ends = [sum(len(node) <= depth for node in self.nodes) for depth in range(self.depth + 1)]
+        self.levels: list[Level] = []
+        places: dict[Node, int] = {(): 0}
+        for depth in range(1, self.depth + 1):
+            here = [node for node in self.nodes if len(node) == depth]
+            above = sorted({places[node[:-1]] for node in here})
+            parent = [above.index(places[node[:-1]]) for node in here]
+            choice = [node[-1] for node in here]
+            self.levels.append(Level(*(torch.tensor(values, device=device) for values in (above, parent, choice))))
+            places = {node: place for place, node in enumerate(here)}
+
+    def tree(self, tokens: list[int], depth: int, num_forwards: int) -> DraftTree:
+        """The first `depth` levels filled with tokens; as a chain where no node has a sibling."""
+        parents: list[int] | None = self.parents[: self.ends[depth]]
+        if parents == list(range(-1, len(tokens) - 1)):
+            parents = None
+        return DraftTree(tokens, parents, num_forwards=num_forwards)
+
+
+class TreeHeads(Method):
+    """heads: folder, builtin:<part>, Hub repository or null (the built-in pair's). tree: auto, a preset's name, or a list of
+    paths. num_nodes: auto (by measured cost) or a number, for tree=auto. rule: greedy_match | sample_match | delta | typical;
+    null = match. epsilon, delta: typical acceptance's threshold min(epsilon, delta * exp(-entropy)).
+    """
+
+    needs = Needs(taps=(-1,))
+    presets: ClassVar[Mapping[str, Sequence[Node]]] = {}
+    level_by_level: ClassVar[bool] = False  # whether a round costs one draft forward a level, or one in all
+
+    def __init__(
+        self,
+        *,
+        heads: str | None = None,
+        tree: str | Sequence[Sequence[int]] = "auto",
+        num_nodes: int | str = "auto",
+        rule: str | None = None,
+        epsilon: float = 0.09,
+        delta: float = 0.3,
+    ):
+        super().__init__(rule=rule)
+        if rule not in (None, *EXACT_RULES, "typical"):
+            raise ConfigError("method.rule", rule, f"possible for a fixed tree: {', '.join(EXACT_RULES)}, typical (lossy)")
+        if num_nodes != "auto" and (not isinstance(num_nodes, int) or isinstance(num_nodes, bool) or num_nodes < 1):
+            raise ConfigError("method.num_nodes", num_nodes, "give auto or a whole number from 1 up")
+        for name, value, most in (("epsilon", epsilon, 1.0), ("delta", delta, float("inf"))):
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.0 < value < most:
+                raise ConfigError(f"method.{name}", value, f"give a number above 0{' and below 1' if most == 1.0 else ''}")
+        self.heads_name, self.num_nodes = heads, num_nodes
+        self.epsilon, self.delta = epsilon, delta
+        self.given = None if tree == "auto" else self._parse(tree)
+        self.plan: TreePlan | None = None
+        self._facts: dict[str, float | int | str] = {}
+
+    def _parse(self, tree: Any) -> list[Node]:
+        if isinstance(tree, str):
+            if tree not in self.presets:
+                raise ConfigError("method.tree", tree, f"possible: {', '.join(['auto', *self.presets])}, or a list of paths")
+            return list(self.presets[tree])
+        try:
+            nodes = [tuple(int(choice) for choice in path) for path in tree]
+            expected_accepted_length([[0.0] * (1 + max(map(max, nodes)))] * max(map(len, nodes)), nodes)
+            if min(map(min, nodes)) < 0:
+                raise ValueError("a choice is at least 0")
+        except (TypeError, ValueError) as error:
+            raise ConfigError("method.tree", tree, f"give paths such as [[0], [1], [0, 0]]: {error}") from error
+        return nodes
+
+    def rule_for(self, law: SamplingLaw) -> Rule:
+        rule = super().rule_for(law)
+        if rule.name == "typical":
+            return replace(rule, function=functools.partial(rule.function, epsilon=self.epsilon, delta=self.delta))
+        return rule
+
+    @property
+    def max_nodes(self) -> int:
+        return len(self.plan.nodes) if self.plan is not None else 0
+
+    def open(self, runtime: Runtime) -> None:
+        super().open(runtime)
+        assert self.heads_class is not None
+        self.heads, folder = open_heads(self.heads_class, self.heads_name, runtime)
+        self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
+        self.vocab_size = min(runtime.target.vocab_size, self.heads.target.vocab_size)
+        nodes = self.given if self.given is not None else self._build()
+        chains_only = runtime.target.tree_refusal
+        if chains_only is not None and any(choice for node in nodes for choice in node):
+            raise ConfigError("method.tree", "given", f"the target takes draft chains only ({chains_only}): use tree=auto")
+        deepest, widest = max(map(len, nodes)), 1 + max(map(max, nodes))
+        if deepest > self.heads.max_depth:
+            raise ConfigError("method.tree", deepest, f"a tree of depth {deepest}, and {self.heads.max_depth} heads")
+        if widest > self.vocab_size:
+            raise ConfigError("method.tree", widest, f"{widest} candidates of a head, and {self.vocab_size} tokens")
+        self.plan = TreePlan(nodes, runtime.target.device)
+        self._facts |= {"tree_nodes": len(nodes), "tree_depth": deepest}
+
+    def _build(self) -> list[Node]:
+        """The tree for this machine. Raises ConfigError for heads whose accuracies nobody measured."""
+        accuracies = self.heads.calibration.get("accuracies")
+        if not accuracies:
+            remedy = "these heads came without measured accuracies: name a preset or give paths"
+            raise ConfigError("method.tree", "auto", f"{remedy} ({', '.join(self.presets) or 'no preset'})")
+        accuracies = [row[: self.vocab_size] for row in accuracies]
+        if self.runtime.target.tree_refusal is not None:
+            accuracies = [row[:1] for row in accuracies]
+        if self.num_nodes != "auto":
+            assert isinstance(self.num_nodes, int)
+            return self._floor(build_static_tree(accuracies, self.num_nodes))
+        largest = self._floor(build_static_tree(accuracies, max(ROWS) - 1))
+        costs = measure_row_seconds(self.target, [n for n in ROWS if n <= 1 + len(largest)] + [1 + len(largest)])
+        self.plan = TreePlan(largest, self.runtime.target.device)
+        hidden = torch.zeros(self.heads.target.width, device=self.heads.target.device, dtype=self.heads.target.dtype)
+        depth = self.plan.depth
+        draft_seconds = lower_quartile_seconds(lambda: self.fill(hidden, 0, depth).tolist(), self.runtime.device, 9)
+        best = choose_num_nodes(accuracies, costs, draft_seconds, max_nodes=len(largest))
+        expected = expected_accepted_length(accuracies, largest[:best])
+        self._facts |= {
+            "best_num_nodes": best,  # 0: by these measurements no tree beats plain decoding; one node is drafted all the same
+            "expected_accepted_per_round": round(expected, 3),
+            "draft_seconds": draft_seconds,
+            **{f"seconds_of_{rows}_rows": seconds for rows, seconds in costs.items()},
+        }
+        return largest[: max(1, best)]
+
+    @staticmethod
+    def _floor(nodes: list[Node]) -> list[Node]:
+        """Heads that were never right draft their first choice all the same."""
+        return nodes or [(0,)]
+
+    def begin(self, request: Request, first_token: int) -> None:
+        self.pending = first_token
+
+    def observe(self, verdict: Verdict) -> None:
+        self.pending = verdict.extra
+
+    @torch.inference_mode()
+    def propose(self, max_depth: int) -> DraftTree:
+        assert self.plan is not None
+        depth = min(self.plan.depth, max_depth)
+        if depth < 1:
+            return EMPTY
+        # The LM head's input at the last row that stands: the prompt's last after prefill, the accepted path's last after that.
+        tokens = self.fill(self.target.taps[-1][-1], self.pending, depth).tolist()
+        return self.plan.tree(tokens, depth, depth if self.level_by_level else 1)
+
+    def fill(self, hidden: Tensor, pending: int, depth: int) -> Tensor:
+        """Tokens of the first `depth` levels of the plan, int64 [nodes], from h [width] and the pending token."""
+        raise NotImplementedError
+
+    def candidates(self, logits: Tensor) -> Tensor:
+        """The best ids by rank, int64 [..., plan.width], among those that the target may emit; logits [..., vocab]."""
+        assert self.plan is not None
+        return logits[..., : self.vocab_size].topk(self.plan.width, dim=-1).indices
+
+    def memory_bytes(self) -> dict[str, int]:
+        size = sum(p.numel() * p.element_size() for p in itertools.chain(self.heads.parameters(), self.heads.buffers()))
+        return super().memory_bytes() | {"heads_weights": size}
+
+    def facts(self) -> dict[str, float | int | str]:
+        return self._facts
