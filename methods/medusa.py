@@ -183,5 +183,6 @@ class Medusa(TreeHeads):
 
     def fill(self, hidden: Tensor, pending: int, depth: int) -> Tensor:
         assert self.plan is not None
-        guesses = self.candidates(self.heads.all_logits(hidden, depth))
-        return torch.cat([guesses[k][level.choice] for k, level in enumerate(self.plan.levels[:depth])])
+        logits = self.heads.all_logits(hidden, depth)
+        levels = enumerate(self.plan.levels[:depth], start=1)
+        return torch.cat([self.candidates(logits[k - 1], k)[level.choice] for k, level in levels])

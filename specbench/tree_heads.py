@@ -18,7 +18,7 @@ from torch import Tensor
 
 from specbench.engine.row_cost import ROWS, lower_quartile_seconds, measure_row_seconds
 from specbench.engine.runtime import Request, Runtime
-from specbench.engine.sampling import SamplingLaw
+from specbench.engine.sampling import SamplingLaw, keyed_gumbel
 from specbench.engine.static_tree import (
     Node,
     build_static_tree,
@@ -107,6 +107,7 @@ class TreeHeads(Method):
         self.epsilon, self.delta = epsilon, delta
         self.given = None if tree == "auto" else self._parse(tree)
         self.plan: TreePlan | None = None
+        self.noise: Tensor | None = None  # of the round's positions, [depth, vocab], where the target's is shared
         self._facts: dict[str, float | int | str] = {}
 
     def _parse(self, tree: Any) -> list[Node]:
@@ -138,6 +139,8 @@ class TreeHeads(Method):
         assert self.heads_class is not None
         self.heads, folder = open_heads(self.heads_class, self.heads_name, runtime)
         self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
+        self.shares_noise = not runtime.law.greedy and self.rule_for(runtime.law).needs == "choice"
+        self.noise = None
         self.vocab_size = min(runtime.target.vocab_size, self.heads.target.vocab_size)
         nodes = self.given if self.given is not None else self._build()
         chains_only = runtime.target.tree_refusal
@@ -185,10 +188,11 @@ class TreeHeads(Method):
         return nodes or [(0,)]
 
     def begin(self, request: Request, first_token: int) -> None:
-        self.pending = first_token
+        self.pending, self.num_output, self.noise_key = first_token, 1, request.noise_key
 
     def observe(self, verdict: Verdict) -> None:
         self.pending = verdict.extra
+        self.num_output += len(verdict.tokens)
 
     @torch.inference_mode()
     def propose(self, max_depth: int) -> DraftTree:
@@ -196,6 +200,10 @@ class TreeHeads(Method):
         depth = min(self.plan.depth, max_depth)
         if depth < 1:
             return EMPTY
+        if self.shares_noise:
+            positions = range(self.num_output, self.num_output + depth)
+            device = self.target.model.device
+            self.noise = keyed_gumbel(self.noise_key, positions, self.vocab_size, device)
         # The LM head's input at the last row that stands: the prompt's last after prefill, the accepted path's last after that.
         tokens = self.fill(self.target.taps[-1][-1], self.pending, depth).tolist()
         return self.plan.tree(tokens, depth, depth if self.level_by_level else 1)
@@ -204,10 +212,17 @@ class TreeHeads(Method):
         """Tokens of the first `depth` levels of the plan, int64 [nodes], from h [width] and the pending token."""
         raise NotImplementedError
 
-    def candidates(self, logits: Tensor) -> Tensor:
-        """The best ids by rank, int64 [..., plan.width], among those that the target may emit; logits [..., vocab]."""
+    def candidates(self, logits: Tensor, depth: int) -> Tensor:
+        """The best ids by rank, int64 [rows, plan.width], for nodes of a depth, among those that the target may emit.
+
+        logits [rows, vocab]. At a temperature, under sample_match, the target's own keyed noise of that position is added: the
+        token that the target will choose is then among the first far more often than the likeliest tokens are.
+        """
         assert self.plan is not None
-        return logits[..., : self.vocab_size].topk(self.plan.width, dim=-1).indices
+        logits = logits[..., : self.vocab_size]
+        if self.noise is not None:
+            logits = logits.float() / self.runtime.law.temperature + self.noise[depth - 1]
+        return logits.topk(self.plan.width, dim=-1).indices
 
     def memory_bytes(self) -> dict[str, int]:
         size = sum(p.numel() * p.element_size() for p in itertools.chain(self.heads.parameters(), self.heads.buffers()))

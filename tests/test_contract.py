@@ -31,6 +31,7 @@ VARIANTS = [
     ("pearl", "method.rule=lockstep_ratio", "method.draft_length=3"),
     ("medusa", "method.rule=delta"),
     ("medusa", "method.rule=typical"),
+    ("hydra", "method.rule=delta"),
 ]
 RULE_CHECKS = ("greedy identity", "sampled law", "claim", "same seed", "fresh state", "caches")  # where a rule matters
 LAW_SEEDS = 200
