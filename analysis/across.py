@@ -21,7 +21,8 @@ def configuration_of(run: Mapping[str, Any]) -> str:
     config = run.get("config", {})
     settings = {name: value for name, value in conditions_of(run).items() if name not in _OF_THE_MACHINE}
     method = [config.get("method_name"), options_text(config.get("method") or {})]
-    draft = draft_key(run)[:2]  # on whatever device
+    weights, dtype, _, errors = draft_key(run)  # on whatever device
+    draft = [weights, dtype, errors]
     samples = (run.get("data") or {}).get("sample_ids")
     return json.dumps([settings, method, pair_key(run), draft, data_key(run), samples], sort_keys=True, default=str)
 

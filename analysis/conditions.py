@@ -51,7 +51,8 @@ def pair_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def draft_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
     draft = (run.get("pair") or {}).get("draft") or {}
-    return (draft.get("sha256") or draft.get("name"), draft.get("dtype"), draft.get("device"))
+    # errors: of a draft that replays the target's text and is wrong on purpose.
+    return (draft.get("sha256") or draft.get("name"), draft.get("dtype"), draft.get("device"), draft.get("errors"))
 
 
 def data_key(run: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from specbench.draft_errors import DraftErrors
 from specbench.schema import ConfigError, DataConfig, DecodingConfig, EngineConfig, MeasureConfig, PairConfig, RunConfig
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -15,6 +16,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 def validate(config: RunConfig) -> None:
     """Raises ConfigError for the first option outside its range. A plugin's constructor checks the plugin's own options."""
     _check_pair(config.pair)
+    _check_draft_errors(config)
     _check_data(config.data)
     _check_decoding(config.decoding)
     _check_measure(config.measure)
@@ -50,6 +52,16 @@ def _check_pair(pair: PairConfig) -> None:
         device = getattr(pair, f"{role}_device")
         if not isinstance(device, str) or not _DEVICE.fullmatch(device):
             raise ConfigError(f"pair.{role}_device", device, "possible: auto, cpu, cuda, cuda:<number>")
+
+
+def _check_draft_errors(config: RunConfig) -> None:
+    if config.pair.draft_errors is None:
+        return
+    _text("pair.draft_errors", config.pair.draft_errors, "possible: a pattern of wrong drafts, or null for a draft of its own")
+    DraftErrors.parse(config.pair.draft_errors)
+    if config.decoding.temperature:
+        remedy = "the text that a draft replays is the target's greedy one: set decoding.temperature=0"
+        raise ConfigError("pair.draft_errors", config.pair.draft_errors, remedy)
 
 
 def _check_data(data: DataConfig) -> None:

@@ -5,10 +5,11 @@ A `PairSpec` is small and picklable: each process loads, exactly once, only the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specbench.draft_errors import DraftErrors
 from specbench.schema import ConfigError, PairConfig
 
 if TYPE_CHECKING:
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 BUILTIN = "builtin:"
 _BUILTIN_DIR = Path(__file__).resolve().parent / "models" / "builtin"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A draft that replays a target's text with errors (pair.draft_errors). vocab_size: of the target, None until checked."""
+
+    errors: str
+    target: ModelSpec
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class ModelSpec:
     revision: str | None
     attention: str
     trust_remote_code: bool
+    replay: Replay | None = None
 
 
 @dataclass(frozen=True)
@@ -110,11 +121,28 @@ def specify(config: PairConfig, attention: str = "sdpa") -> PairSpec:
             trust_remote_code=config.trust_remote_code,
         )
 
-    return PairSpec(config.name, spec("target"), spec("draft") if config.draft else None)
+    target, draft = spec("target"), spec("draft") if config.draft else None
+    if config.draft_errors is not None:
+        DraftErrors.parse(config.draft_errors)
+        if draft is None:
+            raise ConfigError("pair.draft", None, "pair.draft_errors takes the time of its forwards from a draft: name one")
+        draft = replace(draft, replay=Replay(config.draft_errors, replace(target, device=draft.device)))
+    return PairSpec(config.name, target, draft)
 
 
 def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
-    """Load one model in this process. Raises ConfigError naming pair.<role> when it is missing or cannot be rolled back."""
+    """Load one model in this process. Raises ConfigError naming pair.<role> when it is missing or cannot be rolled back.
+
+    A draft that replays the target's text brings a target of its own, wherever it is loaded.
+    """
+    if spec.replay is not None:
+        from specbench.engine.replay import ReplayModel
+
+        draft, target = (
+            load_model(replace(spec, replay=None), vocab_size),
+            load_model(spec.replay.target, spec.replay.vocab_size),
+        )
+        return ReplayModel.around(draft, target, DraftErrors.parse(spec.replay.errors))
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -206,8 +234,6 @@ def common_vocabulary(target_config: Any, draft_config: Any, target_tokenizer: A
 
 def check_pair(spec: PairSpec, target_tokenizer: Any) -> PairSpec:
     """Refuse an ill-matched pair before any weight is loaded; returns the spec with its vocabularies."""
-    from dataclasses import replace
-
     target_config = read_config(spec.target)
     spec = replace(spec, vocab_size=vocabulary(target_config, target_tokenizer))
     if spec.draft is None:
@@ -217,7 +243,10 @@ def check_pair(spec: PairSpec, target_tokenizer: Any) -> PairSpec:
         rows = common_vocabulary(target_config, draft_config, target_tokenizer, load_tokenizer(spec.draft))
     except ValueError as error:
         raise ConfigError("pair.draft", spec.draft.name, f"does not match {spec.target.name}: {error}") from error
-    return replace(spec, draft_vocab_size=rows)
+    draft = spec.draft
+    if draft.replay is not None:
+        draft = replace(draft, replay=replace(draft.replay, vocab_size=spec.vocab_size))
+    return replace(spec, draft=draft, draft_vocab_size=rows)
 
 
 def context_length(spec: PairSpec) -> int | None:
@@ -242,8 +271,8 @@ def local_folder(spec: ModelSpec) -> Path | None:
 
 
 def pair_facts(spec: PairSpec) -> dict[str, Any]:
-    """Names, resolved revisions, dtypes, devices and hashes of both models and the tokenizer, for run.json."""
-    from specbench.measure.provenance import model_hash, tokenizer_hash
+    """Names, resolved revisions, dtypes, devices, sizes and hashes of both models and the tokenizer, for run.json."""
+    from specbench.measure.provenance import model_hash, stored_parameters, tokenizer_hash
 
     def facts(model: ModelSpec | None) -> dict[str, Any] | None:
         if model is None:
@@ -259,7 +288,9 @@ def pair_facts(spec: PairSpec) -> dict[str, Any]:
             "revision": model.revision,
             "resolved_revision": folder.name if folder is not None and at_hub else None,
             "sha256": model_hash(folder) if folder is not None else None,
+            "num_parameters": stored_parameters(folder) if folder is not None else None,
             "trust_remote_code": model.trust_remote_code,
+            **({"errors": model.replay.errors} if model.replay is not None else {}),
         }
 
     folder = local_folder(spec.target)

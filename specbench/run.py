@@ -250,7 +250,7 @@ def run_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "pair": pair_facts(prepared.pair),
         "data": data_facts(prepared),
-        "warnings": [*prepared.dataset.warnings, *shared_device(prepared)],
+        "warnings": [*prepared.dataset.warnings, *shared_device(prepared), *set_acceptance(prepared.pair)],
         "provenance": provenance.collect(),
     }
 
@@ -265,6 +265,14 @@ def shared_device(prepared: Prepared) -> list[str]:
             return []
         return ["draft and target share one CPU core and take turns: correct, but no basis for speed"]
     return [f"draft and target share {pair.target.device} and take turns: correct, but no basis for speed"]
+
+
+def set_acceptance(pair: PairSpec) -> list[str]:
+    """A replayed draft is an experiment on a method, never a finding about a pair."""
+    if pair.draft is None or pair.draft.replay is None:
+        return []
+    how = f"pair.draft_errors={pair.draft.replay.errors}"
+    return [f"the draft replays the target's text ({how}): acceptance is set and not measured, its speed-up is no pair's"]
 
 
 def data_facts(prepared: Prepared) -> dict[str, Any]:

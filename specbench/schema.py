@@ -36,6 +36,7 @@ class PairConfig:
     draft_device: str = "auto"
     target_revision: str | None = None
     draft_revision: str | None = None
+    draft_errors: str | None = None  # instead of the draft's own words the target's, wrong where this says (draft_errors.py)
     trust_remote_code: bool = False
 
 

@@ -40,6 +40,8 @@ def sequential(method: Method, target: Session, runtime: Runtime, request: Reque
     rule = method.rule_for(law)
     rng = TorchRng.seeded(key) if rule.needs == "probabilities" else None
     clock = clock_for(runtime.device)
+    if runtime.draft is not None:
+        runtime.draft.expect(request)
     target.start(len(request.prompt_ids) + request.max_new_tokens + method.max_nodes + 1)
     clock.synchronize()
 

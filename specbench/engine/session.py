@@ -10,13 +10,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from specbench.engine.cache import KVCache
 from specbench.engine.masks import MaskPlan, build
 from specbench.engine.tree import DraftTree, Verdict
+
+if TYPE_CHECKING:
+    from specbench.engine.runtime import Request
 
 
 @dataclass
@@ -71,6 +74,9 @@ class Model:
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
+
+    def expect(self, request: Request) -> None:
+        """A draft model is told of every prompt before its clock starts. A real one needs no word (see `engine.replay`)."""
 
 
 class Session:

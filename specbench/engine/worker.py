@@ -221,13 +221,16 @@ def _child_main(
         placement.apply()
         from specbench.pair import load_model
 
-        program.open(load_model(spec, vocab_size))
+        model = load_model(spec, vocab_size)
+        program.open(model)
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
         pipe.send(("ready", None))
         while True:
             word, content = pipe.recv()
             if word == "prepare":
+                if hasattr(content, "request"):  # a sample, and not another order of a method's own
+                    model.expect(content.request)
                 program.prepare(content)
                 pipe.send(("prepared", None))
             elif word == "run":
