@@ -1,5 +1,6 @@
 """Joules and watts without a device: the real bindings on a stand-in library, a fake sysfs tree, a replayed trace."""
 
+import itertools
 import json
 import os
 import shutil
@@ -236,6 +237,8 @@ def test_a_whole_pass_over_two_devices(with_nvml: Runner) -> None:
     )  # the idle draft device is charged to the baseline
     assert made["attribution_rule"] == attribution.RULE_WITH_IDLE and made["warnings"] == []
     assert len({row["device"] for row in rows}) == 2
+    order = [arm for arm, _ in itertools.groupby(row["arm"] for row in rows if row["role"] == "target")]
+    assert order == ["method", "baseline", "method"], "every reading says whose block it is of (the two baselines touch)"
 
 
 def test_the_thread_samples_and_stops(with_nvml: Runner) -> None:

@@ -177,3 +177,18 @@ def test_model_and_tokenizer_hash(tmp_path: Path, reads: list[Path]) -> None:
     assert first[0] == second[0] and first[1] != second[1]
     (tmp_path / "config.json").write_text('{"a": 1}')
     assert provenance.model_hash(tmp_path) != first[0]
+
+
+def test_parameters_are_counted_from_the_headers(tmp_path: Path) -> None:
+    """The shipped target's own count, without reading a weight; what cannot be counted is null and no guess."""
+    from specbench.paths import MODELS_DIR
+
+    folder = MODELS_DIR / "builtin" / "target"
+    counted = provenance.stored_parameters(folder)
+    assert counted is not None
+    assert 2 * counted == pytest.approx((folder / "model.safetensors").stat().st_size, rel=0.01)  # bfloat16
+    assert provenance.stored_parameters(tmp_path) is None
+    (tmp_path / "model.safetensors").write_bytes((9).to_bytes(8, "little") + b"{no json}")
+    assert provenance.stored_parameters(tmp_path) is None
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)  # a header as long as the world
+    assert provenance.stored_parameters(tmp_path) is None

@@ -173,7 +173,7 @@ class EnergyMeter:
     """Counters around blocks, and a trace of all probes by a thread of 10 readings a second.
 
     `synchronize` waits for the devices' queued work before each counter is read. `now` and `thread=False` (then call `poll`)
-    are for tests and replays. `rows` is the trace of all blocks: time_seconds on the clock of `now`, device, role, watts ...
+    are for tests and replays. `rows` is the trace of all blocks: time_seconds (clock `now`), arm, role, device, watts ...
     """
 
     def __init__(
@@ -194,14 +194,16 @@ class EnergyMeter:
         self._first_row = 0
         self._started: float | None = None
         self._joules_seen: dict[str, tuple[float, float]] = {}
+        self._arm: str | None = None
 
     @property
     def available(self) -> bool:
         return bool(self.probes)
 
-    def start(self) -> None:
-        """Begin a block. Returns when the first reading of the trace is there."""
+    def start(self, arm: str | None = None) -> None:
+        """Begin a block; its rows of the trace say whose it is (`arm`). Returns when the first of them is there."""
         assert self._started is None, "a block is running"
+        self._arm = arm
         if self._synchronize is not None:
             self._synchronize()
         self._first_row = len(self.rows)
@@ -247,7 +249,7 @@ class EnergyMeter:
                 before = self._joules_seen.get(probe.device)
                 self._joules_seen[probe.device] = (at, joules)
                 row["watts"] = (joules - before[1]) / (at - before[0]) if before is not None and at > before[0] else None
-            self.rows.append({"time_seconds": at, "role": probe.role, **row})
+            self.rows.append({"time_seconds": at, "arm": self._arm, "role": probe.role, **row})
 
     def _run(self) -> None:
         try:

@@ -19,6 +19,7 @@ from specbench.measure.energy import EnergyMeter, EnergyReading, NvmlProbe, Prob
 MIN_BLOCK_SECONDS = 10.0
 MAX_TEMPERATURE_RISE = 10.0  # degrees Celsius over a pass
 ABBA = ("method", "baseline", "baseline", "method")
+IDLE = "idle"  # stands in the power trace where an arm would
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def abba_pass(
     many seconds have passed and returns the work done."""
     blocks = []
     for arm in ABBA:
-        meter.start()
+        meter.start(arm)
         try:
             work = run_block(arm, min_seconds)
         finally:
@@ -60,7 +61,7 @@ def idle_watts(
     meter: EnergyMeter, seconds: float = MIN_BLOCK_SECONDS, sleep: Callable[[float], None] = time.sleep
 ) -> dict[str, float]:
     """Mean power by device with models loaded and nothing to do; devices that cannot be read are left out."""
-    meter.start()
+    meter.start(IDLE)
     sleep(seconds)
     reading = meter.stop()
     return {part.device: part.joules / part.seconds for part in reading.devices if part.joules is not None and part.seconds > 0}

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
@@ -46,6 +47,7 @@ TOKENIZER_PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "chat_template.*",
 )  # fmt: skip
+_MAX_HEADER = 100_000_000  # bytes: what the format itself allows
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -112,6 +114,24 @@ def model_hash(folder: str | Path) -> str | None:
 def tokenizer_hash(folder: str | Path) -> str | None:
     """The same over the tokenizer's files and the chat template."""
     return _folder_hash(folder, TOKENIZER_PATTERNS)
+
+
+def stored_parameters(folder: str | Path) -> int | None:
+    """Numbers in a model folder's safetensors files, from their headers alone; None where there are none or one is damaged.
+
+    Tied weights are stored, and counted, once. Of quantised weights these are the packed numbers.
+    """
+    total = 0
+    files = sorted(Path(folder).glob("*.safetensors"))
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length)) if length <= _MAX_HEADER else {}
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+    return total or None
 
 
 # ---------------------------------------------------------------------------------------------------- code and packages
