@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import test_train
 import tiny
 import torch
+from transformers import AutoModelForCausalLM
 
 from specbench.engine.runtime import Outcome, Runtime
 from specbench.engine.sampling import SamplingLaw
@@ -22,6 +25,8 @@ from specbench.methods.eagle import FITTING_RULES, Eagle
 from specbench.methods.eagle.draft import FeatureDraft
 from specbench.methods.eagle.heads import EagleHeads
 from specbench.schema import ConfigError
+from specbench.train import run as run_training
+from specbench.training.settings import PartSettings
 
 SAMPLED = SamplingLaw(temperature=0.8, top_p=0.95)
 
@@ -84,7 +89,13 @@ PROMPTS = [tiny.prompt(n, seed=n) for n in (1, 2, 5, 17, 40)]
 
 @pytest.mark.parametrize("law", [SamplingLaw(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
-    "options", [{}, {"top_k": 1, "draft_length": 4}, {"top_k": 3, "num_nodes": 30, "draft_length": 3}, {"num_nodes": 1}]
+    "options",
+    [
+        {"num_nodes": 10},
+        {"num_nodes": 4, "top_k": 1, "draft_length": 4},
+        {"num_nodes": 30, "top_k": 3, "draft_length": 3},
+        {"num_nodes": 1},
+    ],
 )
 def test_output_equals_autoregressive_decoding(target: Any, folder: str, law: SamplingLaw, options: dict[str, int]) -> None:
     around = tiny.runtime(Model.wrap(target), law=law, max_new_tokens=40)
@@ -94,7 +105,7 @@ def test_output_equals_autoregressive_decoding(target: Any, folder: str, law: Sa
     rounds = [r for o in ours for r in o.rounds]
     assert sum(r.num_accepted for r in rounds) > 0.1 * len(rounds)  # or exactness would say nothing
     assert max(r.num_accepted for r in rounds) > (0 if options == {"num_nodes": 1} else 1)
-    assert all(r.num_drafted <= options.get("num_nodes", 10) for r in rounds)
+    assert all(r.num_drafted <= options["num_nodes"] for r in rounds)
     assert all(r.draft_depth <= options.get("draft_length", 6) for r in rounds)
 
 
@@ -103,7 +114,7 @@ def test_every_architecture_with_untrained_heads(architecture: str, tmp_path: Pa
     module = tiny.module(architecture)
     save_heads(made_heads(module), tmp_path)
     around = tiny.runtime(Model.wrap(module), law=SAMPLED, max_new_tokens=20)
-    ours = outputs(Eagle(heads=str(tmp_path)), around, PROMPTS[:4])
+    ours = outputs(Eagle(heads=str(tmp_path), num_nodes=8), around, PROMPTS[:4])
     assert [o.output_ids for o in ours] == [o.output_ids for o in outputs(Method(), around, PROMPTS[:4])]
 
 
@@ -111,7 +122,7 @@ def test_shared_noise_finds_more_of_the_targets_samples(target: Any, folder: str
     around = tiny.runtime(Model.wrap(target), law=SamplingLaw(temperature=1.0), max_new_tokens=40)
 
     def accepted() -> int:
-        return sum(r.num_accepted for o in outputs(Eagle(heads=folder), around, PROMPTS) for r in o.rounds)
+        return sum(r.num_accepted for o in outputs(Eagle(heads=folder, num_nodes=10), around, PROMPTS) for r in o.rounds)
 
     with_noise = accepted()
     monkeypatch.setattr("specbench.methods.eagle.keyed_gumbel", lambda key, positions, size, device: torch.zeros(1, size))
@@ -165,7 +176,7 @@ def test_a_missing_rollback_is_seen(target: Any, folder: str, monkeypatch: pytes
     # The twin of the test above: guessed features that stay in the cache, as if they had been the target's.
     monkeypatch.setattr(FeatureDraft, "rollback", lambda self, length: None)
     around = tiny.runtime(Model.wrap(target), max_new_tokens=30)
-    method = Watched(heads=folder)
+    method = Watched(heads=folder, num_nodes=10)
     method.open(around)
     with pytest.raises(AssertionError):
         method.decode(tiny.request(around, PROMPTS[3]))
@@ -188,7 +199,7 @@ def test_trees_respect_their_limits(target: Any, folder: str) -> None:
 
 def test_eos_inside_an_accepted_path(target: Any, folder: str) -> None:
     around = tiny.runtime(Model.wrap(target), max_new_tokens=40)
-    method, inside = tiny.opened(Eagle(heads=folder), around), 0
+    method, inside = tiny.opened(Eagle(heads=folder, num_nodes=10), around), 0
     for prompt in PROMPTS:
         request = tiny.request(around, prompt)
         whole = method.decode(request).output_ids
@@ -267,7 +278,7 @@ def test_training_for_several_steps_helps_deep_drafts(target: Any) -> None:
 
 
 def test_loss_ignores_what_stands_behind_the_text(target: Any) -> None:
-    heads = made_heads(target, noise=0.0)
+    heads = made_heads(target, noise=0.5)  # noise is for training alone: the same loss twice
     ids, hidden = own_text(target, 4, 20)
     ids[2, 9:] = -1
     spoiled = hidden.clone()
@@ -321,7 +332,69 @@ def test_heads_of_another_target_are_refused(target: Any, tmp_path: Path) -> Non
         assert error.value.key == "method.heads"
 
 
-@pytest.mark.parametrize("rule", ["ratio", "recursive_without_replacement", "k_seq", "lockstep_ratio", "no such"])
+def calibrated(folder: str, to: Path, accuracies: list[list[float]] | None) -> str:
+    shutil.copytree(folder, to)
+    description = json.loads((to / "heads.json").read_text())
+    description["calibration"] = {} if accuracies is None else {"accuracies": accuracies}
+    (to / "heads.json").write_text(json.dumps(description))
+    return str(to)
+
+
+@pytest.mark.parametrize(("per_row", "size"), [(0.0, 3 + 9), (0.35, 2), (10.0, 1)])
+def test_the_automatic_size_follows_the_cost_of_rows(
+    target: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_row: float, size: int
+) -> None:
+    monkeypatch.setattr("specbench.methods.eagle.measure_row_seconds", lambda session: {n: 1 + per_row * n for n in (1, 64)})
+    monkeypatch.setattr("specbench.methods.eagle.lower_quartile_seconds", lambda step, device, repeats: step() or 0.1)
+    heads = calibrated(folder, tmp_path / "heads", [[0.7, 0.1, 0.05, 0.0], [0.6, 0.2, 0.05, 0.0], [0.5]])
+    around = tiny.runtime(Model.wrap(target))
+    method = tiny.opened(Eagle(heads=heads, draft_length=2), around)
+    assert method.max_nodes == method.facts()["num_nodes"] == size
+    assert (method.facts()["best_num_nodes"] == 0) == (per_row == 10.0)
+    drafted = [r.num_drafted for r in method.decode(tiny.request(around, PROMPTS[2])).rounds]
+    assert max(drafted) == size
+
+
+def test_an_automatic_size_needs_measured_accuracies(target: Any, folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method\.num_nodes"):
+        Eagle(heads=calibrated(folder, tmp_path / "heads", None)).open(tiny.runtime(Model.wrap(target)))
+    with pytest.raises(ConfigError, match="auto or a whole number"):
+        Eagle(num_nodes="many")
+    with pytest.raises(ConfigError, match=r"method\.top_k"):
+        Eagle(top_k="auto")  # type: ignore[arg-type]
+
+
+def test_training_end_to_end(tmp_path: Path) -> None:
+    """The command makes heads for a target that it made: stored with the target's hash, measured, better than at the start."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for n in range(120):
+        (source / f"module_{n}.py").write_text("".join(test_train.FUNCTION.format(n=10 * n + i) for i in range(3)))
+    work = tmp_path / "work"
+    assert run_training(test_train.settings_for("target", source, work, tmp_path / "target"))["complete"]
+    settings = test_train.settings_for("heads", source, work, tmp_path / "heads")
+    settings.parts["heads"] = PartSettings(kind="heads", tokens=4_096, length=64, rows=4)
+    settings.method, settings.heads = {"_target_": "specbench.methods.eagle.Eagle"}, {"steps": 2, "depths": 3}
+    report = run_training(settings)
+    assert report["complete"] and report["family"] == "eagle" and report["options"]["steps"] == 2
+    calibration = report["calibration"]
+    assert len(calibration["accuracies"]) == len(calibration["acceptance_by_depth"]) == 3
+    assert "| 3 |" in (tmp_path / "heads" / "README.md").read_text()
+
+    module = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=torch.float32).eval()
+    stored = json.loads((tmp_path / "heads" / "heads.json").read_text())
+    assert len(stored["target"]["sha256"]) == 64
+    heads = load_heads(EagleHeads, tmp_path / "heads", TargetParts.of(module, stored["target"]["sha256"]))
+    ids, hidden = own_text(module, 4, 30)
+    untrained = build_heads(EagleHeads, TargetParts.of(module), {"steps": 2, "depths": 3}).eval()
+    with torch.no_grad():
+        assert heads.loss(ids, hidden) < untrained.loss(ids, hidden)
+    around = tiny.runtime(Model.wrap(module), max_new_tokens=24)
+    ours = outputs(Eagle(heads=str(tmp_path / "heads"), num_nodes=6), around, [[5, 6, 7]])
+    assert [o.output_ids for o in ours] == [o.output_ids for o in outputs(Method(), around, [[5, 6, 7]])]
+
+
+@pytest.mark.parametrize("rule", ["ratio", "typical", "recursive_without_replacement", "k_seq", "lockstep_ratio", "no such"])
 def test_rules_for_drawn_drafts_are_refused(rule: str) -> None:
     with pytest.raises(ConfigError, match="deterministic tree"):
         Eagle(rule=rule)
@@ -341,5 +414,5 @@ def test_a_target_that_takes_chains_only(folder: str) -> None:
     model = tiny.model("llama")
     model.tree_refusal = "its local attention counts rows, not depth"
     with pytest.raises(ConfigError, match=r"method\.top_k"):
-        Eagle(heads=folder).open(tiny.runtime(model))
-    Eagle(heads=folder, top_k=1).open(tiny.runtime(model))
+        Eagle(heads=folder, num_nodes=10).open(tiny.runtime(model))
+    Eagle(heads=folder, top_k=1, num_nodes=4).open(tiny.runtime(model))

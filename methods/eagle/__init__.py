@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from specbench.engine.dynamic_tree import ROOT, Growth, likeliest
+from specbench.engine.row_cost import lower_quartile_seconds, measure_row_seconds
 from specbench.engine.runtime import Request, Runtime
 from specbench.engine.sampling import keyed_gumbel
+from specbench.engine.static_tree import build_static_tree, choose_num_nodes, expected_accepted_length
 from specbench.engine.tree import EMPTY, Contract, DraftTree, Verdict
 from specbench.engine.verify import RULES
 from specbench.heads import open_heads
@@ -26,14 +28,18 @@ from specbench.methods.eagle.draft import FeatureDraft
 from specbench.methods.eagle.heads import EagleHeads
 from specbench.schema import ConfigError
 
-FITTING_RULES = [rule.name for rule in RULES.values() if Contract.FIXED_SET in rule.accepts and not rule.chain_only]
+# The exact ones among those that take a fixed set of children.
+FITTING_RULES = [
+    rule.name for rule in RULES.values() if Contract.FIXED_SET in rule.accepts and rule.claim != "lossy" and not rule.chain_only
+]
 
 
 class Eagle(Method):
     """draft_length: levels of the tree. top_k: children of an expanded node, and nodes expanded per level (1: a chain).
 
-    num_nodes: nodes shown to the target per round. heads: folder of the trained layer; null: the built-in pair's own.
-    rule: greedy_match | sample_match | delta | typical (lossy); null = match. Raises ConfigError for values out of range.
+    num_nodes: nodes shown to the target per round, or "auto": what the heads' measured accuracies and the measured cost of rows
+    on this machine make right. heads: folder of the trained layer, builtin:<part> or Hub repository; null: the built-in pair's.
+    rule: greedy_match | sample_match | delta; null = match. Raises ConfigError for values out of range.
     """
 
     needs = Needs(taps=(-1,))
@@ -44,22 +50,25 @@ class Eagle(Method):
         *,
         draft_length: int = 6,
         top_k: int = 8,
-        num_nodes: int = 10,
+        num_nodes: int | str = "auto",
         heads: str | None = None,
         rule: str | None = None,
     ):
         for name, value in (("draft_length", draft_length), ("top_k", top_k), ("num_nodes", num_nodes)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"method.{name}", value, "give a whole number from 1 up")
+            automatic = name == "num_nodes" and value == "auto"
+            if not automatic and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"method.{name}", value, f"give {'auto or ' * (name == 'num_nodes')}a whole number from 1 up")
         if rule is not None and rule not in FITTING_RULES:
             raise ConfigError("method.rule", rule, f"possible for a deterministic tree: {', '.join(FITTING_RULES)}")
         super().__init__(draft_length=draft_length, rule=rule)
         self.draft_length: int = draft_length
         self.top_k, self.num_nodes, self.heads_name = top_k, num_nodes, heads
+        self.size = num_nodes if isinstance(num_nodes, int) else 0  # nodes per round; an automatic one is settled in `open`
+        self._facts: dict[str, float | int | str] = {}
 
     @property
     def max_nodes(self) -> int:
-        return self.num_nodes
+        return self.size
 
     def open(self, runtime: Runtime) -> None:
         super().open(runtime)
@@ -67,16 +76,53 @@ class Eagle(Method):
             raise ConfigError(
                 "method.top_k", self.top_k, f"the target takes chains only ({runtime.target.tree_refusal}); use 1"
             )
-        heads, _ = open_heads(EagleHeads, self.heads_name, runtime)
-        self.draft = FeatureDraft(heads, runtime.target.vocab_size)
+        heads, folder = open_heads(EagleHeads, self.heads_name, runtime)
+        self.draft = FeatureDraft(heads, min(runtime.target.vocab_size, heads.target.vocab_size))
+        self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
+        if self.num_nodes == "auto":
+            self.size = self._measured_size(heads.calibration.get("accuracies"))
+        self.width = min(self.top_k, self.size)
         self.law = runtime.law
         self.shares_noise = not self.law.greedy and self.rule_for(self.law).needs == "choice"
+
+    def _measured_size(self, accuracies: list[list[float]] | None) -> int:
+        """What the static tree of these accuracies would best have as nodes: a dynamic one is worth no less at any size.
+
+        Raises ConfigError for heads whose accuracies nobody measured.
+        """
+        if not accuracies:
+            raise ConfigError("method.num_nodes", "auto", "these heads came without measured accuracies: give a number")
+        accuracies = [row[: self.top_k] for row in accuracies[: self.draft_length]]
+        costs = measure_row_seconds(self.target)
+        draft_seconds = lower_quartile_seconds(self._draft_once, self.runtime.device, 9)
+        best = choose_num_nodes(accuracies, costs, draft_seconds)
+        size = max(1, best)
+        expected = expected_accepted_length(accuracies, build_static_tree(accuracies, size))
+        self._facts |= {
+            "num_nodes": size,
+            "best_num_nodes": best,  # 0: by these measurements no tree beats plain decoding; one node is drafted all the same
+            "expected_accepted_per_round": round(expected, 3),  # of a static tree
+            "draft_seconds": draft_seconds,
+            **{f"seconds_of_{rows}_rows": seconds for rows, seconds in costs.items()},
+        }
+        return size
+
+    @torch.inference_mode()
+    def _draft_once(self) -> None:
+        """What drafting a whole tree costs at most, in calls of the layer and the LM head."""
+        width, features = min(self.top_k, self.draft.vocab_size), torch.zeros(2, self.draft.heads.target.width)
+        self.draft.start(2 + width * self.draft_length)
+        features = self.draft.extend(features, [0, 0])
+        for level in range(self.draft_length):
+            likeliest(self.draft.logits(features), width)
+            if level + 1 < self.draft_length:
+                features = self.draft.descend(features.expand(width, -1), [0] * width, range(width))
 
     def begin(self, request: Request, first_token: int) -> None:
         self.request = request
         self.num_committed = len(request.prompt_ids) + 1
         most_rows = len(request.prompt_ids) + request.max_new_tokens + self.draft_length + 1
-        self.draft.start(most_rows + min(self.top_k, self.num_nodes) * self.draft_length)
+        self.draft.start(most_rows + self.width * self.draft_length)
         self.num_true = 0  # rows of the draft's cache that were computed from the target's own features
         # Row t is fed the feature after token t and the token behind it; the last one's is the pending token.
         self._feed(self.target.taps[-1], (*request.prompt_ids[1:], first_token))
@@ -104,12 +150,11 @@ class Eagle(Method):
         if self.unfed is not None:
             self._feed(*self.unfed)
             self.unfed = None
-        width = min(self.top_k, self.num_nodes)
-        growth = Growth(width, self.num_nodes)
+        growth = Growth(self.width, self.size)
         features, frontier = self.root, [ROOT]
         position = self.num_committed - len(self.request.prompt_ids)  # of the tokens that the next level guesses
         for level in range(depth):
-            tokens, log_probs = likeliest(self._scores(features, position + level), width)
+            tokens, log_probs = likeliest(self._scores(features, position + level), self.width)
             nodes, frontier = frontier, growth.offer(frontier, tokens, log_probs)
             if not frontier or level + 1 == depth:
                 break
@@ -131,4 +176,8 @@ class Eagle(Method):
         return scores
 
     def memory_bytes(self) -> dict[str, int]:
-        return super().memory_bytes() | {"draft_kv": self.draft.nbytes}
+        heads = sum(p.numel() * p.element_size() for p in self.draft.heads.parameters())
+        return super().memory_bytes() | {"draft_kv": self.draft.nbytes, "heads_weights": heads}
+
+    def facts(self) -> dict[str, float | int | str]:
+        return self._facts

@@ -123,7 +123,8 @@ class EagleHeads(Heads):
         with torch.no_grad():
             log_p = self.target.lm_head(wanted).float().log_softmax(-1)
         total, weights = hidden.new_zeros(()), 0.0
-        for step, features in enumerate(self.unrolled(ids, hidden, options["steps"], options["noise"] * scale)):
+        noise = options["noise"] * scale if self.training else 0.0
+        for step, features in enumerate(self.unrolled(ids, hidden, options["steps"], noise)):
             given = features[:, :-1]
             weight = options["step_decay"] ** step
             mask = judged & (torch.arange(judged.shape[1], device=ids.device) >= step)
