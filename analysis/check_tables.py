@@ -133,3 +133,14 @@ def energy_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]
         + setting(group.conditions, comparisons) + " " + definitions("bold"),
         sorted(str(rule) for rule in rules),
     ).drop_empty_columns()  # fmt: skip
+
+
+def why_no_energy(frames: Frames) -> str:
+    """Why runs have no joules, in a sentence: the reasons that they recorded, each once; empty where all have some."""
+    why = [
+        str((summary.get("energy") or {}).get("joules_per_token_why") or "energy was not recorded")
+        for run, summary in frames.summaries.items()
+        if frames.runs.loc[run, "mode"] == "paired" and (summary.get("energy") or {}).get("joules_per_token") is None
+    ]
+    named = [reason for reason in dict.fromkeys(why) if reason != "measure.power=off"] or list(dict.fromkeys(why))
+    return f"Reason recorded by the runs: {'; '.join(named)}." if named else ""

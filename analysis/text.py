@@ -10,7 +10,7 @@ from specbench.analysis.conditions import Group, differences, groups
 from specbench.analysis.derive import Comparison, comparisons, is_ranked
 from specbench.analysis.frames import Frames, load
 from specbench.analysis.run_tables import told_from_one
-from specbench.analysis.tables import Cell, Column, Table
+from specbench.analysis.tables import Cell, Column, Table, label_spans
 
 WIDTH = 120
 _HEADS = ("method", "n", "tokens/s", "speed-up [95 %]", "emitted", "acc. %", "lossless")
@@ -85,7 +85,10 @@ def _block(group: Group, comparison: Comparison) -> list[str]:
 def table_text(table: Table) -> str:
     """A report's table for a terminal: as many columns as fit, the others by name; title and notes around it."""
     columns = [c for c in table.columns if any(row.cell(c.key).value is not None for row in table.rows)]
-    widths = {c.key: max(len(_head(c)), *(len(row.cell(c.key).text()) for row in table.rows)) for c in columns}
+    widths = {c.key: max(len(c.label), *(len(row.cell(c.key).text()) for row in table.rows)) for c in columns}
+    for column in columns:  # a heading over one column widens it, a heading over several has room
+        if [c.group for c in columns].count(column.group) == 1:
+            widths[column.key] = max(widths[column.key], len(column.group))
     shown: list[Column] = []
     for column in columns:
         if sum(widths[c.key] + 2 for c in shown) + widths[column.key] > WIDTH:
@@ -97,21 +100,32 @@ def table_text(table: Table) -> str:
         padded = (text.ljust(widths[c.key]) if c.text else text.rjust(widths[c.key]) for c, text in parts)
         return "  ".join(padded).rstrip()[:WIDTH]
 
-    lines = [*_wrapped(table.title, ""), line([_head(c) for c in shown])]
+    lines = _wrapped(table.title, "")
+    if any(c.group for c in shown):
+        place = iter(shown)
+        spans = [(label, [next(place) for _ in range(count)]) for label, count in label_spans([c.group for c in shown])]
+        rooms = [(label, sum(widths[c.key] + 2 for c in own) - 2) for label, own in spans]
+        lines.append("  ".join(label[:room].center(room) for label, room in rooms).rstrip())
+    lines.append(line([c.label for c in shown]))
     lines.append("-" * min(WIDTH, sum(widths[c.key] + 2 for c in shown) - 2))
     section = ""
+    before: dict[str, str] = {}
     for row in table.rows:
         if row.section != section:
-            section = row.section
+            section, before = row.section, {}
             lines += _wrapped(f"{section}:", "")
-        lines.append(line([row.cell(c.key).text() for c in shown]))
+        entries = {c.key: row.cell(c.key).text() for c in shown}
+        merged = [c.key for c in shown if c.merge]
+        same = {key for i, key in enumerate(merged) if all(before.get(k) == entries[k] for k in merged[: i + 1])}
+        lines.append(line(["" if c.key in same else entries[c.key] for c in shown]))
+        before = entries
     rest = [_head(c) for c in columns[len(shown) :]]
-    lines += _wrapped(f"further columns in tables/{table.name}.csv: {', '.join(rest)}", "  ") if rest else []
+    lines += _wrapped(f"further columns in tables/{table.name}.csv: {'; '.join(rest)}", "  ") if rest else []
     return "\n".join([*lines, *(part for note in table.notes for part in _wrapped(note, "  "))])
 
 
 def _head(column: Column) -> str:
-    return " ".join(part for part in (column.group, column.label) if part)
+    return ": ".join(part for part in (column.group, column.label) if part)
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -109,6 +109,10 @@ def write_run(
     mean_tokens: int = 40,
     run_changes: Mapping[str, Any] | None = None,
     resamples: int = 500,
+    baseline: str = "autoregressive",
+    baseline_gamma: int = 0,
+    baseline_options: Mapping[str, Any] | None = None,
+    pair_name: str | None = None,
 ) -> Path:
     """One finished run; returns its folder. `when`: seconds after a fixed date. `wrong`: one output is not the baseline's."""
     config: dict[str, Any] = {
@@ -118,18 +122,22 @@ def write_run(
         "measure": {"repeats": repeats, "mode": mode},
         "engine": {"attention": "sdpa", "threads": None},
         "method": {"draft_length": gamma or None, **(options or {}), "_target_": f"specbench.methods.{method}.X"},
-        "baseline": {"draft_length": None, "_target_": "specbench.methods.autoregressive.Autoregressive"},
+        "baseline": {
+            "draft_length": baseline_gamma or None,
+            **(baseline_options or {}),
+            "_target_": f"specbench.methods.{baseline}.X",
+        },
         "method_name": method,
-        "baseline_name": "autoregressive",
+        "baseline_name": baseline,
         "note": when,  # repetitions have hashes of their own
     }
     shown = f"{data}-standin" if source == "standin" else data
     facts = {
         "method": method if mode == "paired" else "autoregressive",
-        "baseline": "autoregressive",
+        "baseline": baseline,
         "created_at": (START + timedelta(seconds=when)).isoformat(),
         "pair": {
-            "name": f"{target}-pair",
+            "name": pair_name or f"{target}-pair",
             "target": model(target, target_sha or f"{target}-sha-0123456789", 1000),
             "draft": model(draft, f"{draft}-sha-0123456789", int(1000 * draft_share)) if gamma else None,
             "tokenizer": {"sha256": "tokenizer-sha"},
@@ -148,8 +156,9 @@ def write_run(
         **(run_changes or {}),
     }
     samples, rounds = records(
-        data, prompts, repeats, categories, gamma, alpha, draft_share, free, tree_mode, single, wrong, mean_tokens, seed
-    )
+        data, prompts, repeats, categories, gamma, alpha, draft_share, free, tree_mode, single, wrong, mean_tokens, seed,
+        baseline_gamma,
+    )  # fmt: skip
     refuse = "rule typical is lossy" if claim == "lossy" else None
     lossless = compare(samples, claim=claim, refuse=refuse).as_dict()
     with RunStore.create(root, method, shown, config, START + timedelta(seconds=when)) as store:
@@ -178,6 +187,7 @@ def records(
     wrong: bool,
     mean_tokens: int,
     seed: int,
+    baseline_gamma: int = 0,
 ) -> tuple[list[SampleRecord], dict[Key, list[Round]]]:
     """Both arms in random order; a prompt's length is the same in every run."""
     rng = np.random.default_rng(seed)
@@ -188,9 +198,11 @@ def records(
         for p in prompts:
             for arm in rng.permutation(["method"] if single else ["method", "baseline"]):
                 key = (f"{data}/{p}", 0, repeat, str(arm))
+                depth = gamma if arm == "method" else baseline_gamma
                 drafting = arm == "method" and gamma > 0
-                verify = T_AR * (1.1 if drafting else 1.0)
-                own = (gamma, alpha, T_AR * draft_share, verify, free, tree_mode) if drafting else (0, 0, 0, verify, False, "")
+                verify = T_AR * (1.1 if depth else 1.0)
+                beside = (free, tree_mode) if drafting else (False, "")
+                own = (depth, alpha, T_AR * draft_share, verify, *beside) if depth else (0, 0, 0, verify, False, "")
                 made = chain(rng, lengths[p], *own)
                 seconds = made[-1].t_end
                 shares = {"draft": 0.7, "discarded_draft": 0.2, "idle": 0.1} if free and drafting else {}

@@ -1,0 +1,414 @@
+"""What each experiment runs and what it makes of it: AMUSD's paper, rollbacks, ratio and energy, on synthetic runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import experiment_runs
+import numpy as np
+import pytest
+from analysis_runs import write_run
+from sweeping import Command, execute
+from test_analysis_figures import overlaps
+from test_energy import DRAFT, TARGET, Runner, with_nvml  # noqa: F401
+
+from specbench.analysis import experiments
+from specbench.analysis.conditions import groups
+from specbench.analysis.derive import comparisons
+from specbench.analysis.document import Document
+from specbench.analysis.experiments import amusd_energy, amusd_paper, amusd_ratio
+from specbench.analysis.frames import load
+from specbench.analysis.rollback_counts import SUMS, follows_rollback, rollbacks_of, sums_by_prompt
+from specbench.analysis.tables import Table
+from specbench.launcher import IsolatedLauncher, SerialLauncher
+from specbench.measure import metrics, provenance
+from specbench.measure.metrics import RoundTable
+from specbench.measure.pairing import pair_samples
+from specbench.measure.store import read_samples
+
+PAPER_DATA = experiment_runs.PAPER_DATA
+WRITERS: dict[str, Callable[..., Path]] = {
+    "amusd_paper": experiment_runs.paper,
+    "amusd_rollback": experiment_runs.rollback,
+    "amusd_ratio": experiment_runs.ratio,
+    "amusd_energy": experiment_runs.energy,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Document, Table]]:
+    """The document and main table of an experiment on synthetic runs, each made once."""
+    found: dict[str, tuple[Document, Table]] = {}
+
+    def make(name: str, **options: Any) -> tuple[Document, Table]:
+        key = f"{name} {options}"
+        if key not in found:
+            folder = WRITERS[name](tmp_path_factory.mktemp("runs"), **options)
+            found[key] = experiments.document(load([folder]), experiments.find(name))
+        return found[key]
+
+    return make
+
+
+def table_named(doc: Document, name: str) -> Table:
+    return next(block.table for block in doc.blocks if block.table is not None and block.table.name == name)
+
+
+def row_of(table: Table, **wanted: str) -> Any:
+    (row,) = [row for row in table.rows if all(row.cell(key).text() == value for key, value in wanted.items())]
+    return row
+
+
+# ------------------------------------------------------------------------------------------------ what is run
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(provenance, "git_facts", lambda *_: {"commit": None, "dirty": None, "diff_sha256": None})
+    monkeypatch.setattr(IsolatedLauncher, "one", SerialLauncher.one)
+    monkeypatch.setattr("specbench.cli.write_report", lambda sweep: "REPORTED")
+    return Command(monkeypatch, capsys, tmp_path / "runs")
+
+
+def planned(command: Command, name: str) -> list[tuple[Any, ...]]:
+    """(data, method, its telling options, baseline, its compat) of every job, after the checks of a real start."""
+    status, document, err = command(f"experiment={name}")
+    assert status == 0 and document is not None, err
+    assert document["sweep_folder"] == str(command.runs / "sweeps" / name)
+    configs = command.run.configs
+    assert len(configs) == document["num_requested"], "no job is asked for twice"
+    assert all(c.data.source == "auto" and c.decoding.max_new_tokens == 64 and c.measure.repeats == 2 for c in configs)
+    return [
+        (c.data.name, c.method_name, c.method.get("compat") or c.method.get("stale"), c.baseline_name, c.baseline.get("compat"))
+        for c in configs
+    ]
+
+
+def test_jobs_of_amusd_paper(command: Command) -> None:
+    jobs = planned(command, "amusd_paper")
+    each = [
+        ("speculative", None, "autoregressive", None),
+        ("speculative", "amusd", "autoregressive", None),
+        ("amusd", "plain", "autoregressive", None),
+        ("amusd", "plain", "speculative", None),
+        ("amusd", "plain", "speculative", "amusd"),
+    ]
+    assert sorted(jobs, key=str) == sorted(((data, *job) for data in PAPER_DATA for job in each), key=str)
+    configs = command.run.configs
+    assert {c.method["draft_length"] for c in configs if c.method_name == "speculative"} == {5}
+    assert {c.baseline["draft_length"] for c in configs if c.baseline_name == "speculative"} == {5}
+    power = [(c.data.name, c.method_name, c.method.get("compat")) for c in configs if c.measure.power == "auto"]
+    assert power == [("refactorchat", "speculative", "amusd"), ("refactorchat", "amusd", None)]
+
+
+def test_jobs_of_amusd_rollback(command: Command) -> None:
+    jobs = planned(command, "amusd_rollback")
+    each = [("amusd", "plain"), ("amusd", "wait"), ("speculative", None)]
+    data = (*PAPER_DATA, "specbench")
+    sampled = [("humaneval", "amusd", "plain"), ("mt_bench", "amusd", "plain")]
+    assert sorted(job[:3] for job in jobs if True) != []
+    expected = [(name, *job) for name in data for job in each] + sampled
+    assert sorted((job[:3] for job in jobs), key=str) == sorted(expected, key=str)
+    hot = [(c.data.name, c.decoding.temperature) for c in command.run.configs if c.decoding.temperature]
+    assert hot == [("humaneval", 1.0), ("mt_bench", 1.0)]
+
+
+def test_jobs_of_amusd_ratio(command: Command) -> None:
+    planned(command, "amusd_ratio")
+    configs = command.run.configs
+    sizes = {(c.data.name, c.pair.target, c.pair.draft) for c in configs if c.method_name == "amusd"}
+    parts = [("builtin:target", "builtin:target_half"), ("builtin:draft_small", "builtin:draft", "builtin:draft_large")]
+    assert sizes == {(data, target, draft) for data in PAPER_DATA for target in parts[0] for draft in parts[1]}
+    (floor,) = [c for c in configs if c.method_name == "autoregressive"]
+    assert (floor.measure.mode, floor.data.name, floor.pair.target) == ("aa", "humaneval", "builtin:target")
+    assert len(configs) == 19
+
+
+def test_jobs_of_amusd_energy(command: Command) -> None:
+    jobs = planned(command, "amusd_energy")
+    each = [("amusd", "plain", "speculative", None), ("speculative", None, "autoregressive", None)]
+    assert sorted(jobs, key=str) == sorted(((data, *job) for data in PAPER_DATA for job in each), key=str)
+    assert {c.measure.power for c in command.run.configs} == {"auto"}
+
+
+# ------------------------------------------------------------------------------------------------ every report
+CASES = [(name, {}) for name in WRITERS] + [
+    ("amusd_paper", {"measured": True}), ("amusd_ratio", {"measured": True}), ("amusd_energy", {"measured": False}),
+    ("amusd_rollback", {"source": "standin"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_a_report_is_whole(
+    made: Callable[..., tuple[Document, Table]], name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    doc, table = made(name, **options)
+    names = [block.table.name for block in doc.blocks if block.table] + [b.figure.name for b in doc.blocks if b.figure]
+    assert len(names) == len(set(names)), "one file each"
+    assert table.name == name and len(table)
+    assert all("n = 8 prompts x 2 repeats" in b.table.caption for b in doc.blocks if b.table and b.table.name.startswith(name))
+    for block in doc.blocks:
+        if block.figure is not None:
+            assert overlaps(block.figure) == [] and len(block.figure.data) and block.figure.caption
+    page = doc.save(tmp_path)
+    assert page.read_text().count("<img") == len([b for b in doc.blocks if b.figure])
+    with (tmp_path / "tables" / f"{name}.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(table.rows)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_runs_that_cannot_carry_it_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path, "autoregressive", gamma=0, single=True)
+    with pytest.raises(ValueError, match=r"^no .*") as error:
+        experiments.report([tmp_path], tmp_path / "out", name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_part_of_the_jobs_makes_a_smaller_report(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", "amusd", gamma=3, free=True, prompts=[3], repeats=1, mean_tokens=6)
+    page, text = experiments.report([tmp_path / "runs"], tmp_path / "out", name)
+    assert page.is_file() and "amusd" in page.read_text() and max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_states_of_the_code_are_not_mixed(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / "runs", prompts=range(3))
+    WRITERS[name](tmp_path / "other", prompts=range(3), conditions="c1")
+    doc, table = experiments.document(load([tmp_path / "runs", tmp_path / "other"]), experiments.find(name))
+    alone, _ = experiments.document(load([tmp_path / "other"]), experiments.find(name))
+    assert any(block.kind == "warning" and "changed between the runs" in block.text for block in doc.blocks)
+    tables = [block.table for block in doc.blocks if block.table is not None]
+    assert len({t.name for t in tables}) == len(tables)
+    twice = [t for t in tables if t.name.startswith(table.name) and len(t) == len(table)]
+    assert len(twice) >= 2, "a table for each state"
+    assert alone
+
+
+# ------------------------------------------------------------------------------------------------ amusd_paper
+def test_both_boundaries_stand_beside_the_published_ones(made: Callable[..., tuple[Document, Table]]) -> None:
+    _, table = made("amusd_paper")
+    assert [row.cell("method").text() for row in table.rows] == ["autoregressive", "speculative", "amusd"] * 3
+    amusd = row_of(table, data="humaneval", method="amusd")
+    assert amusd.cell("published_ms_per_token").number == 14.08 and amusd.cell("published_speedup").number == 1.57
+    assert amusd.cell("published_over_speculative").number == pytest.approx(17.88 / 14.08)
+    assert row_of(table, data="mt_bench", method="autoregressive").cell("published_ms_per_token").number == 21.89
+    for key in ("speedup", "over_speculative", "paper_speedup", "paper_over_speculative"):
+        assert amusd.cell(key).low < amusd.cell(key).number < amusd.cell(key).high
+    assert not any(row.ranked for row in table.rows), "nothing is ranked beside published figures"
+
+
+def test_the_papers_boundaries_are_counted_as_the_paper_does(tmp_path: Path) -> None:
+    """By hand from the records: autoregressive and AMUSD with prefill, speculative without, all over all output tokens."""
+    folder = write_run(tmp_path, gamma=5, repeats=1)
+    samples = read_samples(folder)
+    pairs = pair_samples(samples)
+    totals = {
+        arm: (
+            sum(len(s.output_ids) for s in samples if s.arm == arm),
+            sum((s.decode_seconds or 0) + with_prefill * (s.prefill_seconds or 0) for s in samples if s.arm == arm),
+        )
+        for arm, with_prefill in (("method", 0), ("baseline", 1))
+    }
+    by_hand = (totals["method"][0] / totals["method"][1]) / (totals["baseline"][0] / totals["baseline"][1])
+    assert amusd_paper.paper_speedup(pairs, False, True).value == pytest.approx(by_hand)
+    # The twin: with equal boundaries the number is another one, so a mixed-up flag would show.
+    assert amusd_paper.paper_speedup(pairs, True, True).value != pytest.approx(by_hand, rel=1e-3)
+    assert amusd_paper.paper_speedup(pairs, False, False).value != pytest.approx(by_hand, rel=1e-3)
+
+
+def test_over_speculative_is_the_paired_run(tmp_path: Path) -> None:
+    frames = load([experiment_runs.paper(tmp_path)])
+    _, table = experiments.document(frames, experiments.find("amusd_paper"))
+    runs = frames.runs[(frames.runs["method"] == "amusd") & (frames.runs["baseline"] == "speculative")]
+    equal = [r for r, _ in runs.iterrows() if not frames.facts[r]["config"]["baseline"].get("compat")]
+    for run in equal:
+        row = row_of(table, data=frames.runs.loc[run, "data"], method="amusd")
+        assert row.cell("over_speculative").number == pytest.approx(frames.runs.loc[run, "speedup"])
+
+
+def test_the_power_figure_or_why_there_is_none(made: Callable[..., tuple[Document, Table]]) -> None:
+    doc, _ = made("amusd_paper")
+    assert not [b for b in doc.blocks if b.figure is not None and b.figure.name == "power_over_time"]
+    assert any("no run holds a power trace. Reason recorded by the runs: no accelerator" in b.text for b in doc.blocks)
+    assert all(row.cell("origin").text() != "measured" for row in table_named(doc, "amusd_power").rows)
+    doc, _ = made("amusd_paper", measured=True)
+    assert [b for b in doc.blocks if b.figure is not None and b.figure.name == "power_over_time"]
+    power = table_named(doc, "amusd_power")
+    ours = [row for row in power.rows if row.cell("origin").text() == "measured" and row.cell("method").text() == "amusd"]
+    assert ours[0].cell("watts_target").number == pytest.approx(0.6 * 4000 / 20)
+    published = row_of(power, origin="published, other hardware", method="amusd")
+    assert (published.cell("watts_target").number, published.cell("joules_per_token").number) == (186.2, 4.68)
+
+
+# ------------------------------------------------------------------------------------------------ amusd_rollback
+def test_rollbacks_are_counted_as_the_metrics_count_them(tmp_path: Path) -> None:
+    write_run(tmp_path, "amusd", gamma=5, free=True, repeats=2)
+    frames = load([tmp_path])
+    (comparison,) = comparisons(frames, groups(frames)[0])
+    counts, table = rollbacks_of(comparison, 0, resamples=200), comparison.rounds(0)
+    tokens, thrown = int(table.num_emitted.sum()), metrics.num_discarded(table)
+    assert counts.per_100_tokens is not None and counts.depth is not None and counts.discarded_per_100 is not None
+    assert counts.per_100_tokens.value == pytest.approx(100 * metrics.rollbacks(table) / tokens)
+    assert counts.depth.value == pytest.approx(thrown / metrics.rollbacks(table))
+    assert counts.discarded_per_100.value == pytest.approx(100 * thrown / tokens)
+    assert counts.depth.low is not None and counts.depth.low <= counts.depth.value <= counts.depth.high
+    own = frames.samples[frames.samples["arm"] == "method"]
+    thrown_ms = 1e3 * own["concurrent_discarded_draft"].sum() / tokens
+    assert counts.thrown_ms_per_token is not None and counts.thrown_ms_per_token.value == pytest.approx(thrown_ms)
+
+
+def rounds_of(*rounds: tuple[int, int, float]) -> RoundTable:
+    """From (sample, discarded, wait)."""
+    sample, discarded, wait = (np.array(column) for column in zip(*rounds, strict=True))
+    keys = tuple((f"s{i}", 0, 0, "method") for i in range(int(sample.max()) + 1))
+    return RoundTable(keys, sample.astype(np.int64), {"num_discarded": discarded, "wait_seconds": wait})
+
+
+def test_a_wait_belongs_to_the_rollback_before_it_and_to_no_other_sample() -> None:
+    table = rounds_of((0, 3, 0.0), (0, 0, 0.5), (0, 2, 0.1), (1, 0, 0.9), (1, 0, 0.1))
+    after, eligible = follows_rollback(table)
+    assert after.tolist() == [False, True, False, False, False], "a sample's first round follows nothing"
+    assert eligible.tolist() == [False, True, True, False, True]
+
+
+def test_drafting_thrown_away_on_the_targets_path_is_charged(tmp_path: Path) -> None:
+    """A sequential method has no other process: its own drafting counts, by the share that was thrown away."""
+    write_run(tmp_path, gamma=4, repeats=1)
+    frames = load([tmp_path])
+    (comparison,) = comparisons(frames, groups(frames)[0])
+    table = comparison.rounds(0)
+    by_hand = float((table.draft_seconds * table.num_discarded / np.maximum(table.num_drafted, 1)).sum())
+    assert sums_by_prompt(comparison, 0)[:, SUMS.index("thrown_seconds")].sum() == pytest.approx(by_hand) and by_hand > 0
+
+
+def test_output_identity_stands_beside_the_rollbacks(tmp_path: Path) -> None:
+    write_run(tmp_path, "amusd", gamma=5, free=True)
+    write_run(tmp_path, "amusd", data="mt_bench", gamma=5, free=True, wrong=True, when=1)
+    _, table = experiments.document(load([tmp_path]), experiments.find("amusd_rollback"))
+    assert row_of(table, data="humaneval").cell("lossless").text() == "identical (16/16)"
+    bad = row_of(table, data="mt_bench")
+    assert bad.cell("lossless").text() == "DIFFERENT" and "not ranked" in bad.cell("method").text()
+
+
+def test_sampled_rows_stand_apart_from_greedy_ones(made: Callable[..., tuple[Document, Table]]) -> None:
+    _, table = made("amusd_rollback")
+    labels = [row.cell("method").text() for row in table.rows if row.cell("data").text() == "humaneval"]
+    assert labels == ["speculative", "amusd", "amusd (stale=wait)", "amusd, T=1"]
+
+
+# ------------------------------------------------------------------------------------------------ amusd_ratio
+def points(folder: Path) -> list[amusd_ratio.Point]:
+    frames = load([folder])
+    return amusd_ratio.points_of(frames, groups(frames)[0])
+
+
+def test_the_best_ratio_is_named_with_what_is_not_told_from_it(tmp_path: Path) -> None:
+    for i, (draft, alpha) in enumerate((("a", 0.9), ("b", 0.9), ("c", 0.3))):
+        write_run(tmp_path, "amusd", gamma=3, free=True, draft=draft, alpha=alpha, seed=i, when=i, pair_name="p")
+    verdict = amusd_ratio.best_ratio(points(tmp_path))
+    assert verdict is not None
+    said = sorted(verdict.against.values(), key=lambda text: text[0])
+    assert said[0] == "best" and said[1].startswith("less (") and said[2] == "not told apart"
+    assert "Not distinguishable from it" in verdict.sentence and "c : target" not in verdict.sentence
+    assert "in parameters" in verdict.sentence
+
+
+def test_a_best_that_is_no_gain_is_not_called_one(tmp_path: Path) -> None:
+    write_run(tmp_path, "amusd", gamma=1, alpha=0.05, draft_share=0.01, free=False, prompts=range(4), repeats=1)
+    (point,) = points(tmp_path)
+    assert point.speedup.value < 1.05
+    flat = amusd_ratio.Point(**{**vars(point), "speedup": type(point.speedup)(1.01, 0.97, 1.05)})
+    verdict = amusd_ratio.best_ratio([flat])
+    assert verdict is not None and "not told from 1" in verdict.sentence and "no other ratio" in verdict.sentence
+
+
+def test_what_is_not_ranked_is_never_the_best(tmp_path: Path) -> None:
+    write_run(tmp_path, "amusd", gamma=3, free=True, draft="a", alpha=0.95, wrong=True, pair_name="p")
+    write_run(tmp_path, "amusd", gamma=3, free=True, draft="b", alpha=0.4, when=1, pair_name="p")
+    found = points(tmp_path)
+    verdict = amusd_ratio.best_ratio(found)
+    assert verdict is not None and "b : target" in verdict.sentence
+    assert max(found, key=lambda p: p.speedup.value).draft == "a"
+
+
+# ------------------------------------------------------------------------------------------------ amusd_energy
+def test_nothing_measured_is_missing_and_never_zero(made: Callable[..., tuple[Document, Table]]) -> None:
+    doc, table = made("amusd_energy", measured=False)
+    for row in table.rows:
+        assert all(row.cell(key).value is None for key in ("joules_per_token", *amusd_energy.LABELS, "saving_percent"))
+        assert row.cell("why").text() == "no accelerator, and no powercap counters"
+    assert any(b.kind == "warning" and "missing, not zero" in b.text for b in doc.blocks)
+    figure = next(b.figure for b in doc.blocks if b.figure is not None)
+    assert figure.name == "device_time_by_part" and figure.caption.startswith("Not energy")
+
+
+def test_the_split_of_time_sums_to_each_devices_time(tmp_path: Path) -> None:
+    experiment_runs.energy(tmp_path, measured=False)
+    frames = load([tmp_path])
+    lines = [
+        line
+        for family in amusd_energy.families(frames, amusd_energy.BASELINE)
+        for line in amusd_energy.lines_of(frames, family)
+    ]
+    assert {line.label for line in lines} == {"autoregressive", "speculative", "amusd"}
+    for line in lines:
+        roles = {key.partition(" ")[0] for key in line.seconds}
+        assert roles == ({"target", "draft"} if line.label == "amusd" else {"target"})
+        whole = {role: sum(v for k, v in line.seconds.items() if k.startswith(role)) for role in roles}
+        assert len({round(value, 9) for value in whole.values()}) == 1, "both devices were there equally long"
+    amusd = next(line for line in lines if line.label == "amusd" and line.data == "humaneval")
+    own = frames.samples[
+        (frames.samples["arm"] == "method") & (frames.samples["data"] == "x" if "data" in frames.samples else True)
+    ]
+    assert len(own) and amusd.seconds["draft discarded_draft"] > 0
+
+
+def test_joules_read_from_a_device_stand_in_the_table(with_nvml: Runner, tmp_path: Path) -> None:  # noqa: F811
+    """The real bindings on the stand-in library: two devices, ABBA blocks, attribution, and from there into the table."""
+    entry = with_nvml(
+        f"""
+        meter = meter_for({{"{TARGET}": "target", "{DRAFT}": "draft"}})
+        def run_block(arm, seconds):
+            clock.run(seconds, meter)
+            worker = {{"draft": 6.0, "discarded_draft": 2.0}}
+            if arm == "baseline":
+                return energy_pass.Work(600, {{"target": {{"verify": 5.0, "prefill": 1.0}}, "draft": {{"draft": 3.0}}}})
+            return energy_pass.Work(1000, {{"target": {{"verify": 7.0, "prefill": 1.0}}, "draft": worker}})
+        blocks = energy_pass.abba_pass(run_block, meter)
+        out(attribution.summarise(blocks, {{"{TARGET}": 80.0, "{DRAFT}": 40.0}}))
+        """
+    )
+    experiment_runs.energy(tmp_path / "runs", entry=entry)
+    doc, table = experiments.document(load([tmp_path / "runs"]), experiments.find("amusd_energy"))
+    amusd, speculative = (row_of(table, data="humaneval", method=name) for name in ("amusd", "speculative"))
+    for row in (amusd, speculative):
+        assert row.cell("source").text() == "nvml_counter" and row.cell("why").value is None
+        assert sum(row.cell(part).number for part in amusd_energy.LABELS) == pytest.approx(row.cell("joules_per_token").number)
+    assert amusd.cell("joules_per_token").number == pytest.approx(2.5)
+    assert amusd.cell("discarded_draft").number > 0 == speculative.cell("discarded_draft").number
+    saving = 100 * (1 - amusd.cell("joules_per_token").number / speculative.cell("joules_per_token").number)
+    assert amusd.cell("saving_percent").number == pytest.approx(saving)
+    assert next(b.figure for b in doc.blocks if b.figure is not None).name == "energy_by_part"
+    assert any("idle power" in note for note in table.notes), "the rule is told"
+
+
+# ------------------------------------------------------------------------------------------------ a real one
+@pytest.mark.slow
+def test_an_experiment_end_to_end(tmp_path: Path) -> None:
+    done = execute(tmp_path / "runs", "experiment=amusd_rollback", "data=humaneval", "data.source=standin")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["num_jobs"] == 4 and "Rollbacks: frequency, depth, cost" in done.stderr
+    page = Path(document["report"])
+    assert page.is_file() and (page.parent / "tables" / "amusd_rollback.csv").is_file()
+    again = [sys.executable, "-m", "specbench.analysis", document["sweep_folder"], "--experiment", "amusd_rollback"]
+    told = subprocess.run([*again, "--out", str(tmp_path / "again")], capture_output=True, text=True, timeout=300, check=True)
+    assert "humaneval-standin" in told.stdout
+    ours, theirs = (folder / "tables" / "amusd_rollback.csv" for folder in (page.parent, tmp_path / "again"))
+    assert ours.read_text() == theirs.read_text(), "the same runs make the same table"
