@@ -167,7 +167,13 @@ def _published_state(folder: Path) -> dict[str, Any] | None:
         return load_file(safe)
     if not pickled.is_file():
         return None
-    state = torch.load(pickled, map_location="cpu", weights_only=True)  # a pickle could run code: weights only cannot
+    try:
+        state = torch.load(pickled, map_location="cpu", weights_only=True)  # a pickle could run code: weights only cannot
+    except Exception as error:  # torch and pickle raise several kinds; each means that there are no plain weights in it
+        reason = str(error).split("\n")[0][:200]
+        raise ConfigError(
+            "method.heads", str(pickled), f"not a file of plain weights: {type(error).__name__}: {reason}"
+        ) from error
     state = {name: value.contiguous().clone() for name, value in state.items()}
     with contextlib.suppress(OSError):  # a folder that cannot be written to: converted again next time
         save_file(state, safe, metadata={"format": "pt"})

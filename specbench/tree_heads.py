@@ -120,7 +120,7 @@ class TreeHeads(Method):
             expected_accepted_length([[0.0] * (1 + max(map(max, nodes)))] * max(map(len, nodes)), nodes)
             if min(map(min, nodes)) < 0:
                 raise ValueError("a choice is at least 0")
-        except (TypeError, ValueError) as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise ConfigError("method.tree", tree, f"give paths such as [[0], [1], [0, 0]]: {error}") from error
         return nodes
 
