@@ -12,6 +12,7 @@ from specbench.engine.runtime import Request, Runtime
 from specbench.measure import attribution, energy_pass, memory, nvml
 from specbench.measure.clock import clock_for
 from specbench.measure.energy import EnergyMeter, probes
+from specbench.measure.events import SampleRecord
 from specbench.measure.store import RunStore
 from specbench.pair import PairSpec
 
@@ -98,20 +99,28 @@ def run_block(
     return energy_pass.Work(tokens, attribution.parts_of_work(seconds, concurrent, prefill, share))
 
 
-def footprint(runtime: Runtime, arms: Mapping[str, Arm], most_tokens: int) -> dict[str, Any]:
-    """Predicted and measured bytes side by side. most_tokens: the longest prompt plus its output."""
+def footprint(
+    runtime: Runtime, arms: Mapping[str, Arm], most_tokens: int, peaks: Mapping[str, int | None] | None = None
+) -> dict[str, Any]:
+    """Predicted and measured bytes side by side. most_tokens: the longest prompt plus its output.
+
+    peaks: device memory at its peak by arm, of the process that owns the target. A draft in a process of its own has a row of
+    its own (`draft_device_peak`): on a shared device the two add up.
+    """
     method = arms["method"].method
     measured: dict[str, int | None] = {"target_weights": weight_bytes(runtime.target)}
-    why: dict[str, str] = {}
+    why: dict[str, str] = dict.fromkeys(("target_logits", "draft_logits"), "not counted apart: inside the device's peak")
     if runtime.draft is not None:
         measured["draft_weights"] = weight_bytes(runtime.draft)
     elif method.needs.draft == "worker":
-        why |= dict.fromkeys(("draft_weights", "draft_kv"), "lies in the draft's own process")
+        why |= dict.fromkeys(("draft_weights", "draft_kv"), "the draft's process did not answer")
     measured |= method.memory_bytes()
+    for arm, peak in (peaks or {}).items():
+        measured[f"{arm}_device_peak"] = peak
+        why[f"{arm}_device_peak"] = f"no allocator counts on {runtime.device}"
     gc.collect()
     measured["process_rss"] = memory.process_rss_bytes()
-    for pid in method.pids():
-        measured["draft_process_rss"] = memory.process_rss_bytes(pid)
+    measured["process_peak_rss"] = memory.process_peak_rss_bytes()
     predicted: dict[str, int] | None = None
     try:
         draft = None
@@ -122,6 +131,14 @@ def footprint(runtime: Runtime, arms: Mapping[str, Arm], most_tokens: int) -> di
     except (ValueError, KeyError) as error:
         why["predicted"] = str(error)
     return memory.footprint_table(predicted, measured, why)
+
+
+def device_peaks(samples: Sequence[SampleRecord], arms: Mapping[str, Arm]) -> dict[str, int | None]:
+    """The largest device memory of any sample, by arm; None on a CPU."""
+    return {
+        arm: max((r.memory_peak_bytes for r in samples if r.arm == arm and r.memory_peak_bytes is not None), default=None)
+        for arm in arms
+    }
 
 
 def weight_bytes(model: Any) -> int:

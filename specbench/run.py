@@ -17,7 +17,7 @@ from specbench import data, resume
 from specbench.arms import Arm
 from specbench.checks import validate
 from specbench.console import final_table, use_colour
-from specbench.costs import NOT_ASKED, footprint, measure_energy, nothing_measured
+from specbench.costs import NOT_ASKED, device_peaks, footprint, measure_energy, nothing_measured
 from specbench.data import Dataset, Sample
 from specbench.engine.placement import Placement, available_cores
 from specbench.engine.probe import probe_rollback
@@ -144,7 +144,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
         lossless = judge_output(prepared, runtime, samples)
         longest = max((len(r.prompt_ids) for r in samples), default=0) + config.decoding.max_new_tokens
-        memory = footprint(runtime, arms, longest)
+        memory = footprint(runtime, arms, longest, device_peaks(samples, arms))
         energy, warnings = nothing_measured(NOT_ASKED), list[str]()
         if config.measure.power != "off":
             requests = {name: conversation.finished_requests(prepared.samples, samples, name) for name in arms}
@@ -168,7 +168,9 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
     )
     store.write_summary(summary)
     if config.measure.trace:
-        store.write_trace(build_trace(samples, rounds, read_power(store.folder), starts=starts(samples), spans=spans(samples)))
+        lanes = {spec.role: spec.device for spec in (prepared.pair.target, prepared.pair.draft) if spec is not None}
+        power = read_power(store.folder)
+        store.write_trace(build_trace(samples, rounds, power, starts=starts(samples), spans=spans(samples), devices=lanes))
     store.set_status(status)
     return summary
 

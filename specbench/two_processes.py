@@ -103,7 +103,13 @@ class TwoProcessMethod(Method):
         )
 
     def memory_bytes(self) -> dict[str, int]:
-        return super().memory_bytes() | ({} if self.worker is None else {"mailbox": self.mailbox.nbytes})
+        """The draft's parts are counted in its own process; a draft that no longer answers leaves them out."""
+        if self.worker is None:
+            return super().memory_bytes()
+        parts = super().memory_bytes() | {"mailbox": self.mailbox.nbytes}
+        with contextlib.suppress(WorkerError):
+            parts |= {f"draft_{part}": size for part, size in self.worker.memory_bytes().items()}
+        return parts
 
     def close(self) -> None:
         if self.worker is not None:

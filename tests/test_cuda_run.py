@@ -98,12 +98,14 @@ def test_records_agree_with_themselves_and_with_the_clock(finished: Any, method:
 def test_memory_peaks_hold_at_least_the_weights(finished: Any, method: str) -> None:
     summary, folder = finished(f"method={method}", *of_type("float32"))
     rows = {row["part"]: row["measured_bytes"] for row in summary["memory"]["rows"]}
-    loaded = rows["target_weights"] + (rows.get("draft_weights") or 0)
+    loaded = rows["target_weights"] + (0 if method in ("amusd", "pearl") else rows.get("draft_weights") or 0)
     total = torch.cuda.get_device_properties(0).total_memory
     assert loaded > 10e6
     for record in read_samples(folder):
         assert record.memory_peak_bytes is not None and loaded <= record.memory_peak_bytes < total
-    assert summary["memory_peak_bytes"] >= loaded
+    assert summary["memory_peak_bytes"] == rows["method_device_peak"] >= loaded
+    if method in ("amusd", "pearl"):  # the draft's process counts for itself, on the same device
+        assert rows["draft_weights"] <= rows["draft_device_peak"] < total and rows["draft_kv"] > 0
     assert summary["device"] == "cuda:0"
 
 
@@ -182,7 +184,7 @@ def test_the_command_leaves_energy_power_and_timeline(tmp_path: Path) -> None:
     assert summary["lossless"]["verdict"] in (lossless.IDENTICAL, lossless.TIE)
     check_energy(summary, folder, block_seconds=10.0)
     trace = json.loads((folder / TRACE_FILE).read_text())
-    named = {event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"}
+    named = {event["args"].get("name", "") for event in trace["traceEvents"] if event["ph"] == "M"}
     assert any(name.startswith("target (cuda:0") for name in named) and any("draft (cuda:0" in name for name in named)
     counters = {event["name"].split()[0] for event in trace["traceEvents"] if event["ph"] == "C"}
     assert {"watts", "accepted"} <= counters

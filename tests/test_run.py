@@ -156,6 +156,28 @@ def test_the_run_folder_holds_its_files(finished: Any) -> None:
     assert told["config"]["decoding"]["max_new_tokens"] == 16 and told["provenance"]
     assert set(told["warmup"]) == {"method", "baseline"} and told["device"] == "cpu"
     assert len(told["pair"]["target"]["sha256"]) == 64
+    assert told["pair"]["target"]["num_parameters"] > told["pair"]["draft"]["num_parameters"] > 100_000
+
+
+def test_the_footprint_stands_predicted_beside_measured(finished: Any) -> None:
+    summary, _ = finished
+    rows = {row["part"]: row for row in summary["memory"]["rows"]}
+    for part in ("target_weights", "draft_weights"):
+        assert rows[part]["predicted_bytes"] == rows[part]["measured_bytes"], part
+    for part in ("target_kv", "draft_kv"):
+        assert 0 < rows[part]["predicted_bytes"] <= 4 * rows[part]["measured_bytes"], part
+    assert rows["process_peak_rss"]["measured_bytes"] >= rows["process_rss"]["measured_bytes"] > 1e8
+    for arm in ("method", "baseline"):
+        assert (
+            rows[f"{arm}_device_peak"]["measured_bytes"] is None and "cpu" in rows[f"{arm}_device_peak"]["measured_bytes_why"]
+        )
+
+
+def test_the_timeline_names_the_device_of_each_role(finished: Any) -> None:
+    _, folder = finished
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    titles = {event["args"].get("name") for event in events if event["ph"] == "M"}
+    assert {"target (cpu)", "draft (cpu)"} <= titles
 
 
 def test_figures_follow_from_the_records(finished: Any) -> None:

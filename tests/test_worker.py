@@ -26,7 +26,7 @@ from specbench.engine.placement import Placement
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.worker import Worker, WorkerError
 from specbench.methods.autoregressive import Autoregressive
-from specbench.pair import PairSpec
+from specbench.pair import PairSpec, load_model
 
 TESTS = Path(__file__).resolve().parent
 
@@ -118,7 +118,20 @@ def test_output_equals_the_targets_own_whoever_is_slow(pair: PairSpec, temperatu
         assert cpu_seconds(pid) - before >= 0.05, "this clock would not have seen it"
 
         check_memory(method, 60)
+        check_footprint(method, pair)
+        assert method.decode(request(7)).output_ids == expected, "asking for its memory puts the worker out of step"
+    assert "draft_weights" not in method.memory_bytes()
     assert gone(pid, 0.0), "a process is left"
+
+
+def check_footprint(method: ScriptedAmusd, pair: PairSpec) -> None:
+    """What the draft's process holds is counted there: its weights to the byte, its cache, its size."""
+    assert pair.draft is not None and method.worker is not None
+    weights = sum(p.numel() * p.element_size() for p in load_model(pair.draft).module.parameters())
+    parts = method.memory_bytes()
+    assert parts["draft_weights"] == weights and parts["draft_kv"] > 0 and parts["target_kv"] > 0 and parts["mailbox"] > 0
+    assert parts["draft_process_peak_rss"] >= parts["draft_process_rss"] > 10_000_000
+    assert "draft_device_peak" not in parts, "no allocator counts on a CPU"
 
 
 def interrupt(*_: Any) -> None:
@@ -150,14 +163,19 @@ def check_memory(method: ScriptedAmusd, count: int) -> None:
     assert method.worker is not None
     for number in range(20):
         method.decode(request(number, max_new_tokens=8))
-    pids, mailbox = (os.getpid(), method.worker.pid), method.memory_bytes()
+    pids, buffers = (os.getpid(), method.worker.pid), buffers_of(method)
     before = [resident_bytes(pid) for pid in pids]
     for number in range(count):
         method.decode(request(number, max_new_tokens=8))
     after = [resident_bytes(pid) for pid in pids]
-    assert method.memory_bytes() == mailbox
+    assert buffers_of(method) == buffers
     for a, b in zip(before, after, strict=True):
         assert b <= 1.01 * a, f"grew from {a} to {b} bytes over {count} samples"
+
+
+def buffers_of(method: ScriptedAmusd) -> dict[str, int]:
+    """What the method itself reserves: the processes' sizes are looked at from outside."""
+    return {part: size for part, size in method.memory_bytes().items() if "rss" not in part}
 
 
 @pytest.mark.slow

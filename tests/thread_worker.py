@@ -52,6 +52,9 @@ class ThreadWorker:
             raise WorkerError(str(error)) from error
         return report
 
+    def memory_bytes(self) -> dict[str, int]:
+        return {}  # one process: nothing is anybody's alone
+
     def check(self) -> None:
         if self.answer[1] is not None:
             raise WorkerError(str(self.answer[1]))

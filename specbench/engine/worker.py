@@ -22,7 +22,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn, Protocol
 
 from specbench.engine.placement import Placement
-from specbench.measure.clock import now
+from specbench.measure.clock import memory_peak_bytes, now
+from specbench.measure.memory import process_peak_rss_bytes, process_rss_bytes
 from specbench.pair import ModelSpec
 
 
@@ -109,6 +110,14 @@ class Worker:
         """Wait for the running sample's report."""
         assert self._owed == ["result"], "prepare and go first"
         return self._answer(self.timeout_seconds)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What the child's process holds, by part (see `held_bytes`); asked between samples."""
+        while self._owed:
+            self._answer(self.timeout_seconds)
+        self._send("memory", None, "memory")
+        held: dict[str, int] = self._answer(self.timeout_seconds)
+        return held
 
     def check(self) -> None:
         """Raise WorkerError if the child is dead or has reported a failure; cheap, called while waiting for its messages."""
@@ -211,6 +220,19 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def held_bytes(model: Any, program: Program) -> dict[str, int]:
+    """Bytes of this process by part: weights, kv (of the program's `session`), device_peak (CUDA), process_rss and its peak."""
+    cache = getattr(getattr(program, "session", None), "cache", None)
+    parts = {
+        "weights": sum(p.numel() * p.element_size() for p in model.module.parameters()),
+        "kv": None if cache is None else cache.nbytes,
+        "device_peak": memory_peak_bytes(str(model.device)),
+        "process_rss": process_rss_bytes(),
+        "process_peak_rss": process_peak_rss_bytes(),
+    }
+    return {part: size for part, size in parts.items() if size is not None}
+
+
 def _child_main(
     pipe: Connection, lifeline: Connection, spec: ModelSpec, program: Program, placement: Placement, vocab_size: int | None
 ) -> None:
@@ -235,6 +257,8 @@ def _child_main(
                 pipe.send(("prepared", None))
             elif word == "run":
                 pipe.send(("result", program.run()))
+            elif word == "memory":
+                pipe.send(("memory", held_bytes(model, program)))
             else:
                 return
     except EOFError:
