@@ -1,19 +1,22 @@
-"""What a run costs beside time: the energy pass after the timed passes, and the memory footprint. Neither touches a timing."""
+"""What a run costs beside time, and what disturbed it: energy pass, memory footprint, watch. None of them touches a timing."""
 
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from specbench.arms import Arm
+from specbench.engine.placement import available_cores
 from specbench.engine.runtime import Request, Runtime
 from specbench.measure import attribution, energy_pass, memory, nvml
 from specbench.measure.clock import clock_for
 from specbench.measure.energy import EnergyMeter, probes
 from specbench.measure.events import SampleRecord
 from specbench.measure.store import RunStore
+from specbench.measure.watch import Watch
 from specbench.pair import PairSpec
 
 NOT_ASKED = "measure.power=off"
@@ -27,6 +30,17 @@ def devices_by_uuid(pair: PairSpec, uses_draft: bool) -> dict[str, str]:
             index = int(spec.device.partition(":")[2] or 0)
             roles.setdefault(nvml.uuid_of_cuda_device(index), spec.role)
     return roles
+
+
+def watch_for(arms: Mapping[str, Arm], pair: PairSpec, uses_draft: bool) -> Watch:
+    """Looks after the cores, processes and accelerators of a run; without NVML, after the cores alone."""
+    pids = [os.getpid(), *(pid for arm in arms.values() for pid in arm.method.pids())]
+    try:
+        roles = devices_by_uuid(pair, uses_draft)
+        devices = nvml.devices(list(roles)) if roles else []
+    except nvml.NvmlUnavailable:
+        devices = []
+    return Watch(available_cores(), pids, devices)
 
 
 def measure_energy(

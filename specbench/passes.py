@@ -8,7 +8,7 @@ paired; `own` gives each arm its own answers, `dataset` the set's.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from specbench import data
@@ -89,14 +89,19 @@ def warm_up_all(
 ) -> dict[str, Any]:
     """Warm each arm up on first turns outside the evaluated set; reports the thread counts tried and chosen.
 
-    threads: the one count for all, None to choose by speed. earlier: by arm, what the run's first session chose.
+    threads: the one count for all, None to choose by speed. earlier: by arm, what the run's first session chose. In an A/A run
+    one choice holds for both arms: made twice, it would be noise that no interval knows of.
     """
     chosen: dict[str, Any] = {}
+    same = conversation.config.measure.mode == "aa"
     for name, arm in arms.items():
         requests = [conversation.request(sample, conversation.turns(sample)[0], name) for sample in samples]
         requests = [request for request in requests if not conversation.too_long(request)]
         if requests:
-            tried = warm_up(arm, requests, (earlier or {}).get(name, threads))
+            count = (earlier or {}).get(name, threads)
+            if same and chosen:
+                count = next(iter(chosen.values()))["threads"]
+            tried = warm_up(arm, requests, count)
             chosen[name] = {"seconds_per_token_by_threads": tried, "threads": arm.placement.threads}
     return chosen
 
@@ -108,10 +113,12 @@ def run_passes(
     store: RunStore,
     finished: Mapping[tuple[str, int, int, str], SampleRecord] | None = None,
     session: int = 0,
+    between: Callable[[], None] | None = None,
 ) -> None:
     """All repeats over all samples, every record on disk before the next sample starts.
 
-    finished: records of an earlier session of the same run, which are not run again; session numbers this one.
+    finished: records of an earlier session of the same run, which are not run again; session numbers this one. between: called
+    after each sample, while no clock runs.
     """
     measure, done = conversation.config.measure, finished or {}
     for record in sorted(done.values(), key=lambda record: (record.repeat, record.turn)):
@@ -146,6 +153,8 @@ def run_passes(
                         order += 1
                         store.append(record, rounds)
                         progress.sample(record)
+                        if between is not None:
+                            between()
                         records.append(record)
                         if record.decode_seconds is not None:
                             conversation.remember(record, len(arms) == 1)

@@ -17,7 +17,7 @@ from specbench import data, resume
 from specbench.arms import Arm
 from specbench.checks import validate
 from specbench.console import final_table, use_colour
-from specbench.costs import NOT_ASKED, device_peaks, footprint, measure_energy, nothing_measured
+from specbench.costs import NOT_ASKED, device_peaks, footprint, measure_energy, nothing_measured, watch_for
 from specbench.data import Dataset, Sample
 from specbench.engine.placement import Placement, available_cores
 from specbench.engine.probe import probe_rollback
@@ -140,7 +140,11 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), **opened.warmup_facts(chosen)})
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
-        run_passes(conversation, prepared.samples, arms, store, opened.finished, opened.session)
+        watch = watch_for(arms, prepared.pair, pair_uses_draft(prepared))
+        watch.start()
+        run_passes(conversation, prepared.samples, arms, store, opened.finished, opened.session, watch.look)
+        disturbed = watch.warnings()
+        store.write_run({"watch": watch.facts()})
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
         lossless = judge_output(prepared, runtime, samples)
         longest = max((len(r.prompt_ids) for r in samples), default=0) + config.decoding.max_new_tokens
@@ -163,7 +167,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         lossless=lossless,
         energy=energy,
         memory=memory,
-        warnings=[*warnings, *held.shared()],
+        warnings=[*disturbed, *warnings, *held.shared()],
         noise_floor=find_noise_floor(config.runs_dir, store.run),
     )
     store.write_summary(summary)

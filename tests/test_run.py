@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import specbench.passes as passes
 import specbench.run as run_module
 from specbench import data
 from specbench.cli import compose
+from specbench.engine.placement import Placement
 from specbench.engine.runtime import Outcome, Request
 from specbench.measure import store
 from specbench.measure.events import SampleRecord
 from specbench.measure.store import read_rounds, read_run, read_samples, read_summary
+from specbench.measure.watch import Watch
 from specbench.methods.autoregressive import Autoregressive
 from specbench.methods.speculative import Speculative
 from specbench.pair import load_model, load_tokenizer, specify
@@ -249,6 +252,35 @@ def test_the_same_method_with_other_options_is_no_baseline_of_itself(tmp_path: P
     summary = run(configured(tmp_path, baseline={**SD, "draft_length": 1}, data__limit=1))
     assert {record.arm for record in read_samples(only_folder(tmp_path))} == {"method", "baseline"}
     assert summary["lossless"]["verdict"] == "identical"
+
+
+@pytest.mark.parametrize("mode", ["aa", "paired"])
+def test_the_arms_of_an_aa_run_have_one_thread_count(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen twice, by speed, it would differ now and then, and the difference would pass for one between the arms."""
+    speeds = iter([{1: 0.1, 2: 0.2}, {1: 0.2, 2: 0.1}])  # what the warm-ups happen to find
+
+    def warm_up(arm: Any, requests: Any, threads: int | None) -> dict[str, float]:
+        found = next(speeds)
+        arm.placement = Placement((), threads or min(found, key=lambda count: found[count]))
+        return {}
+
+    monkeypatch.setattr(passes, "warm_up", warm_up)
+    arms: Any = {name: types.SimpleNamespace(placement=None) for name in ("method", "baseline")}
+    conversation: Any = types.SimpleNamespace(
+        config=RunConfig(measure=MeasureConfig(mode=mode)),
+        request=lambda *_: None,
+        turns=lambda _: [0],
+        too_long=lambda _: False,
+    )
+    chosen = passes.warm_up_all(conversation, [None], arms, None)  # type: ignore[list-item]
+    assert [entry["threads"] for entry in chosen.values()] == ([1, 1] if mode == "aa" else [1, 2])
+
+
+def test_a_run_says_who_else_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watch, "cores_busy_elsewhere", lambda self: 1.25)
+    summary = run(configured(tmp_path, data__limit=1))
+    assert any(text.startswith("other processes kept 1.2 of") for text in summary["warnings"])
+    assert read_run(only_folder(tmp_path))["watch"]["cores_busy_elsewhere"] == 1.25
 
 
 def test_an_aa_run_measures_the_baseline_twice(tmp_path: Path) -> None:
