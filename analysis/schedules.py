@@ -19,11 +19,12 @@ Wrong = Callable[[int], bool]
 
 
 class Step(NamedTuple):
-    """A round: drafts that were judged, drafts kept, tokens kept."""
+    """A round: drafts that were judged, drafts kept, tokens kept, forwards of the draft (not counted where it runs free)."""
 
     drafted: int
     accepted: int
     emitted: int
+    forwards: int = 0
 
 
 def accepted_run(wrong: Wrong, start: int, drafted: int) -> int:
@@ -38,7 +39,7 @@ def sequential(wrong: Wrong, num_tokens: int, limit: int, gamma: int) -> list[St
         drafted = min(gamma, limit - length - 1)
         accepted = accepted_run(wrong, length, drafted)
         emitted = min(accepted + 1, num_tokens - length)
-        steps.append(Step(drafted, accepted, emitted))
+        steps.append(Step(drafted, accepted, emitted, drafted))
         length += emitted
     return steps
 
@@ -56,7 +57,7 @@ def lockstep(wrong: Wrong, num_tokens: int, limit: int, gamma: int, ends: bool =
         window = trusted + min(1, block)
         accepted = accepted_run(wrong, length, window)
         emitted = min(min(accepted, trusted) + 1, num_tokens - length)
-        steps.append(Step(window, accepted, emitted))
+        steps.append(Step(window, accepted, emitted, block))
         trusted = max(0, block - 1) if accepted == window else 0
         length += emitted
     return steps

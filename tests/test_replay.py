@@ -84,7 +84,7 @@ def decode(method: str, around: Runtime, asked: Request, draft_length: int = 4) 
 
 
 def steps(rounds: list[Round]) -> list[Step]:
-    return [Step(r.num_drafted, r.num_accepted, r.num_emitted) for r in rounds]
+    return [Step(r.num_drafted, r.num_accepted, r.num_emitted, r.num_draft_forwards) for r in rounds]
 
 
 def check(
