@@ -29,6 +29,7 @@ VARIANTS = [
     *((name,) for name in METHODS),
     ("speculative", "method.rule=ratio"),
     ("pearl", "method.rule=lockstep_ratio", "method.draft_length=3"),
+    ("eagle", "method.rule=delta", "method.num_nodes=6"),
     ("medusa", "method.rule=delta"),
     ("medusa", "method.rule=typical"),
     ("hydra", "method.rule=delta"),
@@ -88,5 +89,5 @@ def test_contract(variant: tuple[str, ...], check: str, benches: Callable[[tuple
 
 
 def test_the_list_is_what_the_folder_holds() -> None:
-    assert {"autoregressive", "speculative", "amusd", "pearl", "medusa"} <= set(METHODS)
+    assert {"autoregressive", "speculative", "amusd", "pearl", "eagle", "medusa"} <= set(METHODS)
     assert all((Path(CONF_DIR) / "method" / f"{name}.yaml").is_file() for name, *_ in VARIANTS)

@@ -288,6 +288,17 @@ def test_loss_ignores_what_stands_behind_the_text(target: Any) -> None:
     assert abs(float((heads.loss(ids, hidden) - heads.loss(ids, spoiled)).detach())) > 1e-3
 
 
+def test_training_in_bfloat16_products_is_the_same_training(target: Any) -> None:
+    heads = made_heads(target, noise=0.0)
+    ids, hidden = own_text(target, 4, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = heads.loss(ids, hidden.bfloat16())
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, heads.loss(ids, hidden), rtol=0.05, atol=0.0)
+    rough.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in heads.parameters())
+
+
 def test_a_perfect_draft_has_no_loss(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = made_heads(target, noise=0.0)
     ids, hidden = own_text(target, 2, 12)
