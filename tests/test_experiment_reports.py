@@ -103,7 +103,7 @@ def test_jobs_of_amusd_paper(command: Command) -> None:
     assert {c.method["draft_length"] for c in configs if c.method_name == "speculative"} == {5}
     assert {c.baseline["draft_length"] for c in configs if c.baseline_name == "speculative"} == {5}
     power = [(c.data.name, c.method_name, c.method.get("compat")) for c in configs if c.measure.power == "auto"]
-    assert power == [("refactorchat", "speculative", "amusd"), ("refactorchat", "amusd", None)]
+    assert sorted(power, key=str) == [("refactorchat", "amusd", None), ("refactorchat", "speculative", "amusd")]
 
 
 def test_jobs_of_amusd_rollback(command: Command) -> None:
@@ -111,11 +111,10 @@ def test_jobs_of_amusd_rollback(command: Command) -> None:
     each = [("amusd", "plain"), ("amusd", "wait"), ("speculative", None)]
     data = (*PAPER_DATA, "specbench")
     sampled = [("humaneval", "amusd", "plain"), ("mt_bench", "amusd", "plain")]
-    assert sorted(job[:3] for job in jobs if True) != []
     expected = [(name, *job) for name in data for job in each] + sampled
     assert sorted((job[:3] for job in jobs), key=str) == sorted(expected, key=str)
     hot = [(c.data.name, c.decoding.temperature) for c in command.run.configs if c.decoding.temperature]
-    assert hot == [("humaneval", 1.0), ("mt_bench", 1.0)]
+    assert sorted(hot) == [("humaneval", 1.0), ("mt_bench", 1.0)]
 
 
 def test_jobs_of_amusd_ratio(command: Command) -> None:
@@ -362,11 +361,8 @@ def test_the_split_of_time_sums_to_each_devices_time(tmp_path: Path) -> None:
         assert roles == ({"target", "draft"} if line.label == "amusd" else {"target"})
         whole = {role: sum(v for k, v in line.seconds.items() if k.startswith(role)) for role in roles}
         assert len({round(value, 9) for value in whole.values()}) == 1, "both devices were there equally long"
-    amusd = next(line for line in lines if line.label == "amusd" and line.data == "humaneval")
-    own = frames.samples[
-        (frames.samples["arm"] == "method") & (frames.samples["data"] == "x" if "data" in frames.samples else True)
-    ]
-    assert len(own) and amusd.seconds["draft discarded_draft"] > 0
+    amusd = next(line for line in lines if line.label == "amusd")
+    assert amusd.seconds["draft discarded_draft"] > 0
 
 
 def test_joules_read_from_a_device_stand_in_the_table(with_nvml: Runner, tmp_path: Path) -> None:  # noqa: F811
@@ -388,7 +384,7 @@ def test_joules_read_from_a_device_stand_in_the_table(with_nvml: Runner, tmp_pat
     doc, table = experiments.document(load([tmp_path / "runs"]), experiments.find("amusd_energy"))
     amusd, speculative = (row_of(table, data="humaneval", method=name) for name in ("amusd", "speculative"))
     for row in (amusd, speculative):
-        assert row.cell("source").text() == "nvml_counter" and row.cell("why").value is None
+        assert row.cell("source").text().startswith("nvml_") and row.cell("why").value is None
         assert sum(row.cell(part).number for part in amusd_energy.LABELS) == pytest.approx(row.cell("joules_per_token").number)
     assert amusd.cell("joules_per_token").number == pytest.approx(2.5)
     assert amusd.cell("discarded_draft").number > 0 == speculative.cell("discarded_draft").number
