@@ -1,0 +1,60 @@
+"""kill -9 in mid-run, as a batch system or the kernel does it: what was finished is on disk, and says where it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from specbench.measure import summary
+from specbench.measure.store import RunStore, find_run_folders, read_rounds, read_run, read_samples
+
+OPTIONS = [
+    *("method=speculative", "data=humaneval", "data.source=standin", "data.limit=20", "decoding.max_new_tokens=16"),
+    *("measure.repeats=20", "measure.warmup=1", "measure.power=off", "engine.threads=1", "device_lock=off"),
+]
+ENOUGH = 5  # finished samples before the kill
+
+
+def test_a_run_killed_in_mid_sample_leaves_everything_that_was_finished(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "specbench", *OPTIONS, f"runs_dir={tmp_path / 'runs'}"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    try:
+        told: list[str] = []  # progress, one line a sample, printed when it is on disk
+        for line in process.stderr:
+            told += [line] if line.startswith("[") else []
+            if len(told) >= ENOUGH:
+                break
+        assert len(told) == ENOUGH, "the run ended before it could be killed"
+        time.sleep(0.01)  # into the next sample
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stderr.read()
+        process.wait(30)
+    assert process.returncode == -signal.SIGKILL
+    (folder,) = find_run_folders(tmp_path / "runs")
+    run = read_run(folder)
+    assert run["status"] == "started", "nobody was left to say more"
+    assert run["provenance"]["argv"][1:-1] == OPTIONS and run["provenance"]["conditions_hash"] and run["config_hash"]
+    assert len(run["pair"]["target"]["sha256"]) == 64 and run["data"]["sha256"] and run["warmup"]
+
+    RunStore.open(folder).close()  # cuts a torn line, as a resumed run does
+    samples, rounds = read_samples(folder), read_rounds(folder)
+    assert len(samples) >= ENOUGH and set(rounds) == {record.key for record in samples}
+    for line, record in zip(told, samples, strict=False):
+        assert record.sample_id in line and record.arm in line and record.error is None
+    rebuilt = summary.rebuild(folder)  # checks every identity of the records
+    assert rebuilt["status"] == "started" and rebuilt["decode_tokens"] > 0
+    assert rebuilt["lossless"]["verdict"] == "identical" and rebuilt["lossless"]["compared"] >= (ENOUGH - 1) // 2
