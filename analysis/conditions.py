@@ -194,6 +194,12 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def state_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The part of `differences` that nobody chose: code, packages, machine. Empty where their hashes agree."""
+    ours, theirs = (run.get("provenance") or {} for run in (one, other))
+    return [] if ours.get("conditions_hash") == theirs.get("conditions_hash") else _provenance_differences(ours, theirs)
+
+
 def _provenance_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for section in PROVENANCE:

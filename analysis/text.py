@@ -25,15 +25,15 @@ def compare(folders: Sequence[str | Path], *, unfinished: bool = False) -> str:
     found = groups(frames)
     for group in found:
         if len(found) > 1:
-            lines += _wrapped(f"Conditions {group.number}" + _apart(frames, group, found[0]), "")
+            lines += wrapped(f"Conditions {group.number}" + _apart(frames, group, found[0]), "")
         for comparison in comparisons(frames, group):
             lines += [*_block(group, comparison), ""]
-            lines += [line for item in comparison.left_out for line in _wrapped(f"left out: {item.folder}: {item.why}", "  ")]
-        lines += [line for item in group.left_out for line in _wrapped(f"left out: {item.folder}: {item.why}", "  ")]
+            lines += [line for item in comparison.left_out for line in wrapped(f"left out: {item.folder}: {item.why}", "  ")]
+        lines += [line for item in group.left_out for line in wrapped(f"left out: {item.folder}: {item.why}", "  ")]
         for _, floor in group.noise_floors.iterrows():
             ends = f"{floor['speedup_low']:.3f} to {floor['speedup_high']:.3f}"
-            lines += _wrapped(f"noise floor (the baseline against itself on {floor['data']}): {ends}", "  ")
-    lines += [line for item in frames.left_out for line in _wrapped(f"left out: {item.folder}: {item.why}", "  ")]
+            lines += wrapped(f"noise floor (the baseline against itself on {floor['data']}): {ends}", "  ")
+    lines += [line for item in frames.left_out for line in wrapped(f"left out: {item.folder}: {item.why}", "  ")]
     if frames.runs.empty and not lines:
         raise ValueError("no run to compare")
     return "\n".join([*lines, _WORDS])
@@ -73,8 +73,8 @@ def _block(group: Group, comparison: Comparison) -> list[str]:
         ]
         return "  ".join(shown).rstrip()[:WIDTH]
 
-    head = _wrapped(f"{comparison.data}, {comparison.pair}, {comparison.runs['machine'].iloc[0]}", "")
-    below = [part for note in comparison.notes for part in _wrapped(note, "  ")]
+    head = wrapped(f"{comparison.data}, {comparison.pair}, {comparison.runs['machine'].iloc[0]}", "")
+    below = [part for note in comparison.notes for part in wrapped(note, "  ")]
     if not all(is_ranked(facts) for _, facts in comparison.runs.iterrows()):
         below.append("  * not ranked: lossy, or the output is not the target's")
     if any(" ?" in row[3] for row in rows):
@@ -100,7 +100,7 @@ def table_text(table: Table) -> str:
         padded = (text.ljust(widths[c.key]) if c.text else text.rjust(widths[c.key]) for c, text in parts)
         return "  ".join(padded).rstrip()[:WIDTH]
 
-    lines = _wrapped(table.title, "")
+    lines = wrapped(table.title, "")
     if any(c.group for c in shown):
         place = iter(shown)
         spans = [(label, [next(place) for _ in range(count)]) for label, count in label_spans([c.group for c in shown])]
@@ -113,22 +113,22 @@ def table_text(table: Table) -> str:
     for row in table.rows:
         if row.section != section:
             section, before = row.section, {}
-            lines += _wrapped(f"{section}:", "")
+            lines += wrapped(f"{section}:", "")
         entries = {c.key: row.cell(c.key).text() for c in shown}
         merged = [c.key for c in shown if c.merge]
         same = {key for i, key in enumerate(merged) if all(before.get(k) == entries[k] for k in merged[: i + 1])}
         lines.append(line(["" if c.key in same else entries[c.key] for c in shown]))
         before = entries
     rest = [_head(c) for c in columns[len(shown) :]]
-    lines += _wrapped(f"further columns in tables/{table.name}.csv: {'; '.join(rest)}", "  ") if rest else []
-    return "\n".join([*lines, *(part for note in table.notes for part in _wrapped(note, "  "))])
+    lines += wrapped(f"further columns in tables/{table.name}.csv: {'; '.join(rest)}", "  ") if rest else []
+    return "\n".join([*lines, *(part for note in table.notes for part in wrapped(note, "  "))])
 
 
 def _head(column: Column) -> str:
     return ": ".join(part for part in (column.group, column.label) if part)
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
+def wrapped(text: str, indent: str = "") -> list[str]:
     """Lines of at most WIDTH columns, broken at spaces; a longer word (a path) is cut where it must be."""
     lines: list[str] = []
     room = WIDTH - len(indent)

@@ -15,7 +15,8 @@ from `frames` alone; runs under different conditions may stand side by side but 
 `conditions.groups`: each temperature and each baseline is a group of its own); whatever was not measured says so with its
 reason; every table has n, estimator and definitions in its caption, every figure its data; no table or figure takes a name that
 another one of the report has. It raises ValueError, in one line, where the runs cannot carry the experiment at all (none of its
-methods is there); a part of the jobs missing makes a smaller table with a note. Names that begin with `_` are no experiments.
+methods is there); a part of the jobs missing makes a smaller table with a note. A module with USES_REPETITIONS = True takes
+runs that repeat one another for its subject: they are not listed as left out. Names that begin with `_` are no experiments.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from specbench.analysis import text, writing
-from specbench.analysis.conditions import differences, groups
+from specbench.analysis.conditions import groups, state_differences
 from specbench.analysis.document import Document
 from specbench.analysis.frames import Frames, load
 from specbench.analysis.run_tables import left_out_table
@@ -56,13 +57,14 @@ def find(name: str) -> Experiment:
 
 
 def report(paths: Iterable[str | Path], out: str | Path, name: str, *, unfinished: bool = False) -> tuple[Path, str]:
-    """Write an experiment's report into `out`; returns the path of report.html and the main table as text.
+    """Write an experiment's report into `out`; returns the path of report.html, and the main table as text with the warnings.
 
     Raises ValueError for an unknown experiment, and when the runs cannot carry it.
     """
     experiment = find(name)
     doc, table = document(load(paths, unfinished=unfinished), experiment)
-    return doc.save(Path(out)), text.table_text(table)
+    warnings = [line for block in doc.blocks if block.kind == "warning" for line in text.wrapped(f"note: {block.text}")]
+    return doc.save(Path(out)), "\n".join([text.table_text(table), *warnings])
 
 
 def document(frames: Frames, experiment: Experiment) -> tuple[Document, Table]:
@@ -72,7 +74,8 @@ def document(frames: Frames, experiment: Experiment) -> tuple[Document, Table]:
     writing.opening(doc, frames)
     _states(doc, frames)
     table = experiment.fill(doc, frames)
-    doc.add(left_out_table([*frames.left_out, *(item for group in groups(frames) for item in group.left_out)]), level=2)
+    repeated = [] if getattr(experiment, "USES_REPETITIONS", False) else [item for g in groups(frames) for item in g.left_out]
+    doc.add(left_out_table([*frames.left_out, *repeated]), level=2)
     writing.closing(doc, frames)
     return doc, table
 
@@ -84,8 +87,8 @@ def _states(doc: Document, frames: Frames) -> None:
         first.setdefault(str((facts.get("provenance") or {}).get("conditions_hash")), run)
     if len(first) > 1:
         one, *others = first.values()
-        apart = [difference for other in others for difference in differences(frames.facts[one], frames.facts[other])]
+        apart = [difference for other in others for difference in state_differences(frames.facts[one], frames.facts[other])]
         doc.warning(
             f"Code, packages or machine changed between the runs ({len(first)} states; {'; '.join(dict.fromkeys(apart))}). "
-            "Rows of different states stand side by side and are not compared."
+            "Each state has tables of its own, and nothing is compared between them: one of them may hold a part of the jobs."
         )
