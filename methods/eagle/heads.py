@@ -101,7 +101,8 @@ class EagleHeads(Heads):
     def join(self, features: Tensor, ids: Tensor) -> Tensor:
         """The layer's input [..., width] from features [..., width] and the ids [...] that follow them."""
         tokens = self.target.embedding(ids).to(features.device, features.dtype)
-        return self.layers["join"](torch.cat([self.token_norm(tokens), self.feature_norm(features)], dim=-1))
+        joined = self.layers["join"](torch.cat([self.token_norm(tokens), self.feature_norm(features)], dim=-1))
+        return joined.to(features.dtype)  # under autocast the sums of the layer stay as precise as what it was fed
 
     def finish(self, inner: Tensor, attended: Tensor) -> Tensor:
         """The predicted features, from the layer's input and what attention brought, both [..., width]."""
