@@ -54,7 +54,8 @@ def train_target(settings: Settings) -> dict[str, Any]:
     options, part = settings.train, settings.chosen()
     folder, manifest = prepare(options, None, 0, "corpus")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    model = new_llama(options, part, manifest["vocab_size"]).to(choose_device(options.device))
+    model = new_llama(options, part, manifest["vocab_size"])
+    model.to(choose_device(options.device))  # type: ignore[arg-type]
     batches = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
     loss = compiled(partial(next_token_loss, model, autocast=options.autocast), model, options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
@@ -89,8 +90,8 @@ def refine_target(settings: Settings) -> dict[str, Any]:
     prompts = [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
     corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed + 1)
     batches = LoopBatches(model, prompts, corpus, options.seed, options.generate_rows, length)
-    loss = partial(refining_loss, model, strength=options.strength, autocast=options.autocast)
-    loss = compiled(loss, model, options.compile)
+    refining = partial(refining_loss, model, strength=options.strength, autocast=options.autocast)
+    loss = compiled(refining, model, options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(model, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
     before = json.loads((source / "training.json").read_text()) if (source / "training.json").exists() else {}
@@ -186,7 +187,7 @@ def load_tokenizer(pair: PairConfig) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def initial_draft(settings: Settings, part: PartSettings, target: nn.Module) -> nn.Module:
+def initial_draft(settings: Settings, part: PartSettings, target: Any) -> nn.Module:
     """The draft's first weights: layers of the target, the pair's own draft, or new ones (a Llama of the part's width).
 
     Raises ConfigError for an unknown `train.init`.

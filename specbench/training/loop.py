@@ -167,6 +167,6 @@ def compiled(function: LossFunction, model: nn.Module, mode: str) -> LossFunctio
         return function
     if next(model.parameters()).device.type == "cpu":
         return torch.compile(function, dynamic=False)
-    for layer in model.get_decoder().layers:  # type: ignore[operator, union-attr]
+    for layer in model.get_decoder().layers:  # type: ignore[operator]
         layer.compile(dynamic=False)
     return function
