@@ -91,10 +91,16 @@ def label_of(configuration: Mapping[str, str], names: Sequence[str]) -> str:
     """These parts in words: `bfloat16, 2 threads, order 1`. A format that only one of the models has is named with it."""
     alike = configuration["format"] == configuration["draft format"]
     words = {
-        "machine": "{}", "code": "code {}", "device": "{}", "format": "{}" if alike else "target {}",
-        "draft format": "draft {}", "attention": "{}", "threads": "{} thread" if configuration["threads"] == "1" else "{} threads", "order": "order {}",
+        "machine": "{}",
+        "code": "code {}",
+        "device": "{}",
+        "format": "{}" if alike else "target {}",
+        "draft format": "draft {}",
+        "attention": "{}",
+        "threads": "{} thread" if configuration["threads"] == "1" else "{} threads",
+        "order": "order {}",
         "seed": "seed {}",
-    }  # fmt: skip
+    }
     shown = [name for name in names if not (name == "draft format" and alike)]
     return ", ".join(words[name].format(configuration[name]) for name in shown)
 
