@@ -220,7 +220,8 @@ def outcome(job: Job) -> str:
     speedup = summary.get("speedup")
     if not speedup:
         return job.status
-    return f"{job.status}, {speedup['ratio_of_totals']:.3f}x ({_interval(speedup['ci95'])})"
+    unclear = "" if speedup.get("distinguishable", True) else ", not distinguishable"
+    return f"{job.status}, {speedup['ratio_of_totals']:.3f}x ({_interval(speedup['ci95'])}{unclear})"
 
 
 def plain_table(sweep: Sweep) -> str:
@@ -236,7 +237,7 @@ def plain_table(sweep: Sweep) -> str:
                 str((summary.get("data") or {}).get("name", job.config.data.name)),
                 job.status,
                 "-" if rate is None else f"{rate:.1f}",
-                f"{speedup['ratio_of_totals']:.3f}x" if speedup else "-",
+                _marked(speedup) if speedup else "-",
                 _interval(speedup.get("ci95")),
                 "-" if per_round is None else f"{per_round:.2f}",
                 str((summary.get("lossless") or {}).get("verdict", "-")),
@@ -244,6 +245,11 @@ def plain_table(sweep: Sweep) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _marked(speedup: Mapping[str, Any]) -> str:
+    """A speed-up, with a question mark where it is not told from noise."""
+    return f"{speedup['ratio_of_totals']:.3f}x" + ("" if speedup.get("distinguishable", True) else " ?")
 
 
 def quoted(text: str) -> str:

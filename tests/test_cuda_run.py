@@ -156,7 +156,8 @@ def check_energy(summary: dict[str, Any], folder: Path, block_seconds: float) ->
         assert sum(energy[f"{arm}joules_by_part"].values()) == pytest.approx(energy[f"{arm}joules"], rel=1e-6)
     parts = energy["joules_by_part"]
     assert parts["verify"] > 0 and parts["draft"] + parts["discarded_draft"] > 0
-    assert energy["baseline_joules_by_part"]["draft"] == 0 and energy["attribution_rule"]
+    assert energy["baseline_joules_by_part"]["draft"] < 0.05 * energy["baseline_joules"], "the time of proposing nothing"
+    assert energy["attribution_rule"]
     uuid = nvml.uuid_of_cuda_device(0)
     assert [device["device"] for device in energy["devices"] if device["counted"]] == [uuid]
     assert 10 < energy["idle_watts"][uuid] < 1000

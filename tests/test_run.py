@@ -6,6 +6,8 @@ What goes wrong is part of it: failing samples, prompts that do not fit, an exce
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import types
 from collections.abc import Iterator, Mapping
@@ -16,13 +18,14 @@ import pytest
 
 import specbench.passes as passes
 import specbench.run as run_module
-from specbench import data
+from specbench import costs, data
 from specbench.cli import compose
 from specbench.engine.placement import Placement
 from specbench.engine.runtime import Outcome, Request
-from specbench.measure import store
+from specbench.measure import energy_pass, store
+from specbench.measure.energy import DeviceEnergy
 from specbench.measure.events import SampleRecord
-from specbench.measure.store import read_rounds, read_run, read_samples, read_summary
+from specbench.measure.store import read_power, read_rounds, read_run, read_samples, read_summary
 from specbench.measure.watch import Watch
 from specbench.methods.autoregressive import Autoregressive
 from specbench.methods.speculative import Speculative
@@ -174,6 +177,42 @@ def test_the_footprint_stands_predicted_beside_measured(finished: Any) -> None:
         assert (
             rows[f"{arm}_device_peak"]["measured_bytes"] is None and "cpu" in rows[f"{arm}_device_peak"]["measured_bytes_why"]
         )
+
+
+class Counter:
+    """A device whose energy counter and power sensor say 120 W."""
+
+    device, role, counted = "GPU-120-W", "target", True
+
+    def start(self) -> None:
+        pass
+
+    def poll(self) -> dict[str, Any]:
+        return {"device": self.device, "watts": 120.0, "temperature_celsius": 50}
+
+    def stop(self, seconds: float, rows: Any) -> DeviceEnergy:
+        return DeviceEnergy(self.device, self.role, "nvml_counter", 120.0 * seconds, seconds, 120.0 * seconds)
+
+
+def test_energy_goes_through_a_run_to_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """power=auto finds a counter: blocks, attribution, power trace with its arms, counters in the timeline; no timed sample."""
+    monkeypatch.setattr(costs, "probes", lambda roles: ([Counter()], None))
+    for name, option in (("abba_pass", "min_seconds"), ("idle_watts", "seconds")):
+        short = functools.partial(getattr(energy_pass, name), **{option: 0.3})
+        monkeypatch.setattr(energy_pass, name, short)
+    summary = run(configured(tmp_path, data__limit=1, measure__power="auto", measure__trace=True))
+    energy, folder = summary["energy"], only_folder(tmp_path)
+    assert energy["source"] == "nvml_counter" and energy["watts"] == pytest.approx(120.0)
+    assert energy["joules_per_token"] == pytest.approx(120.0 * energy["seconds"] / energy["num_output_tokens"])
+    assert sum(energy["joules_by_part"].values()) == pytest.approx(energy["joules"])
+    assert energy["joules_by_part"]["draft"] > 0
+    assert energy["baseline_joules_by_part"]["draft"] < 0.01 * energy["baseline_joules"], "the time of proposing nothing"
+    rows = read_power(folder)
+    order = [arm for arm, _ in itertools.groupby(row["arm"] for row in rows)]
+    assert order == ["idle", "method", "baseline", "method"] and {row["role"] for row in rows} == {"target"}
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert sum(event["name"].startswith("watts target") for event in events) == len(rows)
+    assert {(record.repeat, record.arm) for record in read_samples(folder)} == {(0, "method"), (0, "baseline")}
 
 
 def test_the_timeline_names_the_device_of_each_role(finished: Any) -> None:
