@@ -3,12 +3,14 @@ faults: what is right is found right, and each fault is found."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from analysis_runs import write_run
 from check_runs import LIMIT, METHODS, T_AR, TIMES, WHEN, change, drawn, played, write_scripted
+from sweeping import execute
 
 from specbench.analysis import experiments, theory
 from specbench.analysis.conditions import groups
@@ -308,3 +310,22 @@ def test_every_job_composes(name: str, num_jobs: int) -> None:
     assert len(batch) == num_jobs
     configs = [compose([f"experiment={name}", *options]) for options in batch[:: max(1, num_jobs // 4)]]
     assert all(config.measure.power == "off" and config.data.source == "auto" for config in configs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "num_jobs"),
+    [
+        ("rollback_stress", ["pair.draft_errors=every:3"], 1),  # the jobs differ in the method alone
+        ("reproducibility", ["engine.attention=sdpa", "pair.draft_dtype=float32", "pair.target_dtype=float32"], 2),
+        ("output_consistency", ["data=humaneval", "decoding.temperature=0.7"], 3),
+    ],
+)
+def test_an_experiment_ends_in_its_report(tmp_path: Path, name: str, options: list[str], num_jobs: int) -> None:
+    """Real runs, one method, by one command."""
+    done = execute(tmp_path / "runs", f"experiment={name}", "method=speculative", "launcher=serial", *options)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["num_jobs"] == num_jobs and document["status"] == "success"
+    folder = tmp_path / "runs" / "sweeps" / name / "report"
+    assert (folder / "report.html").is_file() and (folder / "tables" / f"{name}.csv").is_file()
