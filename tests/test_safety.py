@@ -101,8 +101,8 @@ def _note(event, arguments):
             return
         if not isinstance(path, int):
             os.write(_log, (os.path.abspath(os.fsdecode(path)) + "\\n").encode())
-    except Exception:
-        os.write(_log, b"/the hook failed\\n")
+    except Exception as error:
+        os.write(_log, f"/the hook failed: {error!r} at {event} {arguments!r}\\n".encode())
 
 sys.addaudithook(_note)
 """
