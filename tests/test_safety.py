@@ -114,7 +114,11 @@ def written(folder: Path, arguments: list[str]) -> Iterator[Path]:
         (folder / name).mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(textwrap.dedent(HOOK))
     places = {"HOME": "home", "TMPDIR": "tmp", "PYTHONPATH": "hook", "AUDIT_LOG": "log"}
-    cleared = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "HF_HOME", "SPECBENCH_"))}
+    cleared = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XDG_", "HF_HOME", "SPECBENCH_", "TORCHINDUCTOR_", "TRITON_"))
+    }
     variables = {**cleared, **{name: str(folder / place) for name, place in places.items()}, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, *arguments],
