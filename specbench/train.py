@@ -25,7 +25,7 @@ from specbench.training.card import write_pair_card, write_training
 from specbench.training.corpus import STREAMS
 from specbench.training.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, head_of, prompt_texts
 from specbench.training.evaluate import measure_pair
-from specbench.training.loop import Schedule, choose_device, compiled, train
+from specbench.training.loop import Schedule, choose_device, compiled, train, use_autocast
 from specbench.training.prepare import prepare
 from specbench.training.settings import PartSettings, Settings, TrainSettings, settings_from
 from specbench.training.target import device_of, heldout_loss, loss_by_position, new_llama, next_token_loss, save_model
@@ -57,12 +57,13 @@ def train_target(settings: Settings) -> dict[str, Any]:
     model = new_llama(options, part, manifest["vocab_size"])
     model.to(choose_device(options.device))  # type: ignore[arg-type]
     batches = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
-    loss = compiled(partial(next_token_loss, model, autocast=options.autocast), model, options.compile)
+    autocast = use_autocast(options.autocast, device_of(model))
+    loss = compiled(partial(next_token_loss, model, autocast=autocast), model, options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(model, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
     out = output_folder(settings, part)
     if complete:
-        save_model(model, out)
+        save_model(model, out, options.mantissa_bits)
         save_tokenizer(tokenizer, out, options.max_positions)
     report = facts_of(settings, model, vars(history), complete)
     if complete:
@@ -90,7 +91,8 @@ def refine_target(settings: Settings) -> dict[str, Any]:
     prompts = [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
     corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed + 1)
     batches = LoopBatches(model, prompts, corpus, options.seed, options.generate_rows, length)
-    refining = partial(refining_loss, model, strength=options.strength, autocast=options.autocast)
+    autocast = use_autocast(options.autocast, device_of(model))
+    refining = partial(refining_loss, model, strength=options.strength, autocast=autocast)
     loss = compiled(refining, model, options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(model, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
@@ -104,7 +106,7 @@ def refine_target(settings: Settings) -> dict[str, Any]:
         mix(model, unrefined, options.mixed_back)
         report["heldout_loss"] = heldout_loss(model, heldout, length)
         report["loss_by_position"] = loss_by_position(model, heldout["code"])
-        save_model(model, out)
+        save_model(model, out, options.mantissa_bits)
         tokenizer.save_pretrained(out)
         write_training(out, report)
     return report
@@ -132,6 +134,7 @@ def train_draft(settings: Settings) -> dict[str, Any]:
     target_path = resolve_path(pair.target)
     target = load_model(target_path, pair.target_revision, pair.trust_remote_code).to(choose_device(options.device))
     check_head(target)
+    autocast = use_autocast(options.autocast, device_of(target))
     tokenizer = load_tokenizer(pair)
     eos_ids = end_ids(target, tokenizer)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -153,14 +156,14 @@ def train_draft(settings: Settings) -> dict[str, Any]:
         options.generate_rows,
         options.pool_rows,
         options.reuse,
-        options.autocast,
+        autocast,
         own_text_store(options, target, length, prompts),
     )
-    loss = compiled(partial(distillation_loss, draft, head_of(target), autocast=options.autocast), draft, options.compile)
+    loss = compiled(partial(distillation_loss, draft, head_of(target), autocast=autocast), draft, options.compile)
     checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
     history, complete = train(draft, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
     if complete:
-        save_model(draft, out)
+        save_model(draft, out, options.mantissa_bits)
         tokenizer.save_pretrained(out)
     report = facts_of(settings, draft, vars(history), complete)
     report |= {"distilled_from": pair.target, "generated_rows": batches.generated, "own_text": part.own_text}

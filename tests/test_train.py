@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from specbench.training import evaluate, replay
 from specbench.training.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, final_hidden, head_of
 from specbench.training.generate import choose, continuations, distinct_share, mask_after_end
 from specbench.training.licences import Package, stated_licence
-from specbench.training.loop import Schedule, train
+from specbench.training.loop import Schedule, train, use_autocast
 from specbench.training.optim import learning_rate_factor, orthogonalise
 from specbench.training.overlap import OverlapFilter, evaluation_files, evaluation_texts
 from specbench.training.settings import PartSettings, Settings, TrainSettings, settings_from
-from specbench.training.target import new_llama, next_token_loss
+from specbench.training.target import new_llama, next_token_loss, round_mantissa, save_model
 from specbench.training.tokenizer import train_tokenizer
 from specbench.training.tokens import PackedBatches, write_tokens
 from specbench.training.unlikelihood import LIKELY, UNLIKELY, mix, refining_loss, repeated
@@ -402,3 +403,53 @@ def test_wrong_options_are_named(source: Path, tmp_path: Path) -> None:
     settings.train.out = None
     with pytest.raises(ConfigError, match=r"train\.out"):
         run(settings)
+
+
+def test_autocast_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for able, expected in (
+        ({"avx2": True}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"bf16": True}, True),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert use_autocast("auto", cpu) is expected
+        assert use_autocast(True, cpu) is True and use_autocast(False, cpu) is False
+    assert use_autocast("auto", torch.device("cuda")) is True
+    with pytest.raises(ValueError, match=r"train.autocast='on': choose auto, true or false"):
+        use_autocast("on", cpu)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 6])
+def test_round_mantissa_is_the_nearest_of_the_values_that_remain(bits: int) -> None:
+    pattern = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    values = pattern.view(torch.bfloat16)
+    values = values[values.isfinite() & (values.abs() < 1e38) & (values.abs() > 1e-37)]
+    rounded = round_mantissa(values, bits)
+    assert int((rounded.view(torch.int16) & (2 ** (7 - bits) - 1)).abs().max()) == 0
+    exact = values.double()
+    step = 2.0 ** (exact.abs().log2().floor() - bits)  # distance of neighbours in a value's binade
+    assert bool(((rounded.double() - exact).abs() <= step / 2).all())
+    assert torch.equal(round_mantissa(rounded, bits), rounded)
+    assert torch.equal(round_mantissa(-values, bits), -rounded)
+
+
+def test_round_mantissa_of_all_bits_changes_nothing_and_none_is_refused() -> None:
+    values = torch.randn(100).bfloat16()
+    assert torch.equal(round_mantissa(values, 7), values)
+    with pytest.raises(ValueError, match=r"train.mantissa_bits=0: choose 1 to 7"):
+        round_mantissa(values, 0)
+
+
+def test_saved_weights_keep_the_bits_asked_for_and_load(tmp_path: Path) -> None:
+    model = new_llama(TrainSettings(width=32, heads=2, feed_forward=48), PartSettings(layers=2), 300)
+    sizes = {}
+    for bits in (7, 4):
+        save_model(model, tmp_path / str(bits), mantissa_bits=bits)
+        file = tmp_path / str(bits) / "model.safetensors"
+        sizes[bits] = len(zlib.compress(file.read_bytes()))
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / str(bits), dtype=torch.float32)
+        for (name, before), after in zip(model.named_parameters(), loaded.parameters(), strict=True):
+            torch.testing.assert_close(after, before, rtol=2.0 ** -(bits + 1) * 1.2, atol=0, msg=name)
+    assert sizes[4] < 0.85 * sizes[7]

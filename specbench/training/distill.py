@@ -168,7 +168,7 @@ class OwnTextBatches:
         )
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
+            part = file.with_suffix(f".{os.getpid()}.part")  # two parts may be trained at once
             with open(part, "wb") as out:
                 np.save(out, rows.cpu().numpy())
             os.replace(part, file)

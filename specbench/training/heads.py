@@ -15,16 +15,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from specbench.heads import Heads, TargetParts, build_heads, save_heads
+from specbench.heads import WEIGHTS, Heads, TargetParts, build_heads, save_heads
 from specbench.heads_files import builtin_folder, target_hash
 from specbench.pair import ModelSpec, resolve_path
 from specbench.schema import ConfigError
 from specbench.training.calibrate import calibrate, calibration_prompts, calibration_text
 from specbench.training.distill import OwnTextBatches, check_head, prompt_texts
 from specbench.training.heads_card import write_heads_card
-from specbench.training.loop import Schedule, choose_device, train
+from specbench.training.loop import Schedule, choose_device, train, use_autocast
 from specbench.training.prepare import prepare
 from specbench.training.settings import PartSettings, Settings
+from specbench.training.target import round_file
 from specbench.training.tokens import PackedBatches, load_streams
 
 MAX_CALIBRATION_ROWS = 256
@@ -62,6 +63,7 @@ def train_heads(settings: Settings) -> dict[str, Any]:
     path = resolve_path(pair.target)
     target = command.load_model(path, pair.target_revision, pair.trust_remote_code).to(choose_device(options.device))
     check_head(target)
+    autocast = use_autocast(options.autocast, next(target.parameters()).device)
     spec = ModelSpec("target", pair.target, path, "float32", "cpu", pair.target_revision, "sdpa", pair.trust_remote_code)
     tokenizer = command.load_tokenizer(pair)
     eos_ids = command.end_ids(target, tokenizer)
@@ -84,12 +86,12 @@ def train_heads(settings: Settings) -> dict[str, Any]:
         options.generate_rows,
         options.pool_rows,
         options.reuse,
-        options.autocast,
+        autocast,
         command.own_text_store(options, target, length, prompts),
     )
     name = f"heads_{cls.family}"
     checkpoint = Path(options.work) / name / "checkpoint.pt"
-    loss = partial(heads_loss, heads, autocast=options.autocast)
+    loss = partial(heads_loss, heads, autocast=autocast)
     history, complete = train(heads, loss, batches, schedule_of(settings, part), checkpoint, options.resume, name)
     report = {
         "part": name,
@@ -116,6 +118,7 @@ def train_heads(settings: Settings) -> dict[str, Any]:
         report["heldout_loss"] = {"own greedy text": heads.calibration["loss"]}
         report["calibration"] = heads.calibration
         save_heads(heads, out)
+        round_file(out / WEIGHTS, options.mantissa_bits)
         write_heads_card(out, report)
     return report
 

@@ -155,6 +155,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def use_autocast(mode: bool | str, device: torch.device) -> bool:
+    """`train.autocast`: whether products are taken in bfloat16. auto: on CUDA, and on a CPU that has instructions for them.
+
+    A CPU without them emulates bfloat16: a product that takes 65 ms in float32 took 9 s on one with AVX2 only.
+    Raises ValueError for another mode.
+    """
+    if mode not in (True, False, "auto"):
+        raise ValueError(f"train.autocast={mode!r}: choose auto, true or false")
+    if mode != "auto":
+        return bool(mode)
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that pyproject.toml allows
+    return device.type == "cuda" or bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
 def compiled(function: LossFunction, model: nn.Module, mode: str) -> LossFunction:
     """The loss `function` of `model`, compiled when `mode` is on, or auto and a C++ compiler is present.
 

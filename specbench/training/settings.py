@@ -55,7 +55,8 @@ class TrainSettings:
     other_lr: float = 0.004
     decay: float = 0.3
     compile: str = "auto"
-    autocast: bool = True
+    mantissa_bits: int = 7
+    autocast: bool | str = "auto"
     shares: dict[str, float] = field(default_factory=lambda: {"functions": 0.5, "code": 0.25, "docs": 0.25})
     source: str = "machine"
     source_licence: str = ""
