@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 LIMITS = """\
-- The target is a few million parameters trained on a few million tokens. It writes text that looks like Python; it does not
-  solve problems. Scores such as pass@1 would be near zero.
+- The target has a few million parameters. It writes text that looks like Python; it does not solve problems. Scores such as
+  pass@1 would be near zero.
 - It knows Python source, docstrings and the English of documentation. On chat, translation, mathematics or summarisation it
   writes continuations in the manner of documentation: such runs show mechanics, not findings.
 - Its acceptance rates and its ratio of draft time to target time are its own. They say nothing about larger pairs.
-- Training sequences had 256 to 1,024 tokens. Longer prompts run (up to 16,384 positions), but the model's text beyond the
-  trained range is worse, see the loss by position below.
+- It was trained on sequences of some hundreds of tokens. Longer prompts run (up to 16,384 positions), but the model's text
+  beyond the trained range is worse, see the loss by position below.
 - Small models repeat themselves, and repeated text is easy to draft: see the share of distinct 4-grams."""
 
 
