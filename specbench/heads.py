@@ -150,6 +150,7 @@ def save_heads(heads: Heads, folder: Path) -> None:
     if len(set(places)) < len(places):
         raise RuntimeError(f"{heads.family} heads share parameters: each needs its own")
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # written through a private temporary file
     target = heads.target
     description = {
         "format_version": FORMAT_VERSION,

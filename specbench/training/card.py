@@ -59,6 +59,7 @@ def write_pair_card(folder: Path, facts: dict[str, Any] | None) -> Path:
         if report.get("loss_by_position"):
             lines += ["Target's loss by position on held-out code, nats per token (context of 4,096 tokens):", ""]
             lines += [*_table(["position", "loss"], [[k, f"{v:.2f}"] for k, v in report["loss_by_position"].items()]), ""]
+    lines += _curves(reports)
     if facts:
         lines += _measured(facts)
     for report in reports:
@@ -85,6 +86,24 @@ def _training_table(reports: list[dict[str, Any]]) -> list[str]:
         )
     head = ["part", "layers x width", "parameters", "tokens seen", "last training loss", "held-out loss (nats per token)"]
     return _table(head, rows)
+
+
+def _curves(reports: list[dict[str, Any]], points: int = 8) -> list[str]:
+    """Where each draft's distillation stood on its way, so that a reader sees whether more tokens would have helped."""
+    rows = []
+    for report in reports:
+        curve = report["history"]["curve"]
+        if report.get("distilled_from") and curve:
+            chosen = curve[:: -(-len(curve) // points)]
+            rows.append([report["part"], ", ".join(f"{loss:.2f} at {tokens / 1e6:.1f}" for tokens, loss in chosen)])
+    if not rows:
+        return []
+    return [
+        "Running mean of the distillation loss, nats per token at millions of tokens:",
+        "",
+        *_table(["part", "KL"], rows),
+        "",
+    ]
 
 
 def _measured(facts: dict[str, Any]) -> list[str]:

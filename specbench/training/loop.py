@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,7 +165,8 @@ def use_autocast(mode: bool | str, device: torch.device) -> bool:
         raise ValueError(f"train.autocast={mode!r}: choose auto, true or false")
     if mode != "auto":
         return bool(mode)
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that pyproject.toml allows
+    ask = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that pyproject.toml allows
+    able: Mapping[str, Any] = ask() if ask is not None else {}
     return device.type == "cuda" or bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
 
 
