@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from specbench.training.replay import formula_speedup
+
 LIMITS = """\
 - The target has a few million parameters. It writes text that looks like Python; it does not solve problems. Scores such as
   pass@1 would be near zero.
@@ -131,23 +133,38 @@ def _measured(facts: dict[str, Any]) -> list[str]:
     lines += [*_table(head, rows), "", "## Acceptance and what it predicts", ""]
     lines += [
         "Each draft read the target's greedy text once; rounds of 8 drafts were replayed on it. `of 4`: mean drafts kept of 4."
-        " `formula`: (1-a^(g+1))/((1-a)(1+gc)) with g = 4 and a the share of single tokens drafted right. `replay`: the"
-        " recorded rounds with the measured times, at g = 4 and at the best g. `asynchronous`: AMUSD replayed, two devices;"
+        " `formula`: (1-a^(g+1))/((1-a)(1+gc)) at g = 4 and at the best g up to 8, a being the share of single tokens drafted"
+        " right: Leviathan's, for whom the rows of a forward cost nothing. `replay`: the recorded rounds with the measured"
+        " times, more rows costing more, at g = 4 and at the best g. `asynchronous`: AMUSD replayed, two devices;"
         " `bound`: 1/c, which no asynchronous method exceeds. None of these is a measured speed-up.",
         "",
     ]
-    head = ["draft", "data", "c", "a", *(f"{n}" for n in range(1, 9)), "of 4", "formula", "replay g=4", "replay best"]
+    head = ["draft", "data", "c", "a", *(f"{n}" for n in range(1, 9)), "of 4"]
+    head += ["formula g=4", "formula best", "replay g=4", "replay best"]
     rows = []
     for name, by_data in facts["drafts"].items():
         for key, w in by_data.items():
             rows.append(
                 [name, facts["data"][key]["name"], _number(w["cost"]), _number(w["token_acceptance"])]
                 + [_number(x) for x in w["acceptance_by_position"]]
-                + [_number(w["accepted_of_4"]), _number(w["formula_speedup_4"]), _number(w["speculative_speedup_4"])]
+                + [
+                    _number(w["accepted_of_4"]),
+                    _number(w["formula_speedup_4"]),
+                    _best_formula(w),
+                    _number(w["speculative_speedup_4"]),
+                ]
                 + [f"{w['speculative_speedup_best']:.2f} (g={w['best_draft_length']})"]
                 + [_number(w["asynchronous_speedup"]), _number(w["asynchronous_bound"])]
             )
     return [*lines, *_table([*head, "asynchronous", "bound"], rows), ""]
+
+
+def _best_formula(worth: dict[str, Any]) -> str:
+    if worth["token_acceptance"] is None:
+        return ""
+    by_length = {g: formula_speedup(worth["token_acceptance"], g, worth["cost"]) for g in range(1, 9)}
+    best = max(by_length, key=lambda g: by_length[g])
+    return f"{by_length[best]:.2f} (g={best})"
 
 
 def _data(report: dict[str, Any]) -> list[str]:
