@@ -366,6 +366,23 @@ def test_the_automatic_size_follows_the_cost_of_rows(
     assert max(drafted) == size
 
 
+def test_the_automatic_depth_follows_the_cost_of_a_level(
+    target: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specbench.methods.eagle.measure_row_seconds", lambda session: {n: 1 + 0.01 * n for n in (1, 64)})
+    heads = calibrated(folder, tmp_path / "heads", [[0.7, 0.1, 0.05, 0.0], [0.6, 0.2, 0.05, 0.0], [0.5]])
+    around = tiny.runtime(Model.wrap(target))
+    for seconds, levels in (([0.1, 0.1, 0.1], 3), ([0.1, 0.2, 1.0], 2), ([0.1, 9.0, 9.0], 1)):
+        monkeypatch.setattr(
+            "specbench.methods.eagle.lower_quartile_seconds",
+            lambda step, device, repeats, seconds=seconds: step() or seconds[step.__defaults__[0] - 1],
+        )
+        method = tiny.opened(Eagle(heads=heads), around)
+        assert method.facts()["levels"] == levels
+        rounds = method.decode(tiny.request(around, PROMPTS[2])).rounds
+        assert max(r.draft_depth for r in rounds) == levels
+
+
 def test_an_automatic_size_needs_measured_accuracies(target: Any, folder: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"method\.num_nodes"):
         Eagle(heads=calibrated(folder, tmp_path / "heads", None)).open(tiny.runtime(Model.wrap(target)))

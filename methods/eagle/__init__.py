@@ -19,7 +19,7 @@ from specbench.engine.dynamic_tree import ROOT, Growth, likeliest
 from specbench.engine.row_cost import lower_quartile_seconds, measure_row_seconds
 from specbench.engine.runtime import Request, Runtime
 from specbench.engine.sampling import keyed_gumbel
-from specbench.engine.static_tree import build_static_tree, choose_num_nodes, expected_accepted_length
+from specbench.engine.static_tree import build_static_tree, choose_num_nodes, expected_accepted_length, seconds_of_rows
 from specbench.engine.tree import EMPTY, Contract, DraftTree, Verdict
 from specbench.engine.verify import RULES
 from specbench.heads import open_heads
@@ -35,10 +35,11 @@ FITTING_RULES = [
 
 
 class Eagle(Method):
-    """draft_length: levels of the tree. top_k: children of an expanded node, and nodes expanded per level (1: a chain).
+    """draft_length: levels of the tree at most. top_k: children of an expanded node, and nodes expanded per level (1: a chain).
 
-    num_nodes: nodes shown to the target per round, or "auto": what the heads' measured accuracies and the measured cost of rows
-    on this machine make right. heads: folder of the trained layer, builtin:<part> or Hub repository; null: the built-in pair's.
+    num_nodes: nodes shown to the target per round, or "auto": these and the number of levels are then what the heads' measured
+    accuracies, the measured cost of rows and the time that a level takes on this machine make right.
+    heads: folder of the trained layer, builtin:<part> or Hub repository; null: the built-in pair's.
     rule: greedy_match | sample_match | delta; null = match. Raises ConfigError for values out of range.
     """
 
@@ -64,6 +65,7 @@ class Eagle(Method):
         self.draft_length: int = draft_length
         self.top_k, self.num_nodes, self.heads_name = top_k, num_nodes, heads
         self.size = num_nodes if isinstance(num_nodes, int) else 0  # nodes per round; an automatic one is settled in `open`
+        self.levels = draft_length  # as is the number of levels then
         self._facts: dict[str, float | int | str] = {}
 
     @property
@@ -80,42 +82,50 @@ class Eagle(Method):
         self.draft = FeatureDraft(heads, min(runtime.target.vocab_size, heads.target.vocab_size))
         self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
         if self.num_nodes == "auto":
-            self.size = self._measured_size(heads.calibration.get("accuracies"))
+            self.size, self.levels = self._measured_size(heads.calibration.get("accuracies"))
         self.width = min(self.top_k, self.size)
         self.law = runtime.law
         self.shares_noise = not self.law.greedy and self.rule_for(self.law).needs == "choice"
 
-    def _measured_size(self, accuracies: list[list[float]] | None) -> int:
-        """What the static tree of these accuracies would best have as nodes: a dynamic one is worth no less at any size.
+    def _measured_size(self, accuracies: list[list[float]] | None) -> tuple[int, int]:
+        """Nodes and levels that emit most tokens per second if the tree were a static one of these accuracies.
 
+        A dynamic tree of that size and depth is worth no less, and a level that is not grown costs nothing.
         Raises ConfigError for heads whose accuracies nobody measured.
         """
         if not accuracies:
             raise ConfigError("method.num_nodes", "auto", "these heads came without measured accuracies: give a number")
         accuracies = [row[: self.top_k] for row in accuracies[: self.draft_length]]
         costs = measure_row_seconds(self.target)
-        draft_seconds = lower_quartile_seconds(self._draft_once, self.runtime.device, 9)
-        best = choose_num_nodes(accuracies, costs, draft_seconds)
-        size = max(1, best)
-        expected = expected_accepted_length(accuracies, build_static_tree(accuracies, size))
+        best: tuple[float, int, int, float, float] | None = None  # tokens per second, nodes, levels, accepted, seconds
+        for levels in range(1, len(accuracies) + 1):
+            draft_seconds = lower_quartile_seconds(lambda n=levels: self._draft_once(n), self.runtime.device, 9)
+            num_nodes = choose_num_nodes(accuracies[:levels], costs, draft_seconds)
+            accepted = expected_accepted_length(accuracies, build_static_tree(accuracies[:levels], max(1, num_nodes)))
+            rate = (1.0 + accepted) / (draft_seconds + seconds_of_rows(costs, 1 + max(1, num_nodes)))
+            if best is None or rate > best[0]:
+                best = rate, num_nodes, levels, accepted, draft_seconds
+        assert best is not None
+        _, num_nodes, levels, accepted, draft_seconds = best
         self._facts |= {
-            "num_nodes": size,
-            "best_num_nodes": best,  # 0: by these measurements no tree beats plain decoding; one node is drafted all the same
-            "expected_accepted_per_round": round(expected, 3),  # of a static tree
+            "num_nodes": max(1, num_nodes),
+            "levels": levels,
+            "best_num_nodes": num_nodes,  # 0: no tree beats plain decoding; one node is drafted
+            "expected_accepted_per_round": round(accepted, 3),  # of a static tree
             "draft_seconds": draft_seconds,
             **{f"seconds_of_{rows}_rows": seconds for rows, seconds in costs.items()},
         }
-        return size
+        return max(1, num_nodes), levels
 
     @torch.inference_mode()
-    def _draft_once(self) -> None:
-        """What drafting a whole tree costs at most, in calls of the layer and the LM head."""
+    def _draft_once(self, levels: int) -> None:
+        """What drafting a whole tree of that many levels costs at most, in calls of the layer and the LM head."""
         width, features = min(self.top_k, self.draft.vocab_size), torch.zeros(2, self.draft.heads.target.width)
-        self.draft.start(2 + width * self.draft_length)
+        self.draft.start(2 + width * levels)
         features = self.draft.extend(features, [0, 0])
-        for level in range(self.draft_length):
+        for level in range(levels):
             likeliest(self.draft.logits(features), width)
-            if level + 1 < self.draft_length:
+            if level + 1 < levels:
                 features = self.draft.descend(features.expand(width, -1), [0] * width, range(width))
 
     def begin(self, request: Request, first_token: int) -> None:
@@ -143,7 +153,7 @@ class Eagle(Method):
 
     @torch.inference_mode()
     def propose(self, max_depth: int) -> DraftTree:
-        depth = min(self.draft_length, max_depth)
+        depth = min(self.levels, max_depth)
         if depth < 1:
             return EMPTY
         forwards = self.draft.num_forwards
