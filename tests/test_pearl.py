@@ -556,7 +556,7 @@ def test_two_processes_give_what_autoregression_gives(temperature: float, option
             )  # fmt: skip
             samples.append(record)
             rounds[record.key] = outcome.rounds
-        assert sum(map(bool, rounds.values())) > 1
+        assert any(rounds.values())
         check_identities(samples, RoundTable.of(rounds))
         assert pearl.memory_bytes()["mailbox"] > 0
     finally:

@@ -392,6 +392,7 @@ def test_a_failing_sample_is_recorded_and_the_run_goes_on(tmp_path: Path) -> Non
     def failing(real: Any, self: Any, request: Request) -> Outcome:
         calls.append(request.sample_id)
         if len(calls) == 3:  # two of the warm-up, then the first sample
+            self.draft.start(8)  # where both warm-up prompts ended at once it was never started
             self.draft.feed([1, 2, 3])  # in the middle of something
             raise RuntimeError("the draft fell over")
         return real(self, request)
