@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from specbench.rounding import BFLOAT16_MANTISSA_BITS, round_mantissa
 from specbench.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -140,12 +141,18 @@ def build_heads(cls: type[AnyHeads], target: TargetParts, options: dict[str, Any
     return made
 
 
-def save_heads(heads: Heads, folder: Path) -> None:
-    """Write bfloat16 safetensors and `heads.json`. Raises RuntimeError if two parameters share memory."""
+def save_heads(heads: Heads, folder: Path, mantissa_bits: int = BFLOAT16_MANTISSA_BITS) -> None:
+    """Write bfloat16 safetensors (mantissa_bits: see `rounding.round_mantissa`) and `heads.json`.
+
+    Raises RuntimeError if two parameters share memory.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in heads.state_dict().items()}
+    state = {
+        name: round_mantissa(value.detach().to("cpu", torch.bfloat16), mantissa_bits)
+        for name, value in heads.state_dict().items()
+    }
     places = [p.data_ptr() for _, p in heads.named_parameters(remove_duplicate=False)]
     if len(set(places)) < len(places):
         raise RuntimeError(f"{heads.family} heads share parameters: each needs its own")

@@ -375,7 +375,7 @@ def test_the_automatic_depth_follows_the_cost_of_a_level(
     for seconds, levels in (([0.1, 0.1, 0.1], 3), ([0.1, 0.2, 1.0], 2), ([0.1, 9.0, 9.0], 1)):
         monkeypatch.setattr(
             "specbench.methods.eagle.lower_quartile_seconds",
-            lambda step, device, repeats, seconds=seconds: step() or seconds[step.__defaults__[0] - 1],
+            lambda step, device, repeats, seconds=seconds: step() or seconds[step.args[0] - 1],
         )
         method = tiny.opened(Eagle(heads=heads), around)
         assert method.facts()["levels"] == levels

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from specbench.rounding import round_mantissa
 from specbench.schema import ConfigError, PairConfig
 from specbench.train import run
 from specbench.training import corpus as corpora
@@ -26,7 +27,7 @@ from specbench.training.loop import Schedule, train, use_autocast
 from specbench.training.optim import learning_rate_factor, orthogonalise
 from specbench.training.overlap import OverlapFilter, evaluation_files, evaluation_texts
 from specbench.training.settings import PartSettings, Settings, TrainSettings, settings_from
-from specbench.training.target import new_llama, next_token_loss, round_mantissa, save_model
+from specbench.training.target import new_llama, next_token_loss, save_model
 from specbench.training.tokenizer import train_tokenizer
 from specbench.training.tokens import PackedBatches, write_tokens
 from specbench.training.unlikelihood import LIKELY, UNLIKELY, mix, refining_loss, repeated
@@ -438,8 +439,11 @@ def test_round_mantissa_is_the_nearest_of_the_values_that_remain(bits: int) -> N
 def test_round_mantissa_of_all_bits_changes_nothing_and_none_is_refused() -> None:
     values = torch.randn(100).bfloat16()
     assert torch.equal(round_mantissa(values, 7), values)
-    with pytest.raises(ValueError, match=r"train.mantissa_bits=0: choose 1 to 7"):
+    with pytest.raises(ValueError, match=r"bits=0: choose 1 to 7"):
         round_mantissa(values, 0)
+    for bits in (0, 8, 4.5):  # named before anything is trained
+        with pytest.raises(ConfigError, match=r"train\.mantissa_bits"):
+            settings_from({"part": "draft", "train": {"mantissa_bits": bits}})
 
 
 def test_saved_weights_keep_the_bits_asked_for_and_load(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ keyed noise: the token that the target will choose is then among its first ones 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -97,25 +99,25 @@ class Eagle(Method):
             raise ConfigError("method.num_nodes", "auto", "these heads came without measured accuracies: give a number")
         accuracies = [row[: self.top_k] for row in accuracies[: self.draft_length]]
         costs = measure_row_seconds(self.target)
-        best: tuple[float, int, int, float, float] | None = None  # tokens per second, nodes, levels, accepted, seconds
+        plans = []  # tokens per second, levels, nodes, expected accepted, seconds of drafting
         for levels in range(1, len(accuracies) + 1):
-            draft_seconds = lower_quartile_seconds(lambda n=levels: self._draft_once(n), self.runtime.device, 9)
-            num_nodes = choose_num_nodes(accuracies[:levels], costs, draft_seconds)
-            accepted = expected_accepted_length(accuracies, build_static_tree(accuracies[:levels], max(1, num_nodes)))
-            rate = (1.0 + accepted) / (draft_seconds + seconds_of_rows(costs, 1 + max(1, num_nodes)))
-            if best is None or rate > best[0]:
-                best = rate, num_nodes, levels, accepted, draft_seconds
-        assert best is not None
-        _, num_nodes, levels, accepted, draft_seconds = best
+            draft_seconds = lower_quartile_seconds(partial(self._draft_once, levels), self.runtime.device, 9)
+            best = choose_num_nodes(accuracies[:levels], costs, draft_seconds)
+            tree = build_static_tree(accuracies[:levels], max(1, best))
+            accepted = expected_accepted_length(accuracies, tree)
+            rate = (1.0 + accepted) / (draft_seconds + seconds_of_rows(costs, 1 + len(tree)))
+            plans.append((rate, levels, best, accepted, draft_seconds))
+        _, levels, best, accepted, draft_seconds = max(plans, key=lambda plan: plan[0])
+        size = max(1, best)
         self._facts |= {
-            "num_nodes": max(1, num_nodes),
+            "num_nodes": size,
             "levels": levels,
-            "best_num_nodes": num_nodes,  # 0: no tree beats plain decoding; one node is drafted
+            "best_num_nodes": best,  # 0: by these measurements no tree beats plain decoding; one node is drafted all the same
             "expected_accepted_per_round": round(accepted, 3),  # of a static tree
             "draft_seconds": draft_seconds,
             **{f"seconds_of_{rows}_rows": seconds for rows, seconds in costs.items()},
         }
-        return max(1, num_nodes), levels
+        return size, levels
 
     @torch.inference_mode()
     def _draft_once(self, levels: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from specbench.heads import WEIGHTS, Heads, TargetParts, build_heads, save_heads
+from specbench.heads import Heads, TargetParts, build_heads, save_heads
 from specbench.heads_files import builtin_folder, target_hash
 from specbench.pair import ModelSpec, resolve_path
 from specbench.schema import ConfigError
@@ -25,7 +25,7 @@ from specbench.training.heads_card import write_heads_card
 from specbench.training.loop import Schedule, choose_device, train, use_autocast
 from specbench.training.prepare import prepare
 from specbench.training.settings import PartSettings, Settings
-from specbench.training.target import round_file
+from specbench.training.target import device_of
 from specbench.training.tokens import PackedBatches, load_streams
 
 MAX_CALIBRATION_ROWS = 256
@@ -63,7 +63,7 @@ def train_heads(settings: Settings) -> dict[str, Any]:
     path = resolve_path(pair.target)
     target = command.load_model(path, pair.target_revision, pair.trust_remote_code).to(choose_device(options.device))
     check_head(target)
-    autocast = use_autocast(options.autocast, next(target.parameters()).device)
+    autocast = use_autocast(options.autocast, device_of(target))
     spec = ModelSpec("target", pair.target, path, "float32", "cpu", pair.target_revision, "sdpa", pair.trust_remote_code)
     tokenizer = command.load_tokenizer(pair)
     eos_ids = command.end_ids(target, tokenizer)
@@ -117,8 +117,7 @@ def train_heads(settings: Settings) -> dict[str, Any]:
         heads.calibration = calibrate(heads, target, ids) | {"prompts": source}
         report["heldout_loss"] = {"own greedy text": heads.calibration["loss"]}
         report["calibration"] = heads.calibration
-        save_heads(heads, out)
-        round_file(out / WEIGHTS, options.mantissa_bits)
+        save_heads(heads, out, options.mantissa_bits)
         write_heads_card(out, report)
     return report
 

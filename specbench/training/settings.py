@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from specbench.rounding import BFLOAT16_MANTISSA_BITS
 from specbench.schema import ConfigError, PairConfig
 
 
@@ -64,12 +65,12 @@ class TrainSettings:
     evaluation_folders: list[str] = field(default_factory=list)
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.7, 1.0])
     new_tokens: int = 128
-    generate_rows: int = 64
-    pool_rows: int = 512
-    reuse: float = 4.0
+    generate_rows: int = 256
+    pool_rows: int = 2048
+    reuse: float = 8.0
     init: str = "auto"
     strength: float = 20.0
-    mixed_back: float = 0.3
+    mixed_back: float = 0.6
     measure: bool = True
     card_samples: int = 20
 
@@ -96,11 +97,14 @@ class Settings:
 
 
 def settings_from(plain: dict[str, Any]) -> Settings:
-    """Settings from Hydra's plain containers. Raises ConfigError naming an unknown key."""
+    """Settings from Hydra's plain containers. Raises ConfigError for an unknown key and for what would fail only at the end."""
     known = vars(TrainSettings())
     for name in plain.get("train") or {}:
         if name not in known:
             raise ConfigError(f"train.{name}", plain["train"][name], f"no such option; there are {', '.join(sorted(known))}")
+    bits = (plain.get("train") or {}).get("mantissa_bits", BFLOAT16_MANTISSA_BITS)
+    if bits not in range(1, BFLOAT16_MANTISSA_BITS + 1):
+        raise ConfigError("train.mantissa_bits", bits, f"choose 1 to {BFLOAT16_MANTISSA_BITS}, the bits that bfloat16 has")
     return Settings(
         part=plain["part"],
         pair=PairConfig(**(plain.get("pair") or {})),

@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from specbench.rounding import BFLOAT16_MANTISSA_BITS, round_mantissa
 from specbench.training.settings import PartSettings, TrainSettings
-
-BFLOAT16_MANTISSA_BITS = 7
 
 
 def new_llama(settings: TrainSettings, part: PartSettings, vocab_size: int) -> LlamaForCausalLM:
@@ -88,38 +85,13 @@ def device_of(model: nn.Module) -> torch.device:
 def save_model(model: Any, folder: Path, mantissa_bits: int = BFLOAT16_MANTISSA_BITS) -> None:
     """Write `model` as bfloat16 safetensors in shards of at most 15 MB; `model` itself stays as it is.
 
-    mantissa_bits: how many of bfloat16's seven are kept, by rounding to nearest; the zeros of the others compress away in a
-    repository (with four kept to 59 % of the raw size instead of 79 %). Raises ValueError outside 1 to 7.
+    mantissa_bits: see `rounding.round_mantissa`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    copy.deepcopy(model).to("cpu", torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")
+    written = copy.deepcopy(model).to("cpu", torch.bfloat16)
+    with torch.no_grad():
+        for parameter in written.parameters():
+            parameter.copy_(round_mantissa(parameter, mantissa_bits))
+    written.save_pretrained(folder, max_shard_size="15MB")
     for file in folder.glob("*.safetensors"):
-        round_file(file, mantissa_bits)
         file.chmod(0o644)  # written through a private temporary file
-
-
-def round_file(file: Path, mantissa_bits: int) -> None:
-    """Round the bfloat16 tensors of a safetensors file, in place, to `mantissa_bits` bits of mantissa; other types stay."""
-    if mantissa_bits == BFLOAT16_MANTISSA_BITS:
-        return
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-    tensors = {
-        name: round_mantissa(value, mantissa_bits) if value.dtype == torch.bfloat16 else value
-        for name, value in load_file(file).items()
-    }
-    save_file(tensors, file, metadata=metadata)
-
-
-def round_mantissa(values: Tensor, bits: int) -> Tensor:
-    """bfloat16 `values` rounded to nearest (halves away from zero) with `bits` of the seven bits of mantissa kept.
-
-    Raises ValueError outside 1 to 7.
-    """
-    if not 1 <= bits <= BFLOAT16_MANTISSA_BITS:
-        raise ValueError(f"train.mantissa_bits={bits}: choose 1 to {BFLOAT16_MANTISSA_BITS}, the bits that bfloat16 has")
-    drop = BFLOAT16_MANTISSA_BITS - bits
-    pattern = values.contiguous().view(torch.int16).to(torch.int32)
-    # A carry out of the mantissa raises the exponent, as it should; the sign is the top bit and is not reached.
-    half = (1 << drop) >> 1
-    return (((pattern + half) >> drop) << drop).to(torch.int16).view(torch.bfloat16)
