@@ -366,8 +366,9 @@ def test_the_automatic_size_follows_the_cost_of_rows(
     assert max(drafted) == size
 
 
+@pytest.mark.parametrize("top_k", [1, 8])
 def test_the_automatic_depth_follows_the_cost_of_a_level(
-    target: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top_k: int
 ) -> None:
     monkeypatch.setattr("specbench.methods.eagle.measure_row_seconds", lambda session: {n: 1 + 0.01 * n for n in (1, 64)})
     heads = calibrated(folder, tmp_path / "heads", [[0.7, 0.1, 0.05, 0.0], [0.6, 0.2, 0.05, 0.0], [0.5]])
@@ -377,10 +378,11 @@ def test_the_automatic_depth_follows_the_cost_of_a_level(
             "specbench.methods.eagle.lower_quartile_seconds",
             lambda step, device, repeats, seconds=seconds: step() or seconds[step.args[0] - 1],
         )
-        method = tiny.opened(Eagle(heads=heads), around)
+        method = tiny.opened(Eagle(heads=heads, top_k=top_k), around)
         assert method.facts()["levels"] == levels
-        rounds = method.decode(tiny.request(around, PROMPTS[2])).rounds
-        assert max(r.draft_depth for r in rounds) == levels
+        deepest = max(r.draft_depth for r in method.decode(tiny.request(around, PROMPTS[2])).rounds)
+        # A chain shows every level; a tree's best nodes may all lie higher up, where these heads are unsure.
+        assert deepest == levels if top_k == 1 else deepest <= levels
 
 
 def test_an_automatic_size_needs_measured_accuracies(target: Any, folder: str, tmp_path: Path) -> None:
