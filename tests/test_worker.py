@@ -270,6 +270,8 @@ def wait_for(what: Any, seconds: float = 90.0) -> Any:
 
 def test_ctrl_c_ends_a_run_as_interrupted_and_leaves_nobody(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "specbench", "method=amusd", "data=humaneval", "data.source=standin", f"runs_dir={tmp_path}"]
+    # A shell without job control starts background jobs (these tests too) with the signal ignored, and a child inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     # A terminal sends the signal to the whole group: parent, worker and helpers.
     process = subprocess.Popen(
         [*line, "decoding.max_new_tokens=32", "measure.warmup=0"],
@@ -279,6 +281,7 @@ def test_ctrl_c_ends_a_run_as_interrupted_and_leaves_nobody(tmp_path: Path) -> N
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     try:
         wait_for(lambda: process.poll() is not None or [f for f in tmp_path.rglob("samples.jsonl") if f.stat().st_size])
         below = children(process.pid)
