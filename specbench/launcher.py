@@ -8,17 +8,11 @@ the same jobs elsewhere.
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import random
-import signal
-import subprocess
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -33,7 +27,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from specbench.isolated import OUTCOME_VARIABLE
+from specbench.isolated import run_isolated
 from specbench.locks import hold_folder
 from specbench.schema import RunConfig
 from specbench.sweep import Job, JobFailed, Sweep, SweepProgress
@@ -41,7 +35,6 @@ from specbench.sweep import Job, JobFailed, Sweep, SweepProgress
 PACKAGE = "hydra_plugins.specbench"
 DRAFT_LENGTH = "method.draft_length"
 _ended: list[Sweep] = []  # Hydra drops what a sweeper returns
-_FULL_ERROR = "HYDRA_FULL_ERROR"
 wants_tracebacks = False  # by the user; the front door sets the variable for itself
 
 
@@ -260,7 +253,7 @@ class IsolatedLauncher(SerialLauncher):
 
     def one(self, overrides: list[str], number: int) -> JobReturn:
         result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-        error = run_isolated([*config_arguments(sys.argv[1:]), *overrides, "hydra.mode=RUN"])
+        error = run_isolated([*config_arguments(sys.argv[1:]), *overrides, "hydra.mode=RUN"], wants_tracebacks)
         if error is not None:
             result.status = JobStatus.FAILED
             result.return_value = JobFailed(error)
@@ -272,44 +265,3 @@ def config_arguments(argv: Sequence[str]) -> list[str]:
     parsed, _ = get_args_parser().parse_known_args(list(argv))
     named = {"--config-dir": parsed.config_dir, "--config-path": parsed.config_path, "--config-name": parsed.config_name}
     return [part for flag, value in named.items() if value is not None for part in (flag, value)]
-
-
-def run_isolated(options: Sequence[str]) -> str | None:
-    """One run in a process of its own, to its end. Returns None, or what went wrong.
-
-    Ctrl-C reaches the child with the terminal's process group; it is given time to write down that it was interrupted.
-    """
-    with tempfile.TemporaryDirectory(prefix="specbench-") as folder:
-        outcome = Path(folder) / "outcome.json"
-        child = subprocess.Popen(
-            [sys.executable, "-m", "specbench.isolated", *options],
-            stdin=subprocess.PIPE,  # its lifeline: it ends when this process does
-            env={**os.environ, OUTCOME_VARIABLE: str(outcome), _FULL_ERROR: "1" if wants_tracebacks else "0"},
-        )
-        try:
-            status = child.wait()
-        except BaseException:
-            _stop(child)
-            raise
-        finally:
-            if child.stdin is not None:
-                child.stdin.close()
-        if status == 0:
-            return None
-        try:
-            said = json.loads(outcome.read_text())["said"]
-        except (OSError, ValueError):
-            said = []
-        if said:
-            return str(said[-1])
-        return f"the job's process died of {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    for wait_seconds, stop in ((5.0, lambda: child.send_signal(signal.SIGINT)), (20.0, child.kill)):
-        try:
-            child.wait(wait_seconds)
-            return
-        except subprocess.TimeoutExpired:
-            stop()
-    child.wait()
