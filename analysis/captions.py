@@ -47,7 +47,7 @@ def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) ->
     hardware = "; ".join(dict.fromkeys(runs["machine"]))
     dtype = ", ".join(dict.fromkeys(str(value) for value in runs["dtype"]))
     return (
-        f"n = {prompts} prompts x {_range(runs['repeats'])} repeats; baseline {conditions.get('baseline')}; {law}; "
+        f"n = {prompts} prompts x {_repeats(runs['repeats'])}; baseline {conditions.get('baseline')}; {law}; "
         f"hardware: {hardware}, device {conditions.get('device')}, {dtype}, batch size 1."
     )
 
@@ -55,6 +55,11 @@ def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) ->
 def _range(values: Iterable[Any]) -> str:
     known = sorted({int(v) for v in values if v == v and v is not None})
     return "?" if not known else str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+
+
+def _repeats(values: Iterable[Any]) -> str:
+    span = _range(values)
+    return f"{span} repeat{'' if span == '1' else 's'}"
 
 
 def verdict_text(row: Mapping[str, Any]) -> str:

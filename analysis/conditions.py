@@ -111,7 +111,7 @@ def _group(frames: Frames, number: int, members: Sequence[int]) -> Group:
             newer = frames.runs.loc[run, "folder"]
             left_out.append(LeftOut(str(frames.runs.loc[old, "folder"]), f"the same run was repeated later: {newer}"))
         latest[key] = run
-    kept = list(latest.values())
+    kept = sorted(latest.values())  # as loaded: the order of a sweep's jobs, not the drawn one in which they ran
     runs = frames.runs.loc[kept].copy()
     facts = {run: frames.facts[run] for run in kept}
     runs["pair_label"] = _labels(_pair_names(runs), {run: pair_key(f) for run, f in facts.items()})
