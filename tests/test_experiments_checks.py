@@ -295,7 +295,7 @@ def test_a_method_alone_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what is run
-@pytest.mark.parametrize(("name", "num_jobs"), [("rollback_stress", 24), ("reproducibility", 12), ("output_consistency", 12)])
+@pytest.mark.parametrize(("name", "num_jobs"), [("rollback_stress", 18), ("reproducibility", 12), ("output_consistency", 12)])
 def test_every_job_composes(name: str, num_jobs: int) -> None:
     import yaml
     from hydra.core.override_parser.overrides_parser import OverridesParser
