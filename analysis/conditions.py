@@ -144,9 +144,10 @@ def _labels(names: pd.Series[Any], keys: Mapping[int, tuple[Any, ...]]) -> list[
 
 
 def _pair_names(runs: pd.DataFrame) -> pd.Series[Any]:
-    """The pairs' names, with the target's where one pair was run with several."""
+    """The pairs' names, with the target's where one pair was run with several; of a pair put together by hand that alone."""
     targets = runs.groupby("pair", dropna=False)["target"].transform("nunique")
-    both = runs["pair"].astype(str) + ", target " + runs["target"].astype(str).str.removeprefix("builtin:")
+    pairs = (runs["pair"].astype(str) + ", ").replace("custom, ", "")
+    both = pairs + "target " + runs["target"].astype(str).str.removeprefix("builtin:")
     return runs["pair"].where(targets <= 1, both)
 
 
