@@ -216,7 +216,8 @@ def _setting(frames: Frames, runs: Sequence[int]) -> str:
     vary = varying(configuration_of(frames.facts[run]) for run in runs)
     same = "; ".join(f"{name} {shared[name]}" for name in ("machine", "device", "format", "attention") if name not in vary)
     limit = decoding.get("max_new_tokens")
-    return f"n = {prompts} prompts x {repeats} repeat{'' if repeats == '1' else 's'}; {law}, at most {limit} new tokens; {same}; batch size 1."
+    times = f"{repeats} repeat{'' if repeats == '1' else 's'}"
+    return f"n = {prompts} prompts x {times}; {law}, at most {limit} new tokens; {same}; batch size 1."
 
 
 def figure_of(lines: Sequence[Line], suffix: str = "") -> Drawing:
