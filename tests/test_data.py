@@ -291,6 +291,16 @@ def test_draw_is_balanced_nested_and_in_file_order(sizes: list[int], limit: int,
     assert drawn == data.select(dataset, DataConfig(limit=limit, seed=seed))
 
 
+def test_a_small_draw_takes_the_largest_categories() -> None:
+    rows = [
+        {"question_id": f"{category}-{place}", "category": category, "turns": ["question"]}
+        for category, size in (("writing", 1), ("math", 1), ("qa", 3), ("rag", 3))
+        for place in range(size)
+    ]
+    drawn = data.select(dataset_of(rows), DataConfig(limit=3))
+    assert [sample.category for sample in drawn] == ["writing", "qa", "rag"]
+
+
 def test_seed_changes_the_draw_and_null_takes_all() -> None:
     dataset = dataset_of(QUESTIONS)
     assert len({data.select(dataset, DataConfig(limit=4, seed=seed)) for seed in range(8)}) > 1

@@ -15,8 +15,9 @@ def select(dataset: Dataset, config: DataConfig) -> tuple[Sample, ...]:
     """The evaluated samples, in file order.
 
     `data.categories` keeps only these categories. `data.limit` below what is left draws that many: the question sets are
-    sorted by category, so the first n would be a sample of one category; instead the categories (in file order) give one
-    sample each in turn, each from its own order by sha256 of "<seed>:<sample_id>". A set without categories is one category.
+    sorted by category, so the first n would be a sample of one category; instead the categories give one sample each in turn,
+    the largest first, of equal ones as in the file (a small draw of Spec-Bench is then of its own five tasks, and not MT-Bench
+    again), each from its own order by sha256 of "<seed>:<sample_id>". A set without categories is one category.
     The draw for a smaller limit is part of the draw for a larger one. Raises ConfigError for an unknown category, a limit
     below 1, and samples that `data.history` cannot run.
     """
@@ -74,8 +75,8 @@ def _draw(samples: tuple[Sample, ...], limit: int, seed: int) -> tuple[Sample, .
         queues.setdefault(sample.category, []).append(sample)
     for queue in queues.values():
         queue.sort(key=lambda sample: (_rank(seed, sample), sample.sample_id))
-    depth = max(len(queue) for queue in queues.values())
-    in_turn = [queue[place] for place in range(depth) for queue in queues.values() if place < len(queue)]
+    largest_first = sorted(queues.values(), key=len, reverse=True)
+    in_turn = [queue[place] for place in range(len(largest_first[0])) for queue in largest_first if place < len(queue)]
     drawn = {sample.sample_id for sample in in_turn[:limit]}
     return tuple(sample for sample in samples if sample.sample_id in drawn)
 
