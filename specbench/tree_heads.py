@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from specbench.engine.row_cost import ROWS, lower_quartile_seconds, measure_row_seconds
+from specbench.engine.row_cost import ROWS, measure_costs
 from specbench.engine.runtime import Request, Runtime
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel
 from specbench.engine.static_tree import (
@@ -167,11 +167,11 @@ class TreeHeads(Method):
             assert isinstance(self.num_nodes, int)
             return self._floor(build_static_tree(accuracies, self.num_nodes))
         largest = self._floor(build_static_tree(accuracies, max(ROWS) - 1))
-        costs = measure_row_seconds(self.target, [n for n in ROWS if n <= 1 + len(largest)] + [1 + len(largest)])
         self.plan = TreePlan(largest, self.runtime.target.device)
         hidden = torch.zeros(self.heads.target.width, device=self.heads.target.device, dtype=self.heads.target.dtype)
         depth = self.plan.depth
-        draft_seconds = lower_quartile_seconds(lambda: self.fill(hidden, 0, depth).tolist(), self.runtime.device, 9)
+        rows = [*(n for n in ROWS if n <= len(largest)), 1 + len(largest)]
+        costs, (draft_seconds,) = measure_costs(self.target, [lambda: self.fill(hidden, 0, depth).tolist()], rows)
         best = choose_num_nodes(accuracies, costs, draft_seconds, max_nodes=len(largest))
         expected = expected_accepted_length(accuracies, largest[:best])
         self._facts |= {

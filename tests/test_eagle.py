@@ -355,8 +355,8 @@ def calibrated(folder: str, to: Path, accuracies: list[list[float]] | None) -> s
 def test_the_automatic_size_follows_the_cost_of_rows(
     target: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_row: float, size: int
 ) -> None:
-    monkeypatch.setattr("specbench.methods.eagle.measure_row_seconds", lambda session: {n: 1 + per_row * n for n in (1, 64)})
-    monkeypatch.setattr("specbench.methods.eagle.lower_quartile_seconds", lambda step, device, repeats: step() or 0.1)
+    costs = {n: 1 + per_row * n for n in (1, 64)}
+    monkeypatch.setattr("specbench.methods.eagle.measure_costs", lambda _, steps: (costs, [step() or 0.1 for step in steps]))
     heads = calibrated(folder, tmp_path / "heads", [[0.7, 0.1, 0.05, 0.0], [0.6, 0.2, 0.05, 0.0], [0.5]])
     around = tiny.runtime(Model.wrap(target))
     method = tiny.opened(Eagle(heads=heads, draft_length=2), around)
@@ -370,13 +370,13 @@ def test_the_automatic_size_follows_the_cost_of_rows(
 def test_the_automatic_depth_follows_the_cost_of_a_level(
     target: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top_k: int
 ) -> None:
-    monkeypatch.setattr("specbench.methods.eagle.measure_row_seconds", lambda session: {n: 1 + 0.01 * n for n in (1, 64)})
+    costs = {n: 1 + 0.01 * n for n in (1, 64)}
     heads = calibrated(folder, tmp_path / "heads", [[0.7, 0.1, 0.05, 0.0], [0.6, 0.2, 0.05, 0.0], [0.5]])
     around = tiny.runtime(Model.wrap(target))
     for seconds, levels in (([0.1, 0.1, 0.1], 3), ([0.1, 0.2, 1.0], 2), ([0.1, 9.0, 9.0], 1)):
         monkeypatch.setattr(
-            "specbench.methods.eagle.lower_quartile_seconds",
-            lambda step, device, repeats, seconds=seconds: step() or seconds[step.args[0] - 1],
+            "specbench.methods.eagle.measure_costs",
+            lambda _, steps, seconds=seconds: (costs, [step() or seconds[step.args[0] - 1] for step in steps]),
         )
         method = tiny.opened(Eagle(heads=heads, top_k=top_k), around)
         assert method.facts()["levels"] == levels

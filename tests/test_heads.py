@@ -312,9 +312,8 @@ def test_an_automatic_tree_follows_the_cost_of_rows(
 
     sizes = {}
     for name, slope in (("flat", 0.0), ("dear", 1.0)):
-        costs = lambda session, rows, slope=slope: {n: 1.0 + slope * (n - 1) for n in rows}  # noqa: E731
-        monkeypatch.setattr(module, "measure_row_seconds", costs)
-        monkeypatch.setattr(module, "lower_quartile_seconds", lambda *_: 0.001)
+        costs = lambda session, steps, rows, slope=slope: ({n: 1.0 + slope * (n - 1) for n in rows}, [0.001])  # noqa: E731
+        monkeypatch.setattr(module, "measure_costs", costs)
         bench = bench_of("medusa", pair, heads_folder)
         facts = bench.method(GREEDY).facts()
         sizes[name] = facts["tree_nodes"]

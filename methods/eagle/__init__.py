@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from specbench.engine.dynamic_tree import ROOT, Growth, likeliest
-from specbench.engine.row_cost import lower_quartile_seconds, measure_row_seconds
+from specbench.engine.row_cost import measure_costs
 from specbench.engine.runtime import Request, Runtime
 from specbench.engine.sampling import keyed_gumbel
 from specbench.engine.static_tree import build_static_tree, choose_num_nodes, expected_accepted_length, seconds_of_rows
@@ -98,10 +98,10 @@ class Eagle(Method):
         if not accuracies:
             raise ConfigError("method.num_nodes", "auto", "these heads came without measured accuracies: give a number")
         accuracies = [row[: self.top_k] for row in accuracies[: self.draft_length]]
-        costs = measure_row_seconds(self.target)
+        steps = [partial(self._draft_once, levels) for levels in range(1, len(accuracies) + 1)]
+        costs, draft_costs = measure_costs(self.target, steps)
         plans = []  # tokens per second, levels, nodes, expected accepted, seconds of drafting
-        for levels in range(1, len(accuracies) + 1):
-            draft_seconds = lower_quartile_seconds(partial(self._draft_once, levels), self.runtime.device, 9)
+        for levels, draft_seconds in enumerate(draft_costs, start=1):
             best = choose_num_nodes(accuracies[:levels], costs, draft_seconds)
             tree = build_static_tree(accuracies[:levels], max(1, best))
             accepted = expected_accepted_length(accuracies, tree)

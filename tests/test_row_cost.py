@@ -1,0 +1,73 @@
+"""The measured cost of rows: what a drifting machine does to it, and that more never costs less."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specbench.engine import row_cost
+from specbench.engine.row_cost import interleaved_seconds, measure_costs, never_falling
+from specbench.engine.session import Model, Session
+
+
+class Drifting:
+    """A machine that needs twice as long after some steps: its clock, and steps of a true cost."""
+
+    def __init__(self, slow_after: int):
+        self.now, self.done, self.slow_after = 0.0, 0, slow_after
+
+    def step(self, seconds: float) -> Any:
+        def run() -> None:
+            self.now += seconds * (1 if self.done < self.slow_after else 2)
+            self.done += 1
+
+        return run
+
+    def clock(self, _: str) -> Any:
+        return SimpleNamespace(
+            synchronize=lambda: None, stamp=lambda: self.now, seconds=lambda stamps: [0.0, stamps[1] - stamps[0]]
+        )
+
+
+TRUE = [1.0, 1.1, 1.2, 1.5]
+
+
+@pytest.mark.parametrize("slow_after", [0, 20, 40, 60, 1000])
+def test_drift_falls_on_all_sizes_alike(monkeypatch: pytest.MonkeyPatch, slow_after: int) -> None:
+    machine = Drifting(slow_after)
+    monkeypatch.setattr(row_cost, "clock_for", machine.clock)
+    times = interleaved_seconds([machine.step(seconds) for seconds in TRUE], "cpu")
+    assert [seconds / times[0] for seconds in times] == pytest.approx(TRUE, rel=0.02)
+
+
+def test_timed_one_after_the_other_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Drifting(40)
+    monkeypatch.setattr(row_cost, "clock_for", machine.clock)
+    times = [interleaved_seconds([machine.step(seconds)], "cpu")[0] for seconds in TRUE]
+    assert times[2] / times[0] > 1.5
+
+
+@given(st.lists(st.floats(0.01, 10.0), max_size=12))
+def test_never_falling_is_the_nearest(values: list[float]) -> None:
+    found = never_falling(values)
+    assert len(found) == len(values) and found == sorted(found)
+    assert sum(found) == pytest.approx(sum(values))
+    if values == sorted(values):
+        assert found == values
+    # Nearest in squares: the condition of optimality, every head of a level lies at or above its mean.
+    for end in range(1, len(values) + 1):
+        assert sum(found[:end]) <= sum(values[:end]) + 1e-9
+
+
+def test_costs_of_a_model() -> None:
+    session = Session(Model.wrap(tiny.module("llama")))
+    called = []
+    costs, drafts = measure_costs(session, [lambda: called.append(1), lambda: called.append(2)], (8, 1, 4))
+    assert list(costs) == [1, 4, 8] and all(a <= b for a, b in zip([0.0, *costs.values()], costs.values(), strict=False))
+    assert len(drafts) == 2 and called.count(1) == called.count(2) == 18
+    assert session.length == 0
