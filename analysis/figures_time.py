@@ -145,7 +145,7 @@ def _parts(frames: Frames, comparison: Comparison, run: int, arm: str, label: st
 # ---------------------------------------------------------------------------------------------------- timelines
 def timelines(frames: Frames, group: Group, comparison: Comparison) -> Drawing | None:
     """Two lanes per method, target and draft, over the first rounds of one prompt; rollbacks as marks."""
-    runs = _fastest(comparison, limit=5)
+    runs = _fastest(comparison)
     if runs.empty or not comparison.prompts:
         return None
     prompt = comparison.prompts[0]
@@ -171,6 +171,7 @@ def timelines(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
         handles: list[Any] = [Patch(**_look(fill)) for fill in used.values()]
         mark = axes[0, 0].plot([], [], **_MARK)[0]
         legend_below(figure, [*handles, mark], [*used, "rollback"])
+    fewer = f" The fastest {len(runs)} of {len(comparison.runs)}." if len(runs) < len(comparison.runs) else ""
     unknown = " Light lane: the draft's process ran freely; its spans were not recorded (measure.trace=true records them)."
     return Drawing(
         f"timelines_{_slug(comparison)}",
@@ -178,7 +179,7 @@ def timelines(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
         figure,
         pd.concat(parts),
         f"The first {TIMELINE_ROUNDS} rounds of {prompt}, repeat 0. Within a round the records hold how long the target's "
-        "process drafted, waited and verified, not in which order: drawn in this one."
+        "process drafted, waited and verified, not in which order: drawn in this one." + fewer
         + (unknown if "draft process, spans not recorded" in used else "") + " " + setting(group.conditions, [comparison]),
     )  # fmt: skip
 
