@@ -47,7 +47,7 @@ def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) ->
     hardware = "; ".join(dict.fromkeys(runs["machine"]))
     dtype = ", ".join(dict.fromkeys(str(value) for value in runs["dtype"]))
     return (
-        f"n = {prompts} prompts x {_repeats(runs['repeats'])}; baseline {conditions.get('baseline')}; {law}; "
+        f"n = {prompts} prompts x {repeats_text(_range(runs['repeats']))}; baseline {conditions.get('baseline')}; {law}; "
         f"hardware: {hardware}, device {conditions.get('device')}, {dtype}, batch size 1."
     )
 
@@ -57,8 +57,8 @@ def _range(values: Iterable[Any]) -> str:
     return "?" if not known else str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
-def _repeats(values: Iterable[Any]) -> str:
-    span = _range(values)
+def repeats_text(span: str) -> str:
+    """`1 repeat`, `2 to 3 repeats`."""
     return f"{span} repeat{'' if span == '1' else 's'}"
 
 

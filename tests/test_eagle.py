@@ -380,9 +380,9 @@ def test_the_automatic_depth_follows_the_cost_of_a_level(
         )
         method = tiny.opened(Eagle(heads=heads, top_k=top_k), around)
         assert method.facts()["levels"] == levels
-        deepest = max(r.draft_depth for r in method.decode(tiny.request(around, PROMPTS[2])).rounds)
-        # A chain shows every level; a tree's best nodes may all lie higher up, where these heads are unsure.
-        assert deepest == levels if top_k == 1 else deepest <= levels
+        method.size = 200  # more than is grown: the best nodes alone may all lie higher up, where these heads are unsure
+        rounds = method.decode(tiny.request(around, PROMPTS[2])).rounds
+        assert max(r.draft_depth for r in rounds) == levels
 
 
 def test_an_automatic_size_needs_measured_accuracies(target: Any, folder: str, tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def planned(command: Command, name: str) -> list[tuple[Any, ...]]:
     assert document["sweep_folder"] == str(command.runs / "sweeps" / name)
     configs = command.run.configs
     assert len(configs) == document["num_requested"], "no job is asked for twice"
-    assert all(c.data.source == "auto" and c.decoding.max_new_tokens in (48, 64) and c.data.limit for c in configs)
+    tokens = 48 if name == "amusd_ratio" else 64
+    assert all(c.data.source == "auto" and c.decoding.max_new_tokens == tokens and c.measure.repeats == 1 for c in configs)
     return [
         (c.data.name, c.method_name, c.method.get("compat") or c.method.get("stale"), c.baseline_name, c.baseline.get("compat"))
         for c in configs

@@ -59,9 +59,9 @@ def test_never_falling_is_the_nearest(values: list[float]) -> None:
     assert sum(found) == pytest.approx(sum(values))
     if values == sorted(values):
         assert found == values
-    # Nearest in squares: the condition of optimality, every head of a level lies at or above its mean.
-    for end in range(1, len(values) + 1):
-        assert sum(found[:end]) <= sum(values[:end]) + 1e-9
+    # The projection on the cone of such sequences: what is left stands at right angles to it and points away from all others.
+    assert sum((value - kept) * kept for value, kept in zip(values, found, strict=True)) == pytest.approx(0.0, abs=1e-9)
+    assert all(sum(found[:end]) <= sum(values[:end]) + 1e-9 for end in range(len(values) + 1))
 
 
 def test_costs_of_a_model() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from specbench.analysis.captions import verdict_text
+from specbench.analysis.captions import repeats_text, verdict_text
 from specbench.analysis.derive import Estimate
 from specbench.analysis.document import Document
 from specbench.analysis.frames import Frames
@@ -216,8 +216,7 @@ def _setting(frames: Frames, runs: Sequence[int]) -> str:
     vary = varying(configuration_of(frames.facts[run]) for run in runs)
     same = "; ".join(f"{name} {shared[name]}" for name in ("machine", "device", "format", "attention") if name not in vary)
     limit = decoding.get("max_new_tokens")
-    times = f"{repeats} repeat{'' if repeats == '1' else 's'}"
-    return f"n = {prompts} prompts x {times}; {law}, at most {limit} new tokens; {same}; batch size 1."
+    return f"n = {prompts} prompts x {repeats_text(repeats)}; {law}, at most {limit} new tokens; {same}; batch size 1."
 
 
 def figure_of(lines: Sequence[Line], suffix: str = "") -> Drawing:
