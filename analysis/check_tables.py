@@ -140,7 +140,7 @@ def why_no_energy(frames: Frames) -> str:
     why = [
         str((summary.get("energy") or {}).get("joules_per_token_why") or "energy was not recorded")
         for run, summary in frames.summaries.items()
-        if frames.runs.loc[run, "mode"] == "paired" and (summary.get("energy") or {}).get("joules_per_token") is None
+        if frames.runs.at[run, "mode"] == "paired" and (summary.get("energy") or {}).get("joules_per_token") is None
     ]
     named = [reason for reason in dict.fromkeys(why) if reason != "measure.power=off"] or list(dict.fromkeys(why))
     return f"Reason recorded by the runs: {'; '.join(named)}." if named else ""

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -76,6 +77,7 @@ class Group:
     noise_floors: pd.DataFrame
     left_out: tuple[LeftOut, ...]
 
+    @cached_property
     def noise_floor(self) -> tuple[float, float] | None:
         """The interval of the newest A/A run under these conditions."""
         floors = self.noise_floors.dropna(subset=["speedup_low", "speedup_high"]).sort_values("created_at")
@@ -108,8 +110,8 @@ def _group(frames: Frames, number: int, members: Sequence[int]) -> Group:
         key = (_method_key(facts), pair_key(facts), draft_key(facts), data_key(facts))
         old = latest.pop(key, None)
         if old is not None:
-            newer = frames.runs.loc[run, "folder"]
-            left_out.append(LeftOut(str(frames.runs.loc[old, "folder"]), f"the same run was repeated later: {newer}"))
+            newer = frames.runs.at[run, "folder"]
+            left_out.append(LeftOut(str(frames.runs.at[old, "folder"]), f"the same run was repeated later: {newer}"))
         latest[key] = run
     kept = sorted(latest.values())  # as loaded: the order of a sweep's jobs, not the drawn one in which they ran
     runs = frames.runs.loc[kept].copy()

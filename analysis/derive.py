@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,6 +107,11 @@ class Comparison:
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @cached_property
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """The rows of `runs` by number, as plain mappings: taking one out of a wide frame costs a hundred times as much."""
+        return {int(run): row for run, row in self.runs.to_dict("index").items()}
+
     def pairs(self, run: int) -> PairedTimes:
         pairs = self.frames.pairs[run]
         if not self.restricted:
@@ -113,7 +120,7 @@ class Comparison:
         return restrict(pairs, [prompt in common for prompt in pairs.prompts])
 
     def speedup(self, run: int) -> Estimate | None:
-        row = self.runs.loc[run]
+        row = self.rows[run]
         if np.isnan(row["speedup"]):
             return None
         if not self.restricted:
@@ -122,7 +129,7 @@ class Comparison:
 
     def speedup_over_repeats(self, run: int) -> tuple[float, float] | None:
         """The interval that says how much this machine's noise moves the number on these prompts."""
-        row, pairs = self.runs.loc[run], self.pairs(run)
+        row, pairs = self.rows[run], self.pairs(run)
         if self.restricted and len(pairs):
             return stats.paired_speedup(pairs, resamples=2).ci95_repeats
         low, high = _ends(row["speedup_repeats_low"], row["speedup_repeats_high"])
@@ -130,7 +137,7 @@ class Comparison:
 
     def rates(self, run: int) -> tuple[float | None, float | None]:
         """Decode tokens/s of the method and of its baseline on the common prompts."""
-        row = self.runs.loc[run]
+        row = self.rows[run]
         pairs = self.pairs(run)
         if not self.restricted or not len(pairs):
             return _known(row["tokens_per_second"]), _known(row["baseline_tokens_per_second"])
@@ -142,7 +149,7 @@ class Comparison:
 
     def figures(self, run: int) -> dict[str, float | None]:
         """num_prompts, end_to_end, geomean, worst5 and rollbacks_per_100 decode tokens, on the common prompts."""
-        row = self.runs.loc[run]
+        row = self.rows[run]
         if not self.restricted or not len(self.pairs(run)):
             figures = {name: _known(row[name]) for name in ("num_prompts", "end_to_end", "geomean", "worst5")}
             tokens, thrown = row["decode_tokens"], row["rollbacks"]
@@ -156,7 +163,7 @@ class Comparison:
     def per_round(self, run: int, name: str) -> float | None:
         """emitted_per_round, accepted_per_round, accepted_run_length or acceptance_rate, pooled, on the common prompts."""
         if not self.restricted:
-            return _known(self.runs.loc[run, name])
+            return _known(self.rows[run][name])
         value = getattr(metrics, name)(self.rounds(run))
         return value["pooled"] if isinstance(value, dict) else value
 

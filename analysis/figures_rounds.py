@@ -147,7 +147,7 @@ def _progress(table: RoundTable) -> np.ndarray:
 
 def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing | None:
     """Share of rounds that throw drafts away, along the output."""
-    runs = [(run, label) for run, label in drafting_runs(comparison) if comparison.runs.loc[run, "rollbacks"] > 0]
+    runs = [(run, label) for run, label in drafting_runs(comparison) if comparison.runs.at[run, "rollbacks"] > 0]
     if not runs:
         return None
     longest = max(int(frames.samples_of(run)["num_output_tokens"].max()) for run, _ in runs)

@@ -25,7 +25,8 @@ TIMELINE_ROUNDS = 14
 def _fastest(comparison: Comparison, limit: int = MAX_METHODS) -> pd.DataFrame:
     """The fastest paired runs, in the table's order."""
     runs = comparison.runs[comparison.runs["speedup"].notna()]
-    return runs.loc[[run for run in runs.index if run in set(runs.sort_values("speedup", ascending=False).head(limit).index)]]
+    fastest = set(runs.sort_values("speedup", ascending=False).head(limit).index)
+    return runs.loc[[run for run in runs.index if run in fastest]]
 
 
 # ---------------------------------------------------------------------------------------------------- tokens over time
@@ -209,8 +210,8 @@ def _lanes(frames: Frames, run: int, prompt: str) -> tuple[list[tuple[int, str, 
         if table.num_discarded[i] > 0:
             marks.append(float(table.t_end[i]))
     end = float(table.t_end[mine[-1]])
-    if not np.isnan(frames.runs.loc[run, "concurrent_draft"]):
-        records = (r for r in store.read_samples(frames.runs.loc[run, "folder"]) if r.key == key)
+    if not np.isnan(frames.runs.at[run, "concurrent_draft"]):
+        records = (r for r in store.read_samples(frames.runs.at[run, "folder"]) if r.key == key)
         recorded = [(a, min(b, end), name.replace("_", " ")) for r in records for a, b, name in r.spans if a < end]
         spans += [(1, name, a, b) for a, b, name in recorded] or [(1, "draft process, spans not recorded", 0.0, end)]
     return spans, marks, end

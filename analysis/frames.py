@@ -14,15 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 
 from specbench.analysis.columns import ROUNDS_COLUMNS, RUNS_COLUMNS, SAMPLES_COLUMNS
 from specbench.analysis.reading import Array, RunFiles, UnusableRun, parse_ahead, read_folder
-from specbench.analysis.run_rows import as_float, run_row
+from specbench.analysis.run_rows import run_row
 from specbench.measure import store
 from specbench.measure.events import ROUND_FIELDS
 from specbench.measure.metrics import RoundTable
@@ -128,8 +131,8 @@ def load(paths: Iterable[str | Path], *, rounds: bool = True, unfinished: bool =
     left_out: list[LeftOut] = []
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
-    sample_parts: list[pd.DataFrame] = []
-    round_parts: list[dict[str, Array]] = []
+    sample_columns: dict[str, list[Any]] = {name: [] for name in SAMPLES_COLUMNS}
+    round_parts: list[dict[str, Any]] = []
     facts: dict[int, dict[str, Any]] = {}
     summaries: dict[int, dict[str, Any]] = {}
     pairs: dict[int, PairedTimes] = {}
@@ -146,14 +149,15 @@ def load(paths: Iterable[str | Path], *, rounds: bool = True, unfinished: bool =
         notes.extend(f"{folder}: {note}" for note in files.notes)
         rows.append(run_row(files))
         facts[number], summaries[number], pairs[number] = files.run, files.summary, files.pairs
-        sample_parts.append(_sample_frame(number, files))
+        for name, values in _sample_columns(number, files).items():
+            sample_columns[name] += values
         if files.table is not None:
             round_parts.append(_round_part(number, files, sum(sizes)))
         sizes.append(len(files.samples))
         lengths.append(0 if files.table is None else len(files.table))
     runs = plain_frame({name: [row[name] for row in rows] for name in RUNS_COLUMNS})
     runs.index.name = "run"
-    samples = pd.concat(sample_parts, ignore_index=True) if sample_parts else pd.DataFrame(columns=list(SAMPLES_COLUMNS))
+    samples = _sample_frame(sample_columns)
     return Frames(
         runs, samples, _join(round_parts), tuple(left_out), tuple(notes), facts, summaries, pairs,
         np.cumsum([0, *sizes]), np.cumsum([0, *lengths]),
@@ -170,21 +174,32 @@ def plain_frame(columns: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
-def _sample_frame(run: int, files: RunFiles) -> pd.DataFrame:
+_PLAIN = ("sample_id", "turn", "repeat", "arm", "order", "category", "finish_reason", "error")
+_NUMBERS = ("num_emitted", "num_rounds", "prefill_seconds", "decode_seconds", "memory_peak_bytes")
+_CONCURRENT = ("draft", "discarded_draft", "idle")
+_LENGTHS = ("num_prompt_tokens", "num_output_tokens")
+
+
+def _sample_columns(run: int, files: RunFiles) -> dict[str, list[Any]]:
+    """One run's samples by column: lists, for a small frame for each of a thousand runs costs more than reading them."""
     records = files.samples
-    plain = ("sample_id", "turn", "repeat", "arm", "order", "category", "finish_reason", "error")
-    numbers = ("num_emitted", "num_rounds", "prefill_seconds", "decode_seconds", "memory_peak_bytes")
-    columns: dict[str, Any] = {"run": np.full(len(records), run, np.int32)}
-    columns |= {name: [getattr(record, name) for record in records] for name in plain}
-    columns |= {name: np.array([as_float(getattr(record, name)) for record in records]) for name in numbers}
-    columns["num_prompt_tokens"] = np.array([len(record.prompt_ids) for record in records], np.int32)
-    columns["num_output_tokens"] = np.array([len(record.output_ids) for record in records], np.int32)
-    for part in ("draft", "discarded_draft", "idle"):
-        columns[f"concurrent_{part}"] = np.array([as_float(record.concurrent_seconds.get(part)) for record in records])
-    return plain_frame({name: columns[name] for name in SAMPLES_COLUMNS})
+    columns: dict[str, list[Any]] = {"run": [run] * len(records)}
+    columns |= {name: list(map(attrgetter(name), records)) for name in (*_PLAIN, *_NUMBERS)}
+    columns["num_prompt_tokens"] = [len(record.prompt_ids) for record in records]
+    columns["num_output_tokens"] = [len(record.output_ids) for record in records]
+    for part in _CONCURRENT:
+        columns[f"concurrent_{part}"] = [record.concurrent_seconds.get(part) for record in records]
+    return columns
 
 
-def _round_part(number: int, files: RunFiles, first_sample: int) -> dict[str, Array]:
+def _sample_frame(columns: dict[str, list[Any]]) -> pd.DataFrame:
+    kinds: dict[str, Any] = dict.fromkeys(("run", *_LENGTHS), np.int32)
+    kinds |= dict.fromkeys((*_NUMBERS, *(f"concurrent_{part}" for part in _CONCURRENT)), float)  # None becomes NaN
+    made = {name: np.array(columns[name], kinds[name]) if name in kinds else columns[name] for name in SAMPLES_COLUMNS}
+    return plain_frame(made)
+
+
+def _round_part(number: int, files: RunFiles, first_sample: int) -> dict[str, Any]:
     table = files.table
     assert table is not None
     rows = {record.key: i for i, record in enumerate(files.samples)}
@@ -195,20 +210,34 @@ def _round_part(number: int, files: RunFiles, first_sample: int) -> dict[str, Ar
         "sample": (row[table.sample] + first_sample).astype(np.int32) if len(table) else np.zeros(0, np.int32),
         "arm": arm[table.sample] if len(table) else np.zeros(0, np.int8),
         **{name: table.columns[name] for name in ROUND_FIELDS},
+        "mode": _categories(table.columns["mode"]),
     }
 
 
-def _join(parts: Sequence[dict[str, Array]]) -> pd.DataFrame:
+def _categories(words: Array) -> pd.Categorical:
+    """Most runs have one mode throughout, which needs no hashing of ten thousand texts."""
+    if len(words) and (words == words[0]).all():
+        return pd.Categorical.from_codes(np.zeros(len(words), np.int8), dtype=_only(words[0]))
+    return pd.Categorical(words)
+
+
+@cache
+def _only(word: str) -> pd.CategoricalDtype:
+    """The type of a column that holds one word; making one costs more than filling the column."""
+    return pd.CategoricalDtype([word])
+
+
+def _join(parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One column after the other, giving the parts' memory back on the way."""
     if not parts:
         return pd.DataFrame(columns=list(ROUNDS_COLUMNS))
     joined: dict[str, Any] = {}
     for name in ROUNDS_COLUMNS:
-        values = np.concatenate([part.pop(name) for part in parts])
-        if name == "arm":
-            joined[name] = pd.Categorical.from_codes(values, categories=list(ARM_CODES))
-        elif name == "mode":
-            joined[name] = pd.Categorical(values)
+        pieces = [part.pop(name) for part in parts]
+        if name == "mode":
+            joined[name] = union_categoricals(pieces, sort_categories=True)
+        elif name == "arm":
+            joined[name] = pd.Categorical.from_codes(np.concatenate(pieces), categories=list(ARM_CODES))
         else:
-            joined[name] = values
+            joined[name] = np.concatenate(pieces)
     return pd.DataFrame(joined, copy=False)

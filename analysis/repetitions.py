@@ -111,7 +111,7 @@ class Recorded:
 
     def __init__(self, frames: Frames, run: int, arm: str):
         self.run, self.arm = run, arm
-        self.outputs: dict[Key, Output] = read_outputs(str(frames.runs.loc[run, "folder"]), arm)
+        self.outputs: dict[Key, Output] = read_outputs(str(frames.runs.at[run, "folder"]), arm)
         table = frames.table(run, arm)
         counts = np.column_stack([table.num_drafted, table.num_accepted, table.num_emitted])
         order = np.argsort(table.sample, kind="stable")

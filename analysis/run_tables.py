@@ -81,7 +81,7 @@ def told_from_one(group: Group, comparison: Comparison, run: int) -> str | None:
     if speed is None:
         return None
     interval = None if speed.low is None or speed.high is None else (speed.low, speed.high)
-    clear, why = stats.distinguishable(interval, group.noise_floor())
+    clear, why = stats.distinguishable(interval, group.noise_floor)
     return "yes" if clear else "no: in the noise" if why and "noise" in why else "no"
 
 
@@ -94,7 +94,7 @@ def head_to_head(group: Group, comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for comparison in comparisons:
         runs = [run for run, facts in comparison.runs.iterrows() if is_ranked(facts) and facts["speedup"] == facts["speedup"]]
-        runs.sort(key=lambda run: -comparison.runs.loc[run, "speedup"])
+        runs.sort(key=lambda run: -comparison.runs.at[run, "speedup"])
         for one, other in combinations(runs[:MAX_HEAD_TO_HEAD], 2):
             ratio = ratio_of_speedups(comparison.pairs(one), comparison.pairs(other))
             if ratio is None:
@@ -102,8 +102,8 @@ def head_to_head(group: Group, comparisons: Sequence[Comparison]) -> Table:
             cells = {
                 "pair": Cell(comparison.pair),
                 "data": Cell(comparison.data),
-                "method": Cell(str(comparison.runs.loc[one, "label"])),
-                "over": Cell(str(comparison.runs.loc[other, "label"])),
+                "method": Cell(str(comparison.runs.at[one, "label"])),
+                "over": Cell(str(comparison.runs.at[other, "label"])),
                 "ratio": cell(ratio),
                 "told_apart": Cell(_told_apart(ratio)),
             }

@@ -90,7 +90,7 @@ def scripted(comparison: Comparison, run: int) -> Scripted | None:
     right = [not sample.wrong(p) for sample in samples for p in range(1, sample.num_tokens)]
     made = Scripted(
         errors=text,
-        method=str(comparison.runs.loc[run, "method"]),
+        method=str(comparison.runs.at[run, "method"]),
         schedule=schedule,
         gamma=gamma,
         set_acceptance=float(np.mean(right)),

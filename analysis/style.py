@@ -21,6 +21,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from specbench.analysis.fonts import families
+
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
@@ -30,7 +32,6 @@ MAX_SERIES = len(COLOURS)
 RC: Any = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -78,13 +79,13 @@ class Drawing:
     def bounds(self) -> Bbox:
         """What the figure covers, in inches. The layout is made once and kept: it costs more than all the rest of drawing."""
         self.figure.draw_without_rendering()
-        self.figure.set_layout_engine("none")
+        self.figure.set_layout_engine(None)  # none at all: for one that does nothing savefig would draw a second time
         return self.figure.get_tightbbox().padded(0.06)
 
 
 def styled() -> AbstractContextManager[None]:
     """The look of all figures, for the time of a with block."""
-    return matplotlib.rc_context(RC)
+    return matplotlib.rc_context(RC | {"font.family": families()})
 
 
 def new_figure(

@@ -91,17 +91,17 @@ def times_of(frames: Frames, run: int, mine: RoundTable) -> Times | None:
     """None where a part was not measured (no baseline rounds, no draft forwards)."""
     baseline = frames.table(run, "baseline")
     forwards = int(mine.num_draft_forwards.sum())
-    if frames.runs.loc[run, "baseline"] != "autoregressive" or not len(baseline) or not len(mine) or not forwards:
+    if frames.runs.at[run, "baseline"] != "autoregressive" or not len(baseline) or not len(mine) or not forwards:
         return None
-    others = frames.runs.loc[run, ["concurrent_draft", "concurrent_discarded_draft"]].astype(float)
-    drafting = float(mine.draft_seconds.sum()) + float(others.sum())  # NaN, without another process, counts as 0
+    others = [float(frames.runs.at[run, f"concurrent_{part}"]) for part in ("draft", "discarded_draft")]
+    drafting = float(mine.draft_seconds.sum()) + float(np.nansum(others))  # NaN: there is no other process
     ar = float((baseline.t_end - baseline.t_start).sum()) / int(baseline.num_emitted.sum())
     return Times(ar, drafting / forwards, float(mine.verify_seconds.sum()) / len(mine))
 
 
 def schedule_of(frames: Frames, run: int, mine: RoundTable) -> str:
     """By what the records show: another process drafted (with named phases: in lockstep) or the target's own waited for it."""
-    if np.isnan(frames.runs.loc[run, "concurrent_draft"]):
+    if np.isnan(frames.runs.at[run, "concurrent_draft"]):
         return SEQUENTIAL
     return LOCKSTEP if any(mode for mode in set(mine.mode.tolist())) else FREE_RUNNING
 
@@ -135,7 +135,7 @@ def _compute(frames: Frames, run: int) -> dict[str, object] | None:
         LOCKSTEP: speedup_lockstep(alpha, gamma, c, v),
         FREE_RUNNING: 1 / c,
     }
-    measured = float(frames.runs.loc[run, "speedup"])
+    measured = float(frames.runs.at[run, "speedup"])
     return {
         "alpha": alpha,
         "gamma": gamma,
@@ -143,7 +143,7 @@ def _compute(frames: Frames, run: int) -> dict[str, object] | None:
         "t_draft_ms": 1e3 * times.draft,
         "t_verify_ms": 1e3 * times.verify,
         "emitted_theory": emitted_lockstep(alpha, gamma) if schedule == LOCKSTEP else emitted_sequential(alpha, gamma),
-        "emitted_measured": float(frames.runs.loc[run, "emitted_per_round"]),
+        "emitted_measured": float(frames.runs.at[run, "emitted_per_round"]),
         "speedup_sequential": predicted[SEQUENTIAL],
         "speedup_flat": speedup_sequential(alpha, gamma, c),
         "speedup_lockstep": predicted[LOCKSTEP],

@@ -173,7 +173,7 @@ def closing(doc: Document, frames: Frames) -> None:
     warnings: dict[str, list[str]] = {}
     for run, summary in frames.summaries.items():
         for warning in summary.get("warnings", []):
-            warnings.setdefault(str(warning), []).append(Path(str(frames.runs.loc[run, "folder"])).name)
+            warnings.setdefault(str(warning), []).append(Path(str(frames.runs.at[run, "folder"])).name)
     if warnings or frames.notes:
         doc.heading("Warnings of the runs")
         for warning, runs in warnings.items():
@@ -188,7 +188,7 @@ def closing(doc: Document, frames: Frames) -> None:
         versions = (provenance.get("packages") or {}).get("versions") or {}
         named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
         argv = " ".join(str(word) for word in (provenance.get("argv") or [])[1:])
-        doc.text(f"{frames.runs.loc[run, 'folder']}: {facts.get('created_at')}, code {commit}, {named}; {argv}")
+        doc.text(f"{frames.runs.at[run, 'folder']}: {facts.get('created_at')}, code {commit}, {named}; {argv}")
         if run >= 199:
             doc.text(f"... and {len(frames.facts) - 200} more runs.")
             break

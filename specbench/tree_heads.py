@@ -7,23 +7,23 @@ nodes in one forward. Exact under the match rules and `delta`, since the childre
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from specbench.engine.row_cost import ROWS, measure_costs
+from specbench.engine.row_cost import MAX_NODES, measure_rounds
 from specbench.engine.runtime import Request, Runtime
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel
 from specbench.engine.static_tree import (
     Node,
     build_static_tree,
-    choose_num_nodes,
     expected_accepted_length,
+    fastest_tree,
     parents_of,
 )
 from specbench.engine.tree import EMPTY, DraftTree, Verdict
@@ -32,6 +32,7 @@ from specbench.heads import open_heads
 from specbench.method import Method, Needs
 from specbench.schema import ConfigError
 
+SIZES = (1, 3, 8, 16, 32)  # nodes of the trees that are measured, beside the largest; between them lies a straight line
 EXACT_RULES = ("greedy_match", "sample_match", "delta")
 
 
@@ -127,7 +128,7 @@ class TreeHeads(Method):
     def rule_for(self, law: SamplingLaw) -> Rule:
         rule = super().rule_for(law)
         if rule.name == "typical":
-            return replace(rule, function=functools.partial(rule.function, epsilon=self.epsilon, delta=self.delta))
+            return replace(rule, function=partial(rule.function, epsilon=self.epsilon, delta=self.delta))
         return rule
 
     @property
@@ -166,21 +167,40 @@ class TreeHeads(Method):
         if self.num_nodes != "auto":
             assert isinstance(self.num_nodes, int)
             return self._floor(build_static_tree(accuracies, self.num_nodes))
-        largest = self._floor(build_static_tree(accuracies, max(ROWS) - 1))
-        self.plan = TreePlan(largest, self.runtime.target.device)
-        hidden = torch.zeros(self.heads.target.width, device=self.heads.target.device, dtype=self.heads.target.dtype)
-        depth = self.plan.depth
-        rows = [*(n for n in ROWS if n <= len(largest)), 1 + len(largest)]
-        costs, (draft_seconds,) = measure_costs(self.target, [lambda: self.fill(hidden, 0, depth).tolist()], rows)
-        best = choose_num_nodes(accuracies, costs, draft_seconds, max_nodes=len(largest))
-        expected = expected_accepted_length(accuracies, largest[:best])
+        plans = list(self._measured_plans(accuracies))
+        plain, *seconds = measure_rounds(self.target, [lambda: EMPTY, *(partial(self._draft_once, plan) for _, plan in plans)])
+        by_levels: list[dict[int, float]] = [{} for _ in accuracies]
+        for (levels, plan), cost in zip(plans, seconds, strict=True):
+            by_levels[levels - 1][len(plan.nodes)] = cost
+        best = fastest_tree(accuracies, plain, by_levels)
         self._facts |= {
-            "best_num_nodes": best,  # 0: by these measurements no tree beats plain decoding; one node is drafted all the same
-            "expected_accepted_per_round": round(expected, 3),
-            "draft_seconds": draft_seconds,
-            **{f"seconds_of_{rows}_rows": seconds for rows, seconds in costs.items()},
+            "best_num_nodes": len(
+                best.nodes
+            ),  # 0: by these measurements nothing beats plain decoding; one is drafted all the same
+            "expected_accepted_per_round": round(best.expected_accepted, 3),
+            "expected_speedup": round(best.tokens_per_second * plain, 3),
+            "plain_round_seconds": plain,
+            **{
+                f"round_seconds_of_{size}_nodes_in_{levels}_levels": cost
+                for levels, costs in enumerate(by_levels, start=1)
+                for size, cost in costs.items()
+            },
         }
-        return largest[: max(1, best)]
+        return best.nodes or self._floor(build_static_tree(accuracies, 1))
+
+    def _measured_plans(self, accuracies: list[list[float]]) -> Iterator[tuple[int, TreePlan]]:
+        """The best trees of 1, 2 ... levels in a few sizes: a level more costs drafting, a node more costs a row."""
+        for levels in range(1, len(accuracies) + 1):
+            nodes = self._floor(build_static_tree(accuracies[:levels], MAX_NODES))
+            for size in [*(size for size in SIZES if size < len(nodes)), len(nodes)]:
+                yield levels, TreePlan(nodes[:size], self.runtime.target.device)
+
+    @torch.inference_mode()
+    def _draft_once(self, plan: TreePlan) -> DraftTree:
+        """What a round with this plan drafts, after any token."""
+        self.plan = plan
+        hidden = torch.zeros(self.heads.target.width, device=self.heads.target.device, dtype=self.heads.target.dtype)
+        return plan.tree(self.fill(hidden, 0, plan.depth).tolist(), plan.depth, 1)
 
     @staticmethod
     def _floor(nodes: list[Node]) -> list[Node]:

@@ -312,12 +312,13 @@ def test_an_automatic_tree_follows_the_cost_of_rows(
 
     sizes = {}
     for name, slope in (("flat", 0.0), ("dear", 1.0)):
-        costs = lambda session, steps, rows, slope=slope: ({n: 1.0 + slope * (n - 1) for n in rows}, [0.001])  # noqa: E731
-        monkeypatch.setattr(module, "measure_costs", costs)
+        monkeypatch.setattr(
+            module, "measure_rounds", lambda _, drafts, slope=slope: [1.0 + slope * len(draft().tokens) for draft in drafts]
+        )
         bench = bench_of("medusa", pair, heads_folder)
         facts = bench.method(GREEDY).facts()
         sizes[name] = facts["tree_nodes"]
-        assert facts["seconds_of_1_rows"] == 1.0
+        assert facts["plain_round_seconds"] == facts["round_seconds_of_1_nodes_in_1_levels"] - slope == 1.0
         bench.close()
     assert sizes["flat"] > 20 and sizes["dear"] <= 2
 

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specbench.engine import row_cost
-from specbench.engine.row_cost import interleaved_seconds, measure_costs, never_falling
+from specbench.engine.row_cost import interleaved_seconds, measure_costs, measure_rounds
 from specbench.engine.session import Model, Session
+from specbench.engine.static_tree import never_falling
+from specbench.engine.tree import EMPTY, DraftTree
 
 
 class Drifting:
@@ -70,4 +72,29 @@ def test_costs_of_a_model() -> None:
     costs, drafts = measure_costs(session, [lambda: called.append(1), lambda: called.append(2)], (8, 1, 4))
     assert list(costs) == [1, 4, 8] and all(a <= b for a, b in zip([0.0, *costs.values()], costs.values(), strict=False))
     assert len(drafts) == 2 and called.count(1) == called.count(2) == 18
+    assert session.length == 0
+
+
+def test_rounds_are_timed_with_their_drafting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every draft is verified as it is drawn and one of its paths kept; what drafting costs is in the round."""
+    machine = Drifting(1000)
+    monkeypatch.setattr(row_cost, "clock_for", machine.clock)
+    session = Session(Model.wrap(tiny.module("llama")))
+    fed: list[int] = []
+    monkeypatch.setattr(
+        Session, "forward", lambda self, tree, real=Session.forward: (fed.append(len(tree.tokens)), real(self, tree))[1]
+    )
+    kept: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        Session, "commit", lambda self, verdict, real=Session.commit: (kept.append(verdict.path), real(self, verdict))[1]
+    )
+    trees = [EMPTY, DraftTree([5]), DraftTree([5, 6, 7, 8], [-1, -1, 1, 2])]
+
+    def draft(tree: DraftTree) -> DraftTree:
+        machine.step(1.0 + len(tree.tokens))()
+        return tree
+
+    seconds = measure_rounds(session, [lambda tree=tree: draft(tree) for tree in trees])
+    assert seconds == pytest.approx([1.0, 2.0, 5.0])
+    assert sorted(fed) == [0] * 18 + [1] * 18 + [4] * 18 and set(kept) == {(), (0,), (1, 2, 3)}
     assert session.length == 0

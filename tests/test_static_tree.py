@@ -13,6 +13,7 @@ from specbench.engine.static_tree import (
     build_static_tree,
     choose_num_nodes,
     expected_accepted_length,
+    fastest_tree,
     node_probabilities,
     parents_of,
     seconds_of_rows,
@@ -136,6 +137,33 @@ def test_the_chosen_size_is_the_best_of_all_sizes(seed: int) -> None:
         return emitted / (seconds_of_rows(cost, 1 + count) + (draft if count else 0.0))
 
     assert rate(chosen) == pytest.approx(max(rate(count) for count in range(20)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_fastest_tree_is_the_best_of_all_levels_and_sizes(seed: int) -> None:
+    draw = random.Random(seed)
+    accuracies = random_accuracies(draw, [3, 3, 2])
+    most = [3, 3 + 9, 3 + 9 + 18]
+    slope, level, plain = 0.3 * draw.random(), 0.4 * draw.random(), 1.0
+    rounds = [{n: plain + level * k + slope * n for n in (1, most[k - 1])} for k in (1, 2, 3)]
+    found = fastest_tree(accuracies, plain, rounds)
+
+    def rate(levels: int, count: int) -> float:
+        nodes = build_static_tree(accuracies[:levels], count)
+        return (1.0 + expected_accepted_length(accuracies, nodes)) / (plain + level * levels + slope * count)
+
+    best = max([1.0 / plain, *(rate(levels, n) for levels in (1, 2, 3) for n in range(1, most[levels - 1] + 1))])
+    assert found.tokens_per_second == pytest.approx(best)
+    assert found.expected_accepted == pytest.approx(expected_accepted_length(accuracies, found.nodes))
+
+
+def test_the_fastest_tree_spares_dear_levels_and_may_be_none() -> None:
+    accuracies = [[0.6, 0.2], [0.5, 0.2]]
+    assert fastest_tree(accuracies, 1.0, [{2: 1.0}, {6: 1.0}]).nodes == build_static_tree(accuracies, 6)
+    assert fastest_tree(accuracies, 1.0, [{2: 1.0}, {6: 3.0}]).nodes == [(0,), (1,)]
+    assert fastest_tree(accuracies, 1.0, [{2: 2.0}, {6: 3.0}]).nodes == []
+    uneven = fastest_tree(accuracies, 1.0, [{1: 1.5, 2: 1.1}, {6: 9.0}])  # one more node made it no cheaper: both cost the mean
+    assert uneven.tokens_per_second == pytest.approx(1.8 / 1.3)
 
 
 def test_costs_between_measured_rows() -> None:

@@ -72,8 +72,8 @@ def fill(doc: Document, frames: Frames) -> Table:
         if len({line.label for line in lines}) < 2:
             continue
         suffix = "" if not tables else f"_{len(tables) + 1}"
-        data = str(frames.runs.loc[runs[0], "data"])
-        doc.heading(f"What moves: {data}, {frames.runs.loc[runs[0], 'target']}")
+        data = str(frames.runs.at[runs[0], "data"])
+        doc.heading(f"What moves: {data}, {frames.runs.at[runs[0], 'target']}")
         tables.append(table_of(frames, runs, lines, suffix))
         _verdict(doc, lines)
         doc.add(tables[-1])
@@ -93,20 +93,20 @@ def lines_of(frames: Frames, runs: Sequence[int]) -> list[Line]:
     for run, own in configurations.items():  # the reference by all that varies, the others by what they change
         labels[run] = label_of(own, [name for name in names if own[name] != reference[name]] or names) or "as it is"
     lines: list[Line] = []
-    paired = [run for run in order if frames.own_arm(run) == "method" and not np.isnan(frames.runs.loc[run, "speedup"])]
+    paired = [run for run in order if frames.own_arm(run) == "method" and not np.isnan(frames.runs.at[run, "speedup"])]
     baselines: dict[str, list[Recorded]] = {}
     for run in paired:
         baselines.setdefault(labels[run], []).append(Recorded(frames, run, "baseline"))
     if baselines:
-        lines += _lines(str(frames.runs.loc[paired[0], "baseline"]), baselines)
+        lines += _lines(str(frames.runs.at[paired[0], "baseline"]), baselines)
     by_method: dict[str, list[int]] = {}
     for run in order:
         by_method.setdefault(method_of(frames.facts[run]), []).append(run)
     several = list(by_method.values())
     for members in several:
-        name = str(frames.runs.loc[members[0], "method"])
-        if sum(str(frames.runs.loc[other[0], "method"]) == name for other in several) > 1:
-            name += f" {frames.runs.loc[members[0], 'options']}"
+        name = str(frames.runs.at[members[0], "method"])
+        if sum(str(frames.runs.at[other[0], "method"]) == name for other in several) > 1:
+            name += f" {frames.runs.at[members[0], 'options']}"
         found: dict[str, list[Recorded]] = {}
         for run in members:
             label = labels[run]

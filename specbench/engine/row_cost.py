@@ -1,17 +1,21 @@
-"""What a target's forward costs by the number of its rows, and drafting beside it: what the size of a draft tree rests on."""
+"""What a target's forward costs by the number of its rows, and whole rounds by their draft: what a tree's size rests on."""
 
 from __future__ import annotations
 
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from specbench.engine.session import Session
+from specbench.engine.static_tree import never_falling
+from specbench.engine.tree import DraftTree, Verdict
 from specbench.measure.clock import clock_for
 
 ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
-_CONTEXT = 64  # tokens behind which the rows are fed
+MAX_NODES = max(ROWS) - 1  # of a tree whose size is chosen by measurement
+_CONTEXT = 192  # tokens behind which the rows are fed: a prompt and half a reply
 _WARM_UP = 2  # turns that are not counted
 _TURNS = 16
 
@@ -21,14 +25,13 @@ def measure_costs(
 ) -> tuple[dict[int, float], list[float]]:
     """Seconds of one target forward by its number of rows, and of each drafting step; the session is left empty.
 
-    A forward is fed behind 64 tokens and its argmax read; more than one row is a tree of depth one (with a mask), or a chain
+    A forward is fed behind 192 tokens and its argmax read; more than one row is a tree of depth one (with a mask), or a chain
     for a model that takes chains only. drafting: steps in order of their size. The speed of a machine drifts by more than a
     few rows cost, so nothing is timed in one piece: every turn times each forward and step once, in an order of its own. The
     lower quartile of the turns counts (other load makes a time longer, never shorter), and more never costs less.
     """
     model, device = session.model, str(session.model.device)
-    session.start(_CONTEXT + max(rows))
-    session.feed([(37 * i + 11) % model.vocab_size for i in range(_CONTEXT)], last_only=True)
+    _fill(session, max(rows))
 
     def forward(count: int) -> None:
         parents = [-1, *[0] * (count - 1)] if model.tree_refusal is None else None
@@ -41,6 +44,42 @@ def measure_costs(
     session.start(0)
     forwards, drafts = never_falling(times[: len(sizes)]), never_falling(times[len(sizes) :])
     return dict(zip(sizes, forwards, strict=True)), drafts
+
+
+def measure_rounds(session: Session, drafts: Sequence[Callable[[], DraftTree]]) -> list[float]:
+    """Seconds of a whole round with each draft: drafting, the target's forward, its choice read, one path of the tree kept.
+
+    drafts: each returns what it drafts, at most MAX_NODES nodes. What a tree costs is not its rows alone: a larger one takes
+    longer to draft, and drafting drives the target's weights out of the processor's cache. Timed as in `measure_costs`, but not
+    made monotonous; the session is left empty.
+    """
+
+    def round_with(draft: Callable[[], DraftTree]) -> None:
+        session.pending = 1 % session.model.vocab_size
+        tree = draft()
+        choice = session.forward(tree).argmax(-1).tolist()
+        path = _path_to(tree, len(tree.tokens) - 1)
+        session.commit(Verdict(path, (*(tree.tokens[node] for node in path), choice[-1])))
+        session.rollback(_CONTEXT)
+
+    _fill(session, 1 + MAX_NODES)
+    times = interleaved_seconds([partial(round_with, draft) for draft in drafts], str(session.model.device))
+    session.start(0)
+    return times
+
+
+def _fill(session: Session, more: int) -> None:
+    """The tokens that everything is measured behind, with room for `more` rows."""
+    session.start(_CONTEXT + more)
+    session.feed([(37 * i + 11) % session.model.vocab_size for i in range(_CONTEXT)], last_only=True)
+
+
+def _path_to(tree: DraftTree, node: int) -> tuple[int, ...]:
+    path: list[int] = []
+    while node >= 0:
+        path.append(node)
+        node = tree.parent(node)
+    return tuple(reversed(path))
 
 
 def interleaved_seconds(steps: Sequence[Callable[[], Any]], device: str, turns: int = _TURNS) -> list[float]:
@@ -56,15 +95,3 @@ def interleaved_seconds(steps: Sequence[Callable[[], Any]], device: str, turns: 
             if turn >= _WARM_UP:
                 times[index].append(clock.seconds(stamps)[1])
     return [statistics.quantiles(values, n=4)[0] for values in times]
-
-
-def never_falling(values: Sequence[float]) -> list[float]:
-    """The nearest sequence in squares that never falls: where it did, the mean (Ayer et al. 1955: pool adjacent violators)."""
-    blocks: list[tuple[float, int]] = []  # mean, length
-    for value in values:
-        mean, length = value, 1
-        while blocks and blocks[-1][0] > mean:
-            before, count = blocks.pop()
-            mean, length = (mean * length + before * count) / (length + count), length + count
-        blocks.append((mean, length))
-    return [mean for mean, length in blocks for _ in range(length)]

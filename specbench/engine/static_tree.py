@@ -15,6 +15,7 @@ import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 Node = tuple[int, ...]
 RowCost = Callable[[int], float] | Mapping[int, float]  # rows of one target forward -> seconds
@@ -113,6 +114,39 @@ def best_num_nodes(probabilities: Sequence[float], row_seconds: Sequence[float],
     return best
 
 
+@dataclass(frozen=True)
+class FastestTree:
+    """nodes: best first, empty where no tree beats plain decoding. expected_accepted: per round."""
+
+    nodes: list[Node]
+    expected_accepted: float
+    tokens_per_second: float
+
+
+def fastest_tree(
+    accuracies: Sequence[Sequence[float]], plain_seconds: float, round_seconds: Sequence[Mapping[int, float]]
+) -> FastestTree:
+    """The tree that emits most tokens per second, of any number of levels and nodes.
+
+    round_seconds[levels - 1]: seconds of a whole round, drafting included, by the number of its nodes, where these are the best
+    ones of so many levels; more nodes never cost less (what was measured otherwise is evened out), between two sizes lies a
+    straight line, and below the smallest its own cost. plain_seconds: of a round without a draft. Of equals the one with fewer
+    levels, then with fewer nodes.
+    """
+    best = FastestTree([], 0.0, 1.0 / plain_seconds)
+    for levels, measured in enumerate(round_seconds, start=1):
+        sizes = sorted(measured)
+        seconds = never_falling([plain_seconds, *(measured[size] for size in sizes)])
+        costs = dict(zip((1, *(1 + size for size in sizes)), seconds, strict=True))
+        costs.setdefault(2, seconds[1])  # the first node brings the drafting with it: no line from plain decoding to there
+        nodes = build_static_tree(accuracies[:levels], choose_num_nodes(accuracies[:levels], costs, 0.0))
+        expected = expected_accepted_length(accuracies, nodes)
+        rate = (1.0 + expected) / seconds_of_rows(costs, 1 + len(nodes))
+        if nodes and rate > best.tokens_per_second:
+            best = FastestTree(nodes, expected, rate)
+    return best
+
+
 def seconds_of_rows(row_cost_seconds: RowCost, rows: int) -> float:
     """Seconds of a forward over `rows` rows: the function's value, or between measured values the straight line.
 
@@ -139,3 +173,15 @@ def _check_accuracies(accuracies: Sequence[Sequence[float]]) -> None:
     for head, values in enumerate(accuracies):
         if not all(0.0 <= value <= 1.0 for value in values) or math.fsum(values) > 1.0 + 1e-6:
             raise ValueError(f"accuracies of head {head}: probabilities of different tokens, so at most 1 in sum; got {values}")
+
+
+def never_falling(values: Sequence[float]) -> list[float]:
+    """The nearest sequence in squares that never falls: where it did, the mean (Ayer et al. 1955: pool adjacent violators)."""
+    blocks: list[tuple[float, int]] = []  # mean, length
+    for value in values:
+        mean, length = value, 1
+        while blocks and blocks[-1][0] > mean:
+            before, count = blocks.pop()
+            mean, length = (mean * length + before * count) / (length + count), length + count
+        blocks.append((mean, length))
+    return [mean for mean, length in blocks for _ in range(length)]

@@ -105,7 +105,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if last and not line:
             break
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
             if not isinstance(row, dict):
                 raise ValueError("not a JSON object")
         except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors

@@ -226,9 +226,10 @@ def read_samples(folder: str | Path) -> list[SampleRecord]:
     seen: dict[SampleKey, int] = {}
     for number, row in enumerate(read_lines(path), start=1):
         try:
-            ids = {name: tuple(row[name]) for name in ("prompt_ids", "output_ids")}
-            spans = tuple((start, end, name) for start, end, name in row.get("spans", ()))
-            record = SampleRecord(**{**row, **ids, "spans": spans})
+            for name in ("prompt_ids", "output_ids"):
+                row[name] = tuple(row[name])
+            row["spans"] = tuple((start, end, name) for start, end, name in row.get("spans", ()))
+            record = SampleRecord(**row)
         except (TypeError, KeyError, ValueError) as error:
             raise StoreError(f"{path}:{number}: not a sample record: {error}") from error
         if record.key in seen:
