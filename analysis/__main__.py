@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
 
     path = report(
         options.runs, options.out, across=options.across, with_reference=options.reference, unfinished=options.unfinished,
-        title=options.title,
+        title=options.title, workers=os.cpu_count() or 1,
     )  # fmt: skip
     print(path)
     if options.notebook:

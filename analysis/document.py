@@ -7,7 +7,7 @@ import html
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from specbench.analysis.style import Drawing
+from specbench.analysis.style import Drawing, save_all
 from specbench.analysis.tables import Table, to_html, to_markdown
 
 CSS = """
@@ -76,13 +76,15 @@ class Document:
         elif isinstance(item, Drawing):
             self.blocks += [Block("heading", item.title, level), Block("figure", figure=item)]
 
-    def save(self, folder: Path) -> Path:
-        """report.md, report.html, tables/ and figures/ in the folder; returns the path of report.html."""
+    def save(self, folder: Path, workers: int = 1) -> Path:
+        """report.md, report.html, tables/ and figures/ in the folder; returns the path of report.html.
+
+        workers: processes that save figures, see `style.save_all`.
+        """
         for block in self.blocks:
             if block.table is not None:
                 block.table.save(folder / "tables")
-            if block.figure is not None:
-                block.figure.save(folder / "figures")
+        save_all([block.figure for block in self.blocks if block.figure is not None], folder / "figures", workers)
         (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
         path = folder / "report.html"
         path.write_text(self.html(folder / "figures"), encoding="utf-8")

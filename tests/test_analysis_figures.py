@@ -104,6 +104,38 @@ def test_default_fonts_would_be_found(tmp_path: Path) -> None:
     assert b"/Type3" in (tmp_path / "bad.pdf").read_bytes()
 
 
+def some(title: str) -> Drawing:
+    with styled():
+        figure, axes = new_figure()
+        axes[0, 0].plot([0, 1], [0, 1], label=title, **style.series(0))
+        axes[0, 0].set_title(f"{title}: \u2265 1 \u00b1 \u03b1, bold", fontweight="bold")
+        style.legend_below(figure, *style.legend_of(axes))
+    return Drawing(title, title, figure, pd.DataFrame({"x": [0, 1]}), "")
+
+
+def test_several_processes_save_the_same_files(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        style.save_all([some(f"figure_{n}") for n in range(2 * style.FEWEST)], tmp_path / str(workers), workers)
+    alone, shared = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("1", "2"))
+    assert len(alone) == 3 * 2 * style.FEWEST and alone == shared
+
+
+def test_a_figure_that_another_process_cannot_save_is_said(tmp_path: Path) -> None:
+    (tmp_path / "figure_1.pdf").mkdir()  # the second drawing is the other process's
+    with pytest.raises(OSError, match=r"figure_1\.pdf"):
+        style.save_all([some(f"figure_{n}") for n in range(2 * style.FEWEST)], tmp_path, 2)
+
+
+def test_signs_beyond_the_cut_font_come_from_the_whole_one(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    drawing = some("figure")
+    drawing.figure.axes[0].set_xlabel("\u2800 \u0d9e \u2714")  # braille, none, a tick
+    drawing.save(tmp_path)
+    pdf = (tmp_path / "figure.pdf").read_bytes()
+    assert b"specbenchSans" in pdf and b"DejaVuSans" in pdf
+    assert [str(w.message) for w in recwarn if "missing" in str(w.message)] != []  # only for the sign that no font has
+    assert all("3486" in str(w.message) for w in recwarn if "missing" in str(w.message))
+
+
 def test_series_are_told_apart_without_colour() -> None:
     looks = [style.series(i) for i in range(style.MAX_SERIES)]
     assert len({look["marker"] for look in looks}) == len({str(look["linestyle"]) for look in looks}) == style.MAX_SERIES

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import sys
@@ -73,12 +74,14 @@ def main() -> None:
         loaded = (time.perf_counter(), time.process_time())
         doc = document(frames)
         built = (time.perf_counter(), time.process_time())
-        doc.save(Path(folder) / "report")
+        doc.save(Path(folder) / "report", workers=os.cpu_count() or 1)
         saved = (time.perf_counter(), time.process_time())
         for name, start, end in (("load", before, loaded), ("build", loaded, built), ("save", built, saved)):
             print(f"{name:6} {end[0] - start[0]:7.1f} s wall {end[1] - start[1]:7.1f} s processor")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"total  {saved[0] - before[0]:7.1f} s wall {saved[1] - before[1]:7.1f} s processor, peak memory {peak:.2f} GiB")
+        own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        used = saved[1] - before[1] + others.ru_utime + others.ru_stime
+        peak = f"{own.ru_maxrss / 2**20:.2f} GiB, of a process that saves figures {others.ru_maxrss / 2**20:.2f} GiB"
+        print(f"total  {saved[0] - before[0]:7.1f} s wall {used:7.1f} s processor with all processes, peak memory {peak}")
         print(f"{len(frames.runs):,} runs, {len(frames.samples):,} samples, {len(frames.rounds):,} rounds, {size >> 20:,} MiB")
 
 
