@@ -8,7 +8,7 @@ it.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,31 +80,28 @@ def thread_candidates(device: str, configured: int | None) -> list[int]:
     return [1] if device != "cpu" else sorted({1, max(1, cores // 2), cores})
 
 
-def warm_up(
-    arm: Arm, requests: Sequence[Request], threads: int | None, on_record: Callable[[SampleRecord], None] | None = None
-) -> dict[str, float]:
+def warm_up(arm: Arm, requests: Sequence[Request], threads: int | None) -> dict[str, float]:
     """Run the warm-up prompts; on a CPU choose the thread count by speed. Returns seconds per decoded token by thread count.
 
-    A method that shares cores with its workers has settled that itself. The first prompt is run once more at the start,
-    unmeasured: first-use costs (allocator, kernels, lazy imports) belong to nobody.
+    A method that shares cores with its workers has settled that itself. The counts take turns prompt by prompt, in an order
+    that goes round: a machine whose speed drifts would otherwise favour the count that was tried at the better time. The first
+    prompt is run once more at the start, unmeasured: first-use costs (allocator, kernels, lazy imports) belong to nobody.
     """
     settled = arm.method.placement
     candidates = [settled.threads] if settled else thread_candidates(arm.device, threads)
     cores = arm.placement.cores
-    measured: dict[str, float] = {}
-    for count in candidates:
-        arm.placement = settled or Placement(cores, count)
-        seconds = tokens = 0.0
-        for index, request in enumerate([*requests[:1], *requests]):
+    seconds, tokens = dict.fromkeys(candidates, 0.0), dict.fromkeys(candidates, 0)
+    for index, request in enumerate([*requests[:1], *requests]):
+        first = index % len(candidates)
+        for count in [*candidates[first:], *candidates[:first]]:
+            arm.placement = settled or Placement(cores, count)
             record, _ = arm.run(request, repeat=-1, order=-1, category=None)
             if record.error:
                 raise RuntimeError(f"the warm-up of the {arm.name} arm failed: {record.error}")
-            if on_record is not None:
-                on_record(record)
             if index:
-                seconds += record.decode_seconds or 0.0
-                tokens += record.num_emitted or 0
-        measured[str(count)] = seconds / tokens if tokens else 0.0
-    best = min(measured, key=lambda count: measured[count])
-    arm.placement = settled or Placement(cores, int(best))
-    return measured
+                seconds[count] += record.decode_seconds or 0.0
+                tokens[count] += record.num_emitted or 0
+    measured = {count: seconds[count] / tokens[count] if tokens[count] else 0.0 for count in candidates}
+    best = min(candidates, key=lambda count: measured[count])
+    arm.placement = settled or Placement(cores, best)
+    return {str(count): value for count, value in measured.items()}

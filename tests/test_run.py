@@ -19,6 +19,7 @@ import pytest
 import specbench.passes as passes
 import specbench.run as run_module
 from specbench import costs, data
+from specbench.arms import warm_up
 from specbench.cli import compose
 from specbench.engine.placement import Placement
 from specbench.engine.runtime import Outcome, Request
@@ -313,6 +314,31 @@ def test_the_arms_of_an_aa_run_have_one_thread_count(mode: str, monkeypatch: pyt
     )
     chosen = passes.warm_up_all(conversation, [None], arms, None)  # type: ignore[list-item]
     assert [entry["threads"] for entry in chosen.values()] == ([1, 1] if mode == "aa" else [1, 2])
+
+
+class DriftingArm:
+    """An arm whose every run takes 10 % longer than the one before, and 4 % longer with two threads than with one."""
+
+    name, device, method = "method", "cpu", types.SimpleNamespace(placement=None)
+
+    def __init__(self) -> None:
+        self.placement, self.now, self.tried = Placement((), 1), 1.0, []
+
+    def run(self, request: Any, **_: Any) -> Any:
+        self.now *= 1.1
+        self.tried.append(self.placement.threads)
+        seconds = self.now * (1.04 if self.placement.threads == 2 else 1.0)
+        return types.SimpleNamespace(error=None, decode_seconds=seconds, num_emitted=10), []
+
+
+@pytest.mark.parametrize("better", [1, 2])
+def test_thread_counts_take_turns_in_the_warm_up(better: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = [better, 3 - better]  # whichever comes first: tried one after the other, the first would win on this machine
+    monkeypatch.setattr("specbench.arms.thread_candidates", lambda *_: counts)
+    arm: Any = DriftingArm()
+    tried = warm_up(arm, [None, None], None)  # type: ignore[list-item]
+    assert arm.tried == [*counts, *counts[::-1], *counts]
+    assert arm.placement.threads == 1 and tried["2"] / tried["1"] == pytest.approx(1.04, rel=0.02)
 
 
 def test_a_run_says_who_else_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
