@@ -41,7 +41,8 @@ class ArmTimes:
 def _median_pair(tokens: FloatArray, seconds: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Median over repeats. The median is taken of the time per token, so that repeats of unequal length stay comparable."""
     # nanmedian goes through the rows in Python where there are few columns: only where something is missing.
-    median = np.nanmedian if np.isnan(seconds).any() or np.isnan(tokens).any() else np.median
+    whole = tokens.size and not (np.isnan(seconds).any() or np.isnan(tokens).any())
+    median = np.median if whole else np.nanmedian
     median_tokens = median(tokens, axis=1)
     return median_tokens, median_tokens * median(seconds / tokens, axis=1)
 
