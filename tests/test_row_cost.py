@@ -9,6 +9,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from specbench.engine import row_cost
 from specbench.engine.row_cost import interleaved_seconds, measure_costs, measure_rounds
@@ -98,3 +99,13 @@ def test_rounds_are_timed_with_their_drafting(monkeypatch: pytest.MonkeyPatch) -
     assert seconds == pytest.approx([1.0, 2.0, 5.0])
     assert sorted(fed) == [0] * 18 + [1] * 18 + [4] * 18 and set(kept) == {(), (0,), (1, 2, 3)}
     assert session.length == 0
+
+
+def test_a_short_context_leaves_room_for_the_rows() -> None:
+    """Positions beyond those that a model has learnt are an error in it: the tokens before the rows are fewer then."""
+    short = tiny.config("gpt2")
+    short.n_positions = 80
+    session = Session(Model.wrap(AutoModelForCausalLM.from_config(short)))
+    costs, _ = measure_costs(session, rows=(1, 16, 64))
+    assert sorted(costs) == [1, 16, 64]
+    assert len(measure_rounds(session, [lambda: EMPTY, lambda: DraftTree(list(range(8)))])) == 2

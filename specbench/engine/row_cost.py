@@ -31,12 +31,12 @@ def measure_costs(
     lower quartile of the turns counts (other load makes a time longer, never shorter), and more never costs less.
     """
     model, device = session.model, str(session.model.device)
-    _fill(session, max(rows))
+    context = _fill(session, max(rows))
 
     def forward(count: int) -> None:
         parents = [-1, *[0] * (count - 1)] if model.tree_refusal is None else None
         session.feed([(11 * i + 3) % model.vocab_size for i in range(count)], parents).argmax(-1).tolist()
-        session.rollback(_CONTEXT)
+        session.rollback(context)
 
     sizes = sorted(set(rows))
     steps = [*(lambda count=count: forward(count) for count in sizes), *drafting]
@@ -60,18 +60,23 @@ def measure_rounds(session: Session, drafts: Sequence[Callable[[], DraftTree]]) 
         choice = session.forward(tree).argmax(-1).tolist()
         path = _path_to(tree, len(tree.tokens) - 1)
         session.commit(Verdict(path, (*(tree.tokens[node] for node in path), choice[-1])))
-        session.rollback(_CONTEXT)
+        session.rollback(context)
 
-    _fill(session, 1 + MAX_NODES)
+    context = _fill(session, 1 + MAX_NODES)
     times = interleaved_seconds([partial(round_with, draft) for draft in drafts], str(session.model.device))
     session.start(0)
     return times
 
 
-def _fill(session: Session, more: int) -> None:
-    """The tokens that everything is measured behind, with room for `more` rows."""
-    session.start(_CONTEXT + more)
-    session.feed([(37 * i + 11) % session.model.vocab_size for i in range(_CONTEXT)], last_only=True)
+def _fill(session: Session, more: int) -> int:
+    """Feed the tokens that everything is measured behind, with room for `more` rows; returns how many (fewer where the model
+    has no positions for more).
+    """
+    model = session.model
+    context = _CONTEXT if model.context_length is None else max(1, min(_CONTEXT, model.context_length - more))
+    session.start(context + more)
+    session.feed([(37 * i + 11) % model.vocab_size for i in range(context)], last_only=True)
+    return context
 
 
 def _path_to(tree: DraftTree, node: int) -> tuple[int, ...]:
