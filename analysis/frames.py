@@ -215,9 +215,10 @@ def _round_part(number: int, files: RunFiles, first_sample: int) -> dict[str, An
 
 
 def _categories(words: Array) -> pd.Categorical:
-    """Most runs have one mode throughout, which needs no hashing of ten thousand texts."""
-    if len(words) and (words == words[0]).all():
-        return pd.Categorical.from_codes(np.zeros(len(words), np.int8), dtype=_only(words[0]))
+    """Most runs have one mode throughout, which needs no hashing of ten thousand texts; with no words the type is the same."""
+    first = words[0] if len(words) else ""
+    if (words == first).all():
+        return pd.Categorical.from_codes(np.zeros(len(words), np.int8), dtype=_only(first))
     return pd.Categorical(words)
 
 

@@ -15,6 +15,7 @@ from specbench.analysis import reading
 from specbench.analysis.columns import ROUNDS_COLUMNS, RUNS_COLUMNS, SAMPLES_COLUMNS
 from specbench.analysis.frames import find, load
 from specbench.measure import metrics, store
+from specbench.measure.events import ROUND_FIELDS
 from specbench.measure.metrics import RoundTable
 
 
@@ -84,6 +85,23 @@ def copied(root: Path, target: Path, name: str = "speculative") -> Path:
     for file in source.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
+
+
+def test_a_run_without_a_single_round_stands_beside_others(root: Path, tmp_path: Path) -> None:
+    """Every output ended with the prefill's token: the columns keep their types, the frames the other runs' rounds."""
+    write_run(tmp_path, "speculative", when=1)
+    folder = write_run(tmp_path, "amusd", free=True, gamma=3, when=2, seed=2)
+    samples = [json.loads(line) for line in (folder / store.SAMPLES_FILE).read_text().splitlines()]
+    for row in samples:
+        row |= {"num_emitted": 0, "num_rounds": 0, "output_ids": row["output_ids"][:1], "decode_seconds": 0.0}
+    rounds = [json.loads(line) for line in (folder / store.ROUNDS_FILE).read_text().splitlines()]
+    for row in rounds:
+        row |= {name: [] for name in ROUND_FIELDS}
+    for name, rows in ((store.SAMPLES_FILE, samples), (store.ROUNDS_FILE, rounds)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frames = load([tmp_path])
+    assert not frames.left_out and len(frames.rounds_of(1)) == 0
+    assert frames.rounds["mode"].cat.categories.tolist() == [""] and len(frames.rounds) == len(frames.rounds_of(0)) > 0
 
 
 def test_torn_last_line_is_noted(root: Path, tmp_path: Path) -> None:
