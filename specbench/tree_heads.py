@@ -1,7 +1,7 @@
 """Base of methods that draft one static tree per round with heads on the target's last hidden state (Medusa, Hydra).
 
 The tree's shape is chosen once: given, or built from how often each head's candidates were right on calibration text and from
-what a row of the target costs on this machine (`engine.static_tree`). A round fills it with tokens; the target verifies all
+what rounds of several levels and sizes cost on this machine (`engine.static_tree`). A round fills it with tokens; the target verifies all
 nodes in one forward. Exact under the match rules and `delta`, since the children are a fixed set; `typical` is lossy.
 """
 
