@@ -1,8 +1,9 @@
 """Base of methods that draft one static tree per round with heads on the target's last hidden state (Medusa, Hydra).
 
 The tree's shape is chosen once: given, or built from how often each head's candidates were right on calibration text and from
-what rounds of several levels and sizes cost on this machine (`engine.static_tree`). A round fills it with tokens; the target verifies all
-nodes in one forward. Exact under the match rules and `delta`, since the children are a fixed set; `typical` is lossy.
+what rounds of several levels and sizes cost on this machine (`engine.static_tree`). A round fills it with tokens; the target
+verifies all nodes in one forward. Exact under the match rules and `delta`, since the children are a fixed set; `typical` is
+lossy.
 """
 
 from __future__ import annotations
