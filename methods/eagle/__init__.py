@@ -21,7 +21,7 @@ from specbench.engine.dynamic_tree import ROOT, Growth, likeliest
 from specbench.engine.row_cost import measure_costs
 from specbench.engine.runtime import Request, Runtime
 from specbench.engine.sampling import keyed_gumbel
-from specbench.engine.static_tree import build_static_tree, choose_num_nodes, expected_accepted_length, seconds_of_rows
+from specbench.engine.static_tree import fastest_tree, seconds_of_rows
 from specbench.engine.tree import EMPTY, Contract, DraftTree, Verdict
 from specbench.engine.verify import RULES
 from specbench.heads import open_heads
@@ -100,21 +100,18 @@ class Eagle(Method):
         accuracies = [row[: self.top_k] for row in accuracies[: self.draft_length]]
         steps = [partial(self._draft_once, levels) for levels in range(1, len(accuracies) + 1)]
         costs, draft_costs = measure_costs(self.target, steps)
-        plans = []  # tokens per second, levels, nodes, expected accepted, seconds of drafting
-        for levels, draft_seconds in enumerate(draft_costs, start=1):
-            best = choose_num_nodes(accuracies[:levels], costs, draft_seconds)
-            tree = build_static_tree(accuracies[:levels], max(1, best))
-            accepted = expected_accepted_length(accuracies, tree)
-            rate = (1.0 + accepted) / (draft_seconds + seconds_of_rows(costs, 1 + len(tree)))
-            plans.append((rate, levels, best, accepted, draft_seconds))
-        _, levels, best, accepted, draft_seconds = max(plans, key=lambda plan: plan[0])
-        size = max(1, best)
+        rounds = [
+            {nodes: seconds + seconds_of_rows(costs, 1 + nodes) for nodes in range(1, max(costs))} for seconds in draft_costs
+        ]
+        best = fastest_tree(accuracies, costs[1], rounds)
+        size, levels = max(1, len(best.nodes)), max(map(len, best.nodes), default=1)
         self._facts |= {
             "num_nodes": size,
             "levels": levels,
-            "best_num_nodes": best,  # 0: by these measurements no tree beats plain decoding; one node is drafted all the same
-            "expected_accepted_per_round": round(accepted, 3),  # of a static tree
-            "draft_seconds": draft_seconds,
+            # 0: by these measurements no tree beats plain decoding; one node is drafted all the same
+            "best_num_nodes": len(best.nodes),
+            "expected_accepted_per_round": round(best.expected_accepted, 3),  # of a static tree
+            "draft_seconds": draft_costs[levels - 1],
             **{f"seconds_of_{rows}_rows": seconds for rows, seconds in costs.items()},
         }
         return size, levels

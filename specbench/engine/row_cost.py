@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from specbench.engine.rules_chain import path_to
 from specbench.engine.session import Session
 from specbench.engine.static_tree import never_falling
 from specbench.engine.tree import DraftTree, Verdict
@@ -58,7 +59,7 @@ def measure_rounds(session: Session, drafts: Sequence[Callable[[], DraftTree]]) 
         session.pending = 1 % session.model.vocab_size
         tree = draft()
         choice = session.forward(tree).argmax(-1).tolist()
-        path = _path_to(tree, len(tree.tokens) - 1)
+        path = path_to(tree, len(tree.tokens) - 1)
         session.commit(Verdict(path, (*(tree.tokens[node] for node in path), choice[-1])))
         session.rollback(context)
 
@@ -77,14 +78,6 @@ def _fill(session: Session, more: int) -> int:
     session.start(context + more)
     session.feed([(37 * i + 11) % model.vocab_size for i in range(context)], last_only=True)
     return context
-
-
-def _path_to(tree: DraftTree, node: int) -> tuple[int, ...]:
-    path: list[int] = []
-    while node >= 0:
-        path.append(node)
-        node = tree.parent(node)
-    return tuple(reversed(path))
 
 
 def interleaved_seconds(steps: Sequence[Callable[[], Any]], device: str, turns: int = _TURNS) -> list[float]:
