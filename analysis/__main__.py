@@ -40,11 +40,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.out is None:
         if options.across or options.reference or options.notebook:
             raise ValueError("--across, --reference and --notebook write files: give --out DIR")
-        from specbench.analysis.text import compare
+        from specbench.analysis.show.text import compare
 
         print(compare(options.runs, unfinished=options.unfinished))
         return 0
-    from specbench.analysis.writing import report
+    from specbench.analysis.reports.writing import report
 
     path = report(
         options.runs, options.out, across=options.across, with_reference=options.reference, unfinished=options.unfinished,
@@ -52,14 +52,14 @@ def _run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     print(path)
     if options.notebook:
-        from specbench.analysis.notebook import execute
+        from specbench.analysis.reports.notebook import execute
 
         print(execute(options.runs, Path(options.out)))
     return 0
 
 
 def _experiment(options: argparse.Namespace) -> int:
-    from specbench.analysis import experiments
+    from specbench.analysis.reports import experiments
 
     if options.across or options.reference or options.notebook:
         raise ValueError("--experiment writes that experiment's report: not with --across, --reference, --notebook")

@@ -1,8 +1,8 @@
-"""`python -m specbench`: see specbench.cli."""
+"""`python -m specbench`: see specbench.front.cli."""
 
 if __name__ == "__main__":  # a worker process imports this module again, and must not run it
     import sys
 
-    from specbench.cli import main
+    from specbench.front.cli import main
 
     sys.exit(main())

@@ -7,17 +7,21 @@ the configuration. One that owns its schedule (AMUSD, PEARL) overrides `decode` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from specbench.config.create import create_part
+from specbench.config.options import ConfigError
 from specbench.engine.tree import EMPTY, DraftTree, Verdict
 
 if TYPE_CHECKING:
-    from specbench.engine.placement import Placement
-    from specbench.engine.runtime import Outcome, Request, Runtime
+    from specbench.engine.request import Outcome, Request
+    from specbench.engine.runtime import Runtime
     from specbench.engine.sampling import SamplingLaw
-    from specbench.engine.verify import Rule
-    from specbench.heads import Heads
+    from specbench.parts.heads.base import Heads
+    from specbench.parts.rules.rule import Rule
+    from specbench.processes.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,7 @@ class Method:
 
         Raises ConfigError for an unknown rule and for `greedy_match` at a temperature above 0.
         """
-        from specbench.engine.verify import get_rule
-        from specbench.schema import ConfigError
+        from specbench.parts.rules.rule import get_rule
 
         rule = get_rule(self.rule or ("greedy_match" if law.greedy else "sample_match"))
         if rule.name == "greedy_match" and not law.greedy:
@@ -98,7 +101,7 @@ class Method:
 
     def decode(self, request: Request) -> Outcome:
         """Continue one prompt. The default is the sequential schedule."""
-        from specbench.engine.decode import sequential
+        from specbench.parts.schedules.sequential import sequential
 
         return sequential(self, self.target, self.runtime, request)
 
@@ -117,3 +120,12 @@ class Method:
 
     def close(self) -> None:
         """Free what `open` took; must be safe to call twice and after a failed `open`."""
+
+
+def create_method(node: Mapping[str, Any], more_prefixes: Sequence[str] = (), key: str = "method") -> Method:
+    """Build the method that a configuration node names: `{"_target_": "package.module.Class", ...options}`.
+
+    `key` is the node's place in the configuration ("method" or "baseline"). Raises ConfigError when the target is not allowed,
+    cannot be imported or is no Method, and for options that its constructor does not take or refuses.
+    """
+    return create_part(node, Method, more_prefixes, key)

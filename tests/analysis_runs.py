@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from specbench.measure.events import Round, SampleRecord
 from specbench.measure.lossless import compare
-from specbench.measure.store import RunStore
+from specbench.measure.records.events import Round, SampleRecord
+from specbench.measure.records.store import RunStore
 from specbench.measure.summary import build_summary
 
 T_AR = 0.020  # seconds per target forward

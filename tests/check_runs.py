@@ -11,10 +11,10 @@ from unittest import mock
 import analysis_runs
 import numpy as np
 
-from specbench.analysis import schedules
-from specbench.analysis.schedules import Step, Times
-from specbench.draft_errors import DraftErrors
-from specbench.measure.events import Round, SampleRecord
+from specbench.analysis.derive import schedules
+from specbench.analysis.derive.schedules import Step, Times
+from specbench.config.draft_errors import DraftErrors
+from specbench.measure.records.events import Round, SampleRecord
 
 T_AR = 0.020
 TIMES = Times(draft=0.005, verify=0.021, row=0.0005)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specbench.measure.events import Round, SampleRecord
+from specbench.measure.records.events import Round, SampleRecord
 
 Key = tuple[str, int, int, str]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from specbench.engine.runtime import Request, cut
+from specbench.engine.request import Request, cut
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import DraftTree, Verdict
 

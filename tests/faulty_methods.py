@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from specbench.engine.runtime import Outcome, Request
+from specbench.engine.request import Outcome, Request
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import Contract, DraftTree
 from specbench.method import Method, Needs
-from specbench.methods.speculative import Speculative
+from specbench.methods.chains.speculative import Speculative
 
 
 class Typical(Speculative):

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 
-from specbench.engine.mailbox import DONE, SharedSlot
+from specbench.processes.mailbox import DONE, SharedSlot
 
 
 def signed(number: int, length: int) -> list[int]:

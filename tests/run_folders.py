@@ -7,9 +7,9 @@ from typing import Any
 
 from fake_records import paired_run
 
-from specbench.measure.store import RunStore
+from specbench.config.schema import RunConfig, as_dict
+from specbench.measure.records.store import RunStore
 from specbench.measure.summary import build_summary
-from specbench.schema import RunConfig, as_dict
 
 
 def finished_run(root: Path, config: RunConfig | None = None, num_prompts: int = 6, **facts: Any) -> Path:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from fake_records import paired_run
 
-from specbench import cli, resume
-from specbench.measure import provenance
-from specbench.measure.store import read_rounds, read_samples
+from specbench.config.schema import RunConfig
+from specbench.front import cli
+from specbench.measure.records import provenance
+from specbench.measure.records.store import read_rounds, read_samples
 from specbench.measure.summary import build_summary
-from specbench.schema import RunConfig
+from specbench.run import resume
 
 NUM_PROMPTS = 3
 TURNS = {f"s/{number}": [0] for number in range(NUM_PROMPTS)}
@@ -31,7 +32,7 @@ TINY = (
 
 
 class QuickRun:
-    """Stands for `specbench.run.run`: the same run folder, from synthetic records. fails: what to raise for a configuration."""
+    """Stands for `run.run.run`: the same run folder, from synthetic records. fails: what to raise for a configuration."""
 
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
@@ -69,7 +70,7 @@ class Command:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: Path):
         self.monkeypatch, self.capsys, self.runs, self.run = monkeypatch, capsys, runs, QuickRun()
-        monkeypatch.setitem(sys.modules, "specbench.run", types.SimpleNamespace(run=self.run))
+        monkeypatch.setitem(sys.modules, "specbench.run.run", types.SimpleNamespace(run=self.run))
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def __call__(self, *arguments: str) -> tuple[int, dict[str, Any] | None, str]:

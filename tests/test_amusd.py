@@ -18,17 +18,17 @@ import pytest
 import yaml
 from fake_sessions import EOS_IDS, FakeSession, Language, agreement, autoregressive, imitation
 
-from specbench.engine.async_draft import Drafter
-from specbench.engine.async_verify import STALE_POLICIES, Verifier, with_draft_report
-from specbench.engine.mailbox import DONE, LocalSlot, Mailbox, Message
-from specbench.engine.runtime import Request
+from specbench.config.options import ConfigError
+from specbench.engine.request import Request
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.steps import Order, Progress
 from specbench.engine.tree import Verdict
-from specbench.engine.verify import RULES
-from specbench.measure.events import Round
-from specbench.methods.amusd import Amusd
-from specbench.schema import ConfigError
+from specbench.measure.records.events import Round
+from specbench.methods.overlap.amusd import Amusd
+from specbench.parts.rules.rule import RULES
+from specbench.parts.schedules.free_running.draft import Drafter
+from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier, with_draft_report
+from specbench.processes.mailbox import DONE, LocalSlot, Mailbox, Message
+from specbench.processes.steps import Order, Progress
 
 NUM_SEEDS = 1500
 MAX_STEPS = 20_000

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from analysis_runs import write_run
 
-from specbench.analysis.across import across_machines
-from specbench.analysis.conditions import differences, groups
-from specbench.analysis.derive import comparisons, ratio_of_speedups, restrict
-from specbench.analysis.frames import load
+from specbench.analysis.derive.conditions import differences, groups
+from specbench.analysis.derive.derive import comparisons, ratio_of_speedups, restrict
+from specbench.analysis.read.frames import load
+from specbench.analysis.show.across import across_machines
 from specbench.measure import stats
 
 

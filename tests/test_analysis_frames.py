@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from analysis_runs import write_run
 
-from specbench.analysis import reading
-from specbench.analysis.columns import ROUNDS_COLUMNS, RUNS_COLUMNS, SAMPLES_COLUMNS
-from specbench.analysis.frames import find, load
-from specbench.measure import metrics, store
-from specbench.measure.events import ROUND_FIELDS
+from specbench.analysis.read import reading
+from specbench.analysis.read.columns import ROUNDS_COLUMNS, RUNS_COLUMNS, SAMPLES_COLUMNS
+from specbench.analysis.read.frames import find, load
+from specbench.measure import metrics
 from specbench.measure.metrics import RoundTable
+from specbench.measure.records import store
+from specbench.measure.records.events import ROUND_FIELDS
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from analysis_runs import write_run
 
-from specbench.analysis.outputs import (
+from specbench.analysis.derive.outputs import (
     Agreement,
     Output,
     agree,

@@ -11,8 +11,8 @@ import pytest
 from analysis_runs import energy_of, write_run
 
 import specbench.analysis as analysis
-from specbench.analysis import notebook
 from specbench.analysis.__main__ import main
+from specbench.analysis.reports import notebook
 
 SOURCE = Path(notebook.__file__).parent
 
@@ -172,7 +172,7 @@ def test_without_out_the_comparison_is_printed(root: Path, capsys: pytest.Captur
 
 # ---------------------------------------------------------------------------------------------------- notebook
 def test_notebook_is_what_its_script_says() -> None:
-    """If this fails: python -m specbench.analysis.notebook"""
+    """If this fails: python -m specbench.analysis.reports.notebook"""
     script = (SOURCE / notebook.SCRIPT).read_text(encoding="utf-8")
     assert (SOURCE / notebook.NOTEBOOK).read_text(encoding="utf-8") == notebook.build(script)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from analysis_runs import energy_of, write_run
 
-from specbench.analysis import check_tables, paper_tables, run_tables
-from specbench.analysis.conditions import groups
-from specbench.analysis.derive import comparisons, restrict
-from specbench.analysis.frames import load
-from specbench.analysis.latex import escape_latex, to_latex
-from specbench.analysis.tables import Cell, Column, Row, Table, mark_best, to_csv, to_html, to_markdown
+from specbench.analysis.derive.conditions import groups
+from specbench.analysis.derive.derive import comparisons, restrict
+from specbench.analysis.read.frames import load
+from specbench.analysis.show import check_tables, paper_tables, run_tables
+from specbench.analysis.show.latex import escape_latex, to_latex
+from specbench.analysis.show.tables import Cell, Column, Row, Table, mark_best, to_csv, to_html, to_markdown
 from specbench.measure import stats
 
 CATEGORIES = ("writing", "math")

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from analysis_runs import T_AR, write_run
 
-from specbench.analysis import reference
-from specbench.analysis.conditions import groups
-from specbench.analysis.derive import comparisons
-from specbench.analysis.frames import load
-from specbench.analysis.theory import (
+from specbench.analysis.derive.conditions import groups
+from specbench.analysis.derive.derive import comparisons
+from specbench.analysis.derive.theory import (
     FREE_RUNNING,
     LOCKSTEP,
     SEQUENTIAL,
@@ -23,6 +21,8 @@ from specbench.analysis.theory import (
     speedup_sequential,
     theory,
 )
+from specbench.analysis.read.frames import load
+from specbench.analysis.reports import reference
 from specbench.measure import metrics
 
 

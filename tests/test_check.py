@@ -16,9 +16,9 @@ from specbench.check.__main__ import main
 from specbench.check.identity import sampled_identity
 from specbench.check.law import chi_square, exact_law, sampled_law
 from specbench.check.tiny import PROMPTS, make_tiny_pair
-from specbench.pair import PairSpec
-from specbench.plugins import create_method
-from specbench.schema import ConfigError
+from specbench.config.options import ConfigError
+from specbench.config.specs import PairSpec
+from specbench.method import create_method
 
 FAULTS = [
     ("ArgmaxUnderRatio", "sampled law", "claims sampling-exact"),
@@ -92,7 +92,7 @@ def test_the_control_typical_acceptance_fails_the_sampled_law(pair: PairSpec, be
 
 # ------------------------------------------------------------------------------------------------ the statistics
 def test_the_exact_law_is_the_product_of_fresh_forwards(pair: PairSpec, benches: dict[str, Bench]) -> None:
-    bench = benches["ar"] = Bench({"_target_": "specbench.methods.autoregressive.Autoregressive"}, pair, PROMPTS)
+    bench = benches["ar"] = Bench({"_target_": "specbench.methods.chains.autoregressive.Autoregressive"}, pair, PROMPTS)
     law = exact_law(bench, SAMPLED, prompt=2, length=2)
     assert abs(sum(law.values()) - 1) < 1e-6 and len(law) == 9
     for (a, b), probability in itertools.islice(law.items(), 4):

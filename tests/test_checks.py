@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from specbench.checks import validate
-from specbench.cli import compose
-from specbench.cli_errors import schema_keys
-from specbench.schema import ConfigError, RunConfig
+from specbench.config.checks import validate
+from specbench.config.compose import compose
+from specbench.config.errors import schema_keys
+from specbench.config.options import ConfigError
+from specbench.config.schema import RunConfig
 
 
 def with_value(key: str, value: Any) -> RunConfig:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from specbench import cli
-from specbench.paths import CONF_DIR
-from specbench.schema import ConfigError, RunConfig
+from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
+from specbench.config.schema import RunConfig
+from specbench.front import cli
 
 HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
 
@@ -33,7 +34,7 @@ class Door:
         self.monkeypatch, self.capsys = monkeypatch, capsys
         self.configs: list[RunConfig] = []
         self.answer: Any = {"status": "success", "run_folder": "runs/x", "speedup": None}
-        monkeypatch.setitem(sys.modules, "specbench.run", types.SimpleNamespace(run=self._run))
+        monkeypatch.setitem(sys.modules, "specbench.run.run", types.SimpleNamespace(run=self._run))
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def _run(self, config: RunConfig) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def test_the_main_job_reaches_run_as_plain_dataclasses(door: Door, tmp_path: Pat
     assert type(config) is RunConfig
     assert (config.method_name, config.baseline_name) == ("amusd", "autoregressive")
     assert type(config.method) is dict
-    assert config.method["_target_"] == "specbench.methods.amusd.Amusd"
+    assert config.method["_target_"] == "specbench.methods.overlap.amusd.Amusd"
     assert config.pair.name == "builtin"
     assert list(tmp_path.iterdir()) == [], "Hydra writes no folder of its own"
 
@@ -248,7 +249,7 @@ except SystemExit as exit_:
 loaded = sorted(set({heavy!r}) & set(sys.modules))
 sys.exit(f"loaded: {{loaded}}" if loaded else 0)
 """
-ENTER = "from specbench.cli import main; sys.exit(main())"
+ENTER = "from specbench.front.cli import main; sys.exit(main())"
 
 
 def loads_nothing_heavy(arguments: list[str], body: str = ENTER) -> subprocess.CompletedProcess[str]:
@@ -319,8 +320,8 @@ def write_plugin(site: Path, package: str = "their_sd", conf: bool = True) -> No
 def test_an_installed_plugin_is_a_choice_and_may_run(tmp_path: Path) -> None:
     write_plugin(tmp_path)
     code = """
-    from specbench.cli import compose
-    from specbench.plugins import create_method
+    from specbench.front.cli import compose
+    from specbench.config.create import create_method
     config = compose(["method=echo", "method.times=3"])
     method = create_method(config.method)
     print(config.method_name, type(method).__module__, method.times)
@@ -342,7 +343,7 @@ def test_a_broken_plugin_stops_with_its_name(tmp_path: Path) -> None:
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine" / "method").mkdir(parents=True)
-    (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: specbench.methods.speculative.Speculative\n")
+    (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: specbench.methods.chains.speculative.Speculative\n")
     done = command("--config-dir", "mine", "method=mine", "--cfg", "job", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "method_name" in done.stdout

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from fake_records import failed, paired_run
 
-from specbench import console
 from specbench.measure import lossless, summary
 from specbench.measure.attribution import RULE_WITH_IDLE, summarise
-from specbench.measure.energy import DeviceEnergy, total_of
-from specbench.measure.energy_pass import Block, Work
-from specbench.measure.events import SampleRecord
+from specbench.measure.records.events import SampleRecord
+from specbench.measure.sensors.energy import DeviceEnergy, total_of
+from specbench.measure.sensors.energy_pass import Block, Work
+from specbench.run import console
 
 RUN = {
     "status": "success",

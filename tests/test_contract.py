@@ -18,10 +18,10 @@ from specbench.check.__main__ import configured_bench
 from specbench.check.law import sampled_law
 from specbench.check.tiny import PROMPTS, make_tiny_pair
 from specbench.check.tiny_heads import with_tiny_heads
-from specbench.cli import compose
-from specbench.pair import PairSpec
-from specbench.paths import CONF_DIR
-from specbench.schema import ConfigError
+from specbench.config.compose import compose
+from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
+from specbench.config.specs import PairSpec
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml") if not path.stem.startswith("_"))
 # Beside every method as its YAML has it: where a rule draws instead of matching, the law is all there is to check.

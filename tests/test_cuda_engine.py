@@ -15,14 +15,18 @@ import pytest
 import tiny
 import torch
 
+from specbench.config.schema import PairConfig
+from specbench.config.specs import PairSpec
+from specbench.engine.model import Model
 from specbench.engine.probe import probe_rollback
 from specbench.engine.sampling import SamplingLaw, noise_key
-from specbench.engine.session import Model, Session
+from specbench.engine.session import Session
 from specbench.engine.tree import DraftTree, Verdict
-from specbench.measure import clock, lossless
-from specbench.methods.autoregressive import Autoregressive
-from specbench.pair import PairSpec, eos_ids, load_model, load_tokenizer, resolve_device, specify
-from specbench.schema import PairConfig
+from specbench.measure import lossless
+from specbench.measure.sensors import clock
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.pair.load import eos_ids, load_model, load_tokenizer
+from specbench.pair.spec import resolve_device, specify
 
 pytestmark = pytest.mark.gpu
 

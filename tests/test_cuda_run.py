@@ -19,16 +19,20 @@ import pytest
 import torch
 
 from specbench.check.tiny_heads import make_tiny_heads
-from specbench.cli import compose
-from specbench.heads_files import find_heads
-from specbench.measure import energy_pass, lossless, nvml, provenance
+from specbench.config.compose import compose
+from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
+from specbench.config.schema import PairConfig
+from specbench.measure import lossless
 from specbench.measure.metrics import RoundTable, check_identities
-from specbench.measure.store import TRACE_FILE, read_power, read_rounds, read_run, read_samples
-from specbench.pair import check_pair, load_tokenizer, specify
-from specbench.paths import CONF_DIR
-from specbench.plugins import create_method
-from specbench.run import run
-from specbench.schema import ConfigError, PairConfig
+from specbench.measure.records import provenance
+from specbench.measure.records.store import TRACE_FILE, read_power, read_rounds, read_run, read_samples
+from specbench.measure.sensors import energy_pass, nvml
+from specbench.method import create_method
+from specbench.pair.load import check_pair, load_tokenizer
+from specbench.pair.spec import specify
+from specbench.parts.heads.files import find_heads
+from specbench.run.run import run
 
 pytestmark = pytest.mark.gpu
 

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specbench import data
+from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
+from specbench.config.schema import DataConfig
 from specbench.data.files import DATA_VARIABLE, file_names, read_rows, sha256_of
 from specbench.data.published import PUBLISHED
 from specbench.data.samples import content_digest, parse
-from specbench.paths import CONF_DIR
-from specbench.schema import ConfigError, DataConfig
 
 NAMES = ("humaneval", "mt_bench", "refactorchat", "specbench")
 

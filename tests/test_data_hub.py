@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from specbench import data
+from specbench.config.options import ConfigError
+from specbench.config.schema import DataConfig
 from specbench.data import hub
 from specbench.data.files import DATA_VARIABLE, sha256_of
-from specbench.schema import ConfigError, DataConfig
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 

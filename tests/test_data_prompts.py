@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from specbench.config.options import ConfigError
 from specbench.data import Sample, Turn, history_replies, render, too_long, turns_to_generate
 from specbench.data.prompts import TEMPLATE_DATE, raw_text
-from specbench.schema import ConfigError
 
 QUESTION = Sample("q", "math", (Turn("one"), Turn("two"), Turn("three")))
 TALK = Sample("c", None, (Turn("one", "eins"), Turn("two", "zwei"), Turn("three", None)))

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from specbench import data
+from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
+from specbench.config.schema import DataConfig
 from specbench.data.files import DATA_VARIABLE
-from specbench.paths import CONF_DIR
-from specbench.schema import ConfigError, DataConfig
 
 
 def config_of(name: str) -> DataConfig:

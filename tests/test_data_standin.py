@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from specbench.config.paths import DATASETS_DIR
 from specbench.data.files import DATA_VARIABLE, read_rows
 from specbench.data.load import STANDIN_FOLDER, load_standin, standin_names
-from specbench.paths import DATASETS_DIR
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 FIELDS = {

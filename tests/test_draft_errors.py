@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from specbench.draft_errors import FORMS, DraftErrors, wrong_token
-from specbench.schema import ConfigError
+from specbench.config.draft_errors import FORMS, DraftErrors, wrong_token
+from specbench.config.options import ConfigError
 
 LIMIT = 40
 

@@ -15,18 +15,19 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from specbench.engine.runtime import Outcome, Runtime
+from specbench.config.options import ConfigError
+from specbench.engine.model import Model
+from specbench.engine.request import Outcome
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.session import Model
 from specbench.engine.tree import DraftTree, Verdict
-from specbench.heads import TargetParts, build_heads, load_heads, save_heads
 from specbench.method import Method
-from specbench.methods.eagle import FITTING_RULES, Eagle
-from specbench.methods.eagle.draft import FeatureDraft
-from specbench.methods.eagle.heads import EagleHeads
-from specbench.schema import ConfigError
-from specbench.train import run as run_training
-from specbench.training.settings import PartSettings
+from specbench.methods.heads.eagle import FITTING_RULES, Eagle
+from specbench.methods.heads.eagle.draft import FeatureDraft
+from specbench.methods.heads.eagle.heads import EagleHeads
+from specbench.parts.heads.base import TargetParts, build_heads, load_heads, save_heads
+from specbench.train.__main__ import run as run_training
+from specbench.train.settings import PartSettings
 
 SAMPLED = SamplingLaw(temperature=0.8, top_p=0.95)
 
@@ -127,7 +128,7 @@ def test_shared_noise_finds_more_of_the_targets_samples(target: Any, folder: str
         return sum(r.num_accepted for o in outputs(Eagle(heads=folder, num_nodes=10), around, PROMPTS) for r in o.rounds)
 
     with_noise = accepted()
-    monkeypatch.setattr("specbench.methods.eagle.keyed_gumbel", lambda key, positions, size, device: torch.zeros(1, size))
+    monkeypatch.setattr("specbench.methods.heads.eagle.keyed_gumbel", lambda key, positions, size, device: torch.zeros(1, size))
     assert with_noise > 1.1 * accepted()
 
 
@@ -358,7 +359,9 @@ def test_the_automatic_size_follows_the_cost_of_rows(
     target: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_row: float, size: int
 ) -> None:
     costs = {n: 1 + per_row * n for n in (1, 64)}
-    monkeypatch.setattr("specbench.methods.eagle.measure_costs", lambda _, steps: (costs, [step() or 0.1 for step in steps]))
+    monkeypatch.setattr(
+        "specbench.methods.heads.eagle.measure_costs", lambda _, steps: (costs, [step() or 0.1 for step in steps])
+    )
     heads = calibrated(folder, tmp_path / "heads", [[0.7, 0.1, 0.05, 0.0], [0.6, 0.2, 0.05, 0.0], [0.5]])
     around = tiny.runtime(Model.wrap(target))
     method = tiny.opened(Eagle(heads=heads, draft_length=2), around)
@@ -377,7 +380,7 @@ def test_the_automatic_depth_follows_the_cost_of_a_level(
     around = tiny.runtime(Model.wrap(target))
     for seconds, levels in (([0.1, 0.1, 0.1], 3), ([0.1, 0.2, 1.0], 2), ([0.1, 9.0, 9.0], 1)):
         monkeypatch.setattr(
-            "specbench.methods.eagle.measure_costs",
+            "specbench.methods.heads.eagle.measure_costs",
             lambda _, steps, seconds=seconds: (costs, [step() or seconds[step.args[0] - 1] for step in steps]),
         )
         method = tiny.opened(Eagle(heads=heads, top_k=top_k), around)
@@ -406,7 +409,7 @@ def test_training_end_to_end(tmp_path: Path) -> None:
     assert run_training(test_train.settings_for("target", source, work, tmp_path / "target"))["complete"]
     settings = test_train.settings_for("heads", source, work, tmp_path / "heads")
     settings.parts["heads"] = PartSettings(kind="heads", tokens=4_096, length=64, rows=4)
-    settings.method, settings.heads = {"_target_": "specbench.methods.eagle.Eagle"}, {"steps": 2, "depths": 3}
+    settings.method, settings.heads = {"_target_": "specbench.methods.heads.eagle.Eagle"}, {"steps": 2, "depths": 3}
     report = run_training(settings)
     assert report["complete"] and report["family"] == "eagle" and report["options"]["steps"] == 2
     calibration = report["calibration"]

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from specbench.measure import attribution, energy, energy_pass, nvml, rapl, summary
-from specbench.measure.energy import DeviceEnergy, EnergyMeter, EnergyReading
-from specbench.measure.energy_pass import Block, Work
+from specbench.measure import attribution, summary
+from specbench.measure.sensors import energy, energy_pass, nvml, rapl
+from specbench.measure.sensors.energy import DeviceEnergy, EnergyMeter, EnergyReading
+from specbench.measure.sensors.energy_pass import Block, Work
 
 ROOT = Path(__file__).parents[1]
 TARGET, DRAFT = "GPU-fake-0000", "GPU-fake-1111"
@@ -23,7 +24,11 @@ TARGET, DRAFT = "GPU-fake-0000", "GPU-fake-1111"
 # ---------------------------------------------------------------------------------------------------- NVML's stand-in
 PREAMBLE = """
 import json, os, sys
-from specbench.measure import attribution, energy, energy_pass, nvml, provenance
+from specbench.measure import attribution
+from specbench.measure.sensors import energy
+from specbench.measure.sensors import energy_pass
+from specbench.measure.sensors import nvml
+from specbench.measure.records import provenance
 
 class Clock:
     '''Moves the library's time and the meter's together.'''

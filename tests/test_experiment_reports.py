@@ -18,19 +18,20 @@ from sweeping import Command, execute
 from test_analysis_figures import overlaps
 from test_energy import DRAFT, TARGET, Runner, with_nvml  # noqa: F401
 
-from specbench.analysis import experiments
-from specbench.analysis.conditions import groups
-from specbench.analysis.derive import comparisons
-from specbench.analysis.document import Document
-from specbench.analysis.experiments import amusd_energy, amusd_paper, amusd_ratio
-from specbench.analysis.frames import load
-from specbench.analysis.rollback_counts import SUMS, follows_rollback, rollbacks_of, sums_by_prompt
-from specbench.analysis.tables import Table
-from specbench.launcher import IsolatedLauncher, SerialLauncher
-from specbench.measure import metrics, provenance
+from specbench.analysis.derive.conditions import groups
+from specbench.analysis.derive.derive import comparisons
+from specbench.analysis.derive.rollback_counts import SUMS, follows_rollback, rollbacks_of, sums_by_prompt
+from specbench.analysis.read.frames import load
+from specbench.analysis.reports import experiments
+from specbench.analysis.reports.experiments import amusd_energy, amusd_paper, amusd_ratio
+from specbench.analysis.show.document import Document
+from specbench.analysis.show.tables import Table
+from specbench.front.launchers import IsolatedLauncher, SerialLauncher
+from specbench.measure import metrics
 from specbench.measure.metrics import RoundTable
 from specbench.measure.pairing import pair_samples
-from specbench.measure.store import read_samples
+from specbench.measure.records import provenance
+from specbench.measure.records.store import read_samples
 
 PAPER_DATA = experiment_runs.PAPER_DATA
 WRITERS: dict[str, Callable[..., Path]] = {
@@ -71,7 +72,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(provenance, "git_facts", lambda *_: {"commit": None, "dirty": None, "diff_sha256": None})
     monkeypatch.setattr(IsolatedLauncher, "one", SerialLauncher.one)
-    monkeypatch.setattr("specbench.cli.write_report", lambda sweep: "REPORTED")
+    monkeypatch.setattr("specbench.front.cli.write_report", lambda sweep: "REPORTED")
     return Command(monkeypatch, capsys, tmp_path / "runs")
 
 

@@ -13,14 +13,14 @@ from analysis_runs import write_run
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from sweeping import Command
 
-from specbench.analysis import experiments
 from specbench.analysis.__main__ import main
-from specbench.analysis.document import Document
-from specbench.analysis.frames import Frames
-from specbench.analysis.tables import Cell, Column, Row, Table
-from specbench.analysis.text import table_text
-from specbench.launcher import IsolatedLauncher, SerialLauncher, combinations
-from specbench.measure import provenance
+from specbench.analysis.read.frames import Frames
+from specbench.analysis.reports import experiments
+from specbench.analysis.show.document import Document
+from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.text import table_text
+from specbench.front.launchers import IsolatedLauncher, SerialLauncher, combinations
+from specbench.measure.records import provenance
 
 
 def jobs_of(params: list[str], jobs: list[list[str]], *arguments: str) -> tuple[list[str], list[str]]:
@@ -57,7 +57,7 @@ def test_an_option_of_another_group_with_the_same_name_stays() -> None:
 
 # ------------------------------------------------------------------------------------------------ its own report
 def fake(fill: object = None) -> types.ModuleType:
-    module = types.ModuleType("specbench.analysis.experiments.smoke")
+    module = types.ModuleType("specbench.analysis.reports.experiments.smoke")
     module.TITLE = "A title of its own"  # type: ignore[attr-defined]
 
     def table_of_folders(doc: Document, frames: Frames) -> Table:
@@ -72,7 +72,7 @@ def fake(fill: object = None) -> types.ModuleType:
 
 @pytest.fixture
 def with_own_report(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(sys.modules, "specbench.analysis.experiments.smoke", fake())
+    monkeypatch.setitem(sys.modules, "specbench.analysis.reports.experiments.smoke", fake())
     monkeypatch.setattr(experiments, "known", lambda: ["smoke"])
     yield
 
@@ -99,7 +99,7 @@ def test_an_experiment_whose_report_fails_loses_nothing(command: Command, monkey
     def broken(doc: Document, frames: Frames) -> Table:
         raise KeyError("column")
 
-    monkeypatch.setitem(sys.modules, "specbench.analysis.experiments.smoke", fake(broken))
+    monkeypatch.setitem(sys.modules, "specbench.analysis.reports.experiments.smoke", fake(broken))
     monkeypatch.setattr(experiments, "known", lambda: ["smoke"])
     status, document, err = command("experiment=smoke", "data.limit=1")
     assert status == 0 and document is not None and document["report"] is None
@@ -160,7 +160,7 @@ def test_a_table_fits_the_terminal_and_names_what_it_left_out() -> None:
 
 
 def test_every_experiment_is_two_files() -> None:
-    from specbench.paths import CONF_DIR
+    from specbench.config.paths import CONF_DIR
 
     runnable = {path.stem for path in (Path(CONF_DIR) / "experiment").glob("*.yaml")}
     assert set(experiments.known()) <= runnable

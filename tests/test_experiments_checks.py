@@ -12,16 +12,17 @@ from analysis_runs import write_run
 from check_runs import LIMIT, METHODS, T_AR, TIMES, WHEN, change, drawn, played, write_scripted
 from sweeping import execute
 
-from specbench.analysis import experiments, theory
-from specbench.analysis.conditions import groups
-from specbench.analysis.derive import comparisons
-from specbench.analysis.document import Document
-from specbench.analysis.frames import load
-from specbench.analysis.repetitions import label_of, rank
-from specbench.analysis.scripted import Scripted, scripted, wilson
-from specbench.analysis.tables import Table
-from specbench.cli import compose, register
-from specbench.launcher import combinations
+from specbench.analysis.derive import theory
+from specbench.analysis.derive.conditions import groups
+from specbench.analysis.derive.derive import comparisons
+from specbench.analysis.derive.repetitions import label_of, rank
+from specbench.analysis.derive.scripted import Scripted, scripted, wilson
+from specbench.analysis.read.frames import load
+from specbench.analysis.reports import experiments
+from specbench.analysis.show.document import Document
+from specbench.analysis.show.tables import Table
+from specbench.config.compose import compose, register
+from specbench.front.launchers import combinations
 
 PATTERNS = ("never", "iid:0.3", "always", "every:4", "bursts:6+3", "end:0.25")
 
@@ -300,7 +301,7 @@ def test_every_job_composes(name: str, num_jobs: int) -> None:
     import yaml
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from specbench.paths import CONF_DIR
+    from specbench.config.paths import CONF_DIR
 
     register()
     text = yaml.safe_load((Path(CONF_DIR) / "experiment" / f"{name}.yaml").read_text())

@@ -10,7 +10,7 @@ import pytest
 from golden_rounds import GOLDEN, VARIANTS, rounds_of
 
 from specbench.check.tiny import make_tiny_pair
-from specbench.pair import PairSpec
+from specbench.config.specs import PairSpec
 
 
 @pytest.fixture(scope="module")

@@ -21,22 +21,32 @@ from specbench.check.identity import greedy_identity, sampled_identity
 from specbench.check.law import sampled_law
 from specbench.check.tiny import PROMPTS, make_tiny_pair
 from specbench.check.tiny_heads import make_tiny_heads, with_tiny_heads
-from specbench.engine.static_tree import node_probabilities
-from specbench.heads import DESCRIPTION, WEIGHTS, Heads, TargetParts, build_heads, load_heads, rank_of, save_heads, shifted
-from specbench.heads_files import find_heads
-from specbench.heads_loss import depth_loss
-from specbench.methods.hydra import HydraHeads
-from specbench.methods.medusa import MC_SIM_7B_63, Medusa, MedusaHeads
-from specbench.pair import ModelSpec, PairSpec
-from specbench.schema import ConfigError
-from specbench.training.calibrate import TOP, calibrate
-from specbench.training.heads import heads_class_of
-from specbench.tree_heads import TreePlan
+from specbench.config.options import ConfigError
+from specbench.config.specs import ModelSpec, PairSpec
+from specbench.methods.heads.hydra import HydraHeads
+from specbench.methods.heads.medusa import MC_SIM_7B_63, Medusa, MedusaHeads
+from specbench.parts.heads.base import (
+    DESCRIPTION,
+    WEIGHTS,
+    Heads,
+    TargetParts,
+    build_heads,
+    load_heads,
+    rank_of,
+    save_heads,
+    shifted,
+)
+from specbench.parts.heads.files import find_heads
+from specbench.parts.heads.loss import depth_loss
+from specbench.parts.heads.tree_heads import TreePlan
+from specbench.parts.shapes.static import node_probabilities
+from specbench.train.calibrate import TOP, calibrate
+from specbench.train.heads import heads_class_of
 
 FAMILIES = [MedusaHeads, HydraHeads]
 NODES = {
-    "medusa": {"_target_": "specbench.methods.medusa.Medusa"},
-    "hydra": {"_target_": "specbench.methods.hydra.Hydra"},
+    "medusa": {"_target_": "specbench.methods.heads.medusa.Medusa"},
+    "hydra": {"_target_": "specbench.methods.heads.hydra.Hydra"},
 }
 
 
@@ -123,7 +133,7 @@ def test_where_there_are_no_heads_the_command_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             find_heads("medusa", name, "somebody/model")
         assert caught.value.key == "method.heads"
-    with pytest.raises(ConfigError, match=r"specbench.train part=heads method=medusa"):
+    with pytest.raises(ConfigError, match=r"specbench.train.__main__ part=heads method=medusa"):
         find_heads("medusa", None, "somebody/model")
     assert find_heads("medusa", str(tmp_path), "somebody/model") == tmp_path
 
@@ -308,7 +318,7 @@ def test_an_automatic_tree_follows_the_cost_of_rows(
     pair: PairSpec, heads_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flat rows give a large tree, rows as dear as forwards a small one; what was measured stands among the facts."""
-    import specbench.tree_heads as module
+    import specbench.parts.heads.tree_heads as module
 
     sizes = {}
     for name, slope in (("flat", 0.0), ("dear", 1.0)):
@@ -389,7 +399,7 @@ def test_published_heads_of_another_shape_and_code_in_a_pickle_are_refused(parts
 
 # ------------------------------------------------------------------------------------------------ training
 def test_a_method_without_heads_cannot_train_any() -> None:
-    for node in (None, {}, {"_target_": "specbench.methods.autoregressive.Autoregressive"}):
+    for node in (None, {}, {"_target_": "specbench.methods.chains.autoregressive.Autoregressive"}):
         with pytest.raises(ConfigError) as caught:
             heads_class_of(node)
         assert caught.value.key == "method"

@@ -92,7 +92,15 @@ def test_core_never_imports_methods_or_analysis() -> None:
         assert not forbidden(path.read_text(), *names, "methods", "analysis"), path
 
 
-RUN_ROOMS = ("specbench.run", "specbench.cli", "specbench.measure.store", "specbench.track", "hydra", "omegaconf", "wandb")
+RUN_ROOMS = (
+    "specbench.run.run",
+    "specbench.front.cli",
+    "specbench.measure.records.store",
+    "specbench.track.__main__",
+    "hydra",
+    "omegaconf",
+    "wandb",
+)
 
 
 def test_methods_import_contracts_and_engine_only() -> None:
@@ -115,9 +123,9 @@ def test_analysis_reads_stored_runs_alone() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "import specbench.methods.amusd",
+        "import specbench.methods.overlap.amusd",
         "from specbench import methods",
-        "def f():\n    from specbench.methods.amusd import Amusd",
+        "def f():\n    from specbench.methods.overlap.amusd import Amusd",
         "try:\n    import specbench.methods\nexcept ImportError:\n    pass",
     ],
 )
@@ -152,7 +160,7 @@ def import_without(blocked: tuple[str, ...], names: list[str]) -> subprocess.Com
 
 
 def test_engine_measure_and_run_import_without_the_front_doors_libraries() -> None:
-    done = import_without(FRONT, [*names_below("engine"), *names_below("measure"), "specbench.run"])
+    done = import_without(FRONT, [*names_below("engine"), *names_below("measure"), "specbench.run.run"])
     assert done.returncode == 0, done.stderr
 
 
@@ -163,6 +171,6 @@ def test_measure_imports_without_torch() -> None:
 
 @pytest.mark.parametrize("blocked", FRONT[:2])
 def test_an_import_of_a_blocked_library_is_caught(blocked: str) -> None:
-    done = import_without((blocked,), ["specbench.cli"])
+    done = import_without((blocked,), ["specbench.front.cli"])
     assert done.returncode != 0
     assert f"refused: {blocked}" in done.stderr

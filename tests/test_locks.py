@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from specbench import locks
-from specbench.schema import ConfigError
+from specbench.config.options import ConfigError
+from specbench.processes import locks
 
 # Takes a device, says so, and gives it back when its stdin ends; then says who else was there.
 HOLDER = """
 import sys
-from specbench import locks
+from specbench.processes import locks
 with locks.hold(sys.argv[2:], sys.argv[1]) as held:
     print("held", flush=True)
     sys.stdin.read()
@@ -169,7 +169,7 @@ def test_what_is_written_holds_no_secret(folder: Path, monkeypatch: pytest.Monke
 def test_one_writer_per_run_folder(tmp_path: Path) -> None:
     with locks.hold_folder(tmp_path, "resume"):
         take = f"with hold_folder(Path({str(tmp_path)!r}), 'resume'): pass"
-        code = f"from pathlib import Path; from specbench.locks import hold_folder\n{take}"
+        code = f"from pathlib import Path; from specbench.processes.locks import hold_folder\n{take}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert "another process is at work in this folder" in done.stderr
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -7,7 +7,7 @@ import pytest
 from fake_records import failed, paired_run
 
 from specbench.measure import lossless
-from specbench.measure.events import SampleRecord
+from specbench.measure.records.events import SampleRecord
 
 
 def run_with(changes: dict[tuple[str, int], tuple[int, ...]], num_prompts: int = 4, repeats: int = 2) -> list[SampleRecord]:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbench.engine.mailbox import DONE, LocalSlot, Mailbox, PeerLost, SharedSlot, sleep_until_news
+from specbench.processes.mailbox import DONE, LocalSlot, Mailbox, PeerLost, SharedSlot, sleep_until_news
 
 CAPACITY = 24
 SPAWN = multiprocessing.get_context("spawn")
@@ -283,5 +283,5 @@ def test_the_mailbox_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, specbench.engine.mailbox; assert 'torch' not in sys.modules"
+    code = "import sys, specbench.processes.mailbox; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False).returncode == 0

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specbench.measure import metrics
-from specbench.measure.events import Round, SampleRecord
 from specbench.measure.metrics import IdentityError, RoundTable
-from specbench.measure.store import round_columns
+from specbench.measure.records.events import Round, SampleRecord
+from specbench.measure.records.store import round_columns
 
 KEY = ("s", 0, 0, "method")
 

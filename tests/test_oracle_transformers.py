@@ -20,11 +20,12 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.candidate_generator import AssistedCandidateGenerator
 
-from specbench.engine.session import Model
-from specbench.methods.autoregressive import Autoregressive
-from specbench.methods.speculative import Speculative
-from specbench.pair import eos_ids, load_model, load_tokenizer, specify
-from specbench.schema import PairConfig
+from specbench.config.schema import PairConfig
+from specbench.engine.model import Model
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.methods.chains.speculative import Speculative
+from specbench.pair.load import eos_ids, load_model, load_tokenizer
+from specbench.pair.spec import specify
 
 TOKENS = 32
 STANDIN = Path(__file__).resolve().parents[1] / "datasets" / "standin" / "humaneval.jsonl"

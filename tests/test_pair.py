@@ -12,23 +12,17 @@ import tiny
 import torch
 import transformers
 
+from specbench.config.options import ConfigError
+from specbench.config.schema import PairConfig
+from specbench.config.specs import PairSpec
+from specbench.engine.model import Model
 from specbench.engine.probe import probe_rollback
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.session import Model, Session
-from specbench.methods.autoregressive import Autoregressive
-from specbench.methods.speculative import Speculative
-from specbench.pair import (
-    PairSpec,
-    check_pair,
-    context_length,
-    eos_ids,
-    load_model,
-    load_tokenizer,
-    pair_facts,
-    resolve_path,
-    specify,
-)
-from specbench.schema import ConfigError, PairConfig
+from specbench.engine.session import Session
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.methods.chains.speculative import Speculative
+from specbench.pair.load import check_pair, context_length, eos_ids, load_model, load_tokenizer, pair_facts
+from specbench.pair.spec import resolve_path, specify
 
 
 @pytest.fixture

@@ -21,23 +21,26 @@ from fake_sessions import EOS_IDS, FakeSession, Language, agreement, autoregress
 from law_tools import Language as Law
 from law_tools import branches, law_of, worst_error
 
-from specbench.engine.mailbox import Mailbox
-from specbench.engine.runtime import Request, Runtime
+from specbench.config.options import ConfigError
+from specbench.config.schema import PairConfig
+from specbench.engine.request import Request
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw, noise_key
-from specbench.engine.steps import Progress
 from specbench.engine.tree import DraftTree, Verdict
-from specbench.engine.verify import RULES
-from specbench.measure.events import Round, SampleRecord
 from specbench.measure.metrics import RoundTable, accepted_run_length, check_identities
+from specbench.measure.records.events import Round, SampleRecord
 from specbench.method import Method
-from specbench.methods.pearl import Pearl
-from specbench.methods.pearl.calibration import MAX_LENGTH, balanced_length
-from specbench.methods.pearl.draft import Drafter
-from specbench.methods.pearl.plan import Plan
-from specbench.methods.pearl.rows import RowBuffer
-from specbench.methods.pearl.verify import Verifier
-from specbench.pair import check_pair, eos_ids, load_model, load_tokenizer, specify
-from specbench.schema import ConfigError, PairConfig
+from specbench.methods.overlap.pearl import Pearl
+from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
+from specbench.pair.spec import specify
+from specbench.parts.rules.rule import RULES
+from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH, balanced_length
+from specbench.parts.schedules.lockstep.draft import Drafter
+from specbench.parts.schedules.lockstep.plan import Plan
+from specbench.parts.schedules.lockstep.rows import RowBuffer
+from specbench.parts.schedules.lockstep.verify import Verifier
+from specbench.processes.mailbox import Mailbox
+from specbench.processes.steps import Progress
 
 NUM_SEEDS = 600
 MAX_STEPS = 20_000

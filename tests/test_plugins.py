@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from specbench.cli import compose
-from specbench.method import Method
-from specbench.paths import CONF_DIR
-from specbench.plugins import allowed_prefixes, create_method
-from specbench.schema import ConfigError
+from specbench.config.compose import compose
+from specbench.config.create import allowed_prefixes
+from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
+from specbench.method import Method, create_method
 
-SPECULATIVE = "specbench.methods.speculative.Speculative"
+SPECULATIVE = "specbench.methods.chains.speculative.Speculative"
 METHODS = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml") if not path.stem.startswith("_"))
 
 MODULE = """
@@ -68,12 +68,12 @@ def test_options_reach_the_constructor() -> None:
         ({"_target_": SPECULATIVE, "draft_lenght": 3}, "method.draft_lenght", "did you mean method.draft_length?"),
         ({"_target_": SPECULATIVE, "draft_length": 0}, "method.draft_length", "at least 1"),
         (
-            {"_target_": "specbench.methods.speculative.Speculativ"},
+            {"_target_": "specbench.methods.chains.speculative.Speculativ"},
             "method._target_",
             "speculative has: Speculative",
         ),
         ({"_target_": "specbench.methods.nothing.Nothing"}, "method._target_", "fails to import: ModuleNotFoundError"),
-        ({"_target_": "specbench.paths.Path"}, "method._target_", "is no Method"),
+        ({"_target_": "specbench.config.paths.Path"}, "method._target_", "is no Method"),
         ({"_target_": "specbench.method.Needs"}, "method._target_", "is no Method"),
         ({"_target_": "os.system", "command": "true"}, "method._target_", "specbench.*"),
         ({"_target_": "specbenchmark.evil.Method"}, "method._target_", "specbench.*"),

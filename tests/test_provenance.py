@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specbench.measure import masking, provenance
+from specbench.measure.records import masking, provenance
 
 TOKEN = "hf_" + "AbCdEfGhIj" * 3
 WANDB_KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -80,7 +80,7 @@ def test_collect_names_the_conditions() -> None:
 def test_measure_does_not_import_torch() -> None:
     folder = Path(provenance.__file__).parent
     present = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    code = "import sys\n" + "".join(f"import specbench.measure.{m}\n" for m in present) + "import specbench.console\n"
+    code = "import sys\n" + "".join(f"import specbench.measure.{m}\n" for m in present) + "import specbench.run.console\n"
     code += "print([m for m in ('torch', 'transformers', 'hydra', 'omegaconf', 'datasets', 'wandb') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
@@ -181,7 +181,7 @@ def test_model_and_tokenizer_hash(tmp_path: Path, reads: list[Path]) -> None:
 
 def test_parameters_are_counted_from_the_headers(tmp_path: Path) -> None:
     """The shipped target's own count, without reading a weight; what cannot be counted is null and no guess."""
-    from specbench.paths import MODELS_DIR
+    from specbench.config.paths import MODELS_DIR
 
     folder = MODELS_DIR / "builtin" / "target"
     counted = provenance.stored_parameters(folder)

@@ -14,27 +14,32 @@ import test_pearl
 import tiny
 import torch
 
-from specbench.analysis.schedules import Step, accepted_run, lockstep, sequential
-from specbench.cli import compose
-from specbench.draft_errors import DraftErrors
-from specbench.engine import async_draft, async_verify
-from specbench.engine.mailbox import Mailbox
-from specbench.engine.replay import ReplayModel, greedy_text
-from specbench.engine.runtime import Request, Runtime
+from specbench.analysis.derive.schedules import Step, accepted_run, lockstep, sequential
+from specbench.config.compose import compose
+from specbench.config.draft_errors import DraftErrors
+from specbench.config.options import ConfigError
+from specbench.config.schema import PairConfig
+from specbench.engine.model import Model
+from specbench.engine.request import Request
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.session import Model, Session
-from specbench.engine.steps import Order
-from specbench.engine.verify import RULES
-from specbench.measure import store
-from specbench.measure.events import Round
-from specbench.methods.autoregressive import Autoregressive
-from specbench.methods.pearl import draft as pearl_draft
-from specbench.methods.pearl import verify as pearl_verify
-from specbench.methods.pearl.plan import Plan
-from specbench.methods.speculative import Speculative
-from specbench.pair import check_pair, load_model, load_tokenizer, pair_facts, specify
-from specbench.run import run
-from specbench.schema import ConfigError, PairConfig
+from specbench.engine.session import Session
+from specbench.measure.records import store
+from specbench.measure.records.events import Round
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.methods.chains.speculative import Speculative
+from specbench.methods.overlap.pearl import draft as pearl_draft
+from specbench.methods.overlap.pearl import verify as pearl_verify
+from specbench.pair.load import check_pair, load_model, load_tokenizer, pair_facts
+from specbench.pair.scripted import ReplayModel, greedy_text
+from specbench.pair.spec import specify
+from specbench.parts.rules.rule import RULES
+from specbench.parts.schedules.free_running import draft as async_draft
+from specbench.parts.schedules.free_running import verify as async_verify
+from specbench.parts.schedules.lockstep.plan import Plan
+from specbench.processes.mailbox import Mailbox
+from specbench.processes.steps import Order
+from specbench.run.run import run
 
 PATTERNS = ("never", "always", "iid:0.3", "iid:0.7@5", "every:3", "every:4", "bursts:6+3", "bursts:2+1", "end:0.4")
 METHODS = ("speculative", "pearl", "amusd")
@@ -213,7 +218,7 @@ def test_before_any_prompt_it_is_the_real_draft(models: tuple[Model, Model]) -> 
 
 
 def test_a_text_is_recorded_once_a_prompt(models: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    import specbench.engine.replay as module
+    import specbench.pair.scripted as module
 
     asked: list[tuple[int, ...]] = []
 

@@ -12,13 +12,14 @@ import pytest
 from fake_records import chain_rounds, failed, record_of
 from run_folders import finished_run
 
-from specbench import resume
-from specbench.cli import compose
-from specbench.measure.conditions import differences
-from specbench.measure.events import SampleRecord
-from specbench.measure.provenance import collect
-from specbench.measure.store import TornLineWarning, read_rounds, read_run, read_samples
-from specbench.schema import ConfigError, RunConfig, as_dict, from_dict
+from specbench.config.compose import compose
+from specbench.config.options import ConfigError
+from specbench.config.schema import RunConfig, as_dict, from_dict
+from specbench.measure.records.conditions import differences
+from specbench.measure.records.events import SampleRecord
+from specbench.measure.records.provenance import collect
+from specbench.measure.records.store import TornLineWarning, read_rounds, read_run, read_samples
+from specbench.run import resume
 
 ROUNDS = chain_rounds([2, 1, 0, 2], drafted=4)
 ARMS = ("method", "baseline")

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from specbench.engine import row_cost
-from specbench.engine.row_cost import interleaved_seconds, measure_costs, measure_rounds
-from specbench.engine.session import Model, Session
-from specbench.engine.static_tree import never_falling
+from specbench.engine.model import Model
+from specbench.engine.session import Session
 from specbench.engine.tree import EMPTY, DraftTree
+from specbench.parts.shapes import cost as row_cost
+from specbench.parts.shapes.cost import interleaved_seconds, measure_costs, measure_rounds
+from specbench.parts.shapes.static import never_falling
 
 
 class Drifting:

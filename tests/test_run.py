@@ -16,34 +16,30 @@ from typing import Any
 
 import pytest
 
-import specbench.passes as passes
-import specbench.run as run_module
-from specbench import costs, data
-from specbench.arms import warm_up
-from specbench.cli import compose
-from specbench.engine.placement import Placement
-from specbench.engine.runtime import Outcome, Request
-from specbench.measure import energy_pass, store
-from specbench.measure.energy import DeviceEnergy
-from specbench.measure.events import SampleRecord
-from specbench.measure.store import read_power, read_rounds, read_run, read_samples, read_summary
-from specbench.measure.watch import Watch
-from specbench.methods.autoregressive import Autoregressive
-from specbench.methods.speculative import Speculative
-from specbench.pair import load_model, load_tokenizer, specify
-from specbench.run import run
-from specbench.schema import (
-    ConfigError,
-    DataConfig,
-    DecodingConfig,
-    EngineConfig,
-    MeasureConfig,
-    PairConfig,
-    RunConfig,
-)
+import specbench.run.passes as passes
+import specbench.run.run as run_module
+from specbench import data
+from specbench.config.compose import compose
+from specbench.config.options import ConfigError
+from specbench.config.schema import DataConfig, DecodingConfig, EngineConfig, MeasureConfig, PairConfig, RunConfig
+from specbench.engine.request import Outcome, Request
+from specbench.measure.records import store
+from specbench.measure.records.events import SampleRecord
+from specbench.measure.records.store import read_power, read_rounds, read_run, read_samples, read_summary
+from specbench.measure.sensors import energy_pass
+from specbench.measure.sensors.energy import DeviceEnergy
+from specbench.measure.sensors.watch import Watch
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.methods.chains.speculative import Speculative
+from specbench.pair.load import load_model, load_tokenizer
+from specbench.pair.spec import specify
+from specbench.processes.placement import Placement
+from specbench.run import costs
+from specbench.run.arms import warm_up
+from specbench.run.run import run
 
-AR = {"_target_": "specbench.methods.autoregressive.Autoregressive", "draft_length": None}
-SD = {"_target_": "specbench.methods.speculative.Speculative", "draft_length": 3}
+AR = {"_target_": "specbench.methods.chains.autoregressive.Autoregressive", "draft_length": None}
+SD = {"_target_": "specbench.methods.chains.speculative.Speculative", "draft_length": 3}
 # The keys that the documentation promises; each holds a number (or a structure) or null with the reason beside it.
 PROMISED = [
     *("run_folder", "status", "method", "baseline", "pair", "data", "device", "num_rounds", "decode_tokens"),
@@ -334,7 +330,7 @@ class DriftingArm:
 @pytest.mark.parametrize("better", [1, 2])
 def test_thread_counts_take_turns_in_the_warm_up(better: int, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [better, 3 - better]  # whichever comes first: tried one after the other, the first would win on this machine
-    monkeypatch.setattr("specbench.arms.thread_candidates", lambda *_: counts)
+    monkeypatch.setattr("specbench.run.arms.thread_candidates", lambda *_: counts)
     arm: Any = DriftingArm()
     tried = warm_up(arm, [None, None], None)  # type: ignore[list-item]
     assert arm.tried == [*counts, *counts[::-1], *counts]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from specbench.measure import summary
-from specbench.measure.store import RunStore, find_run_folders, read_rounds, read_run, read_samples
+from specbench.measure.records.store import RunStore, find_run_folders, read_rounds, read_run, read_samples
 
 OPTIONS = [
     *("method=speculative", "data=humaneval", "data.source=standin", "data.limit=20", "decoding.max_new_tokens=16"),

@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from specbench.config.options import ConfigError
 from specbench.engine import sampling
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel, keyed_uniforms, noise_key
-from specbench.schema import ConfigError
 
 KEY = noise_key(0, "HumanEval/0", 0)
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from fake_sessions import FakeSession, Language, imitation
 
-from specbench.analysis.schedules import Step, Times, accepted_run, free_running, lockstep, sequential
-from specbench.analysis.theory import emitted_lockstep, emitted_sequential
-from specbench.draft_errors import DraftErrors
-from specbench.engine.async_draft import Drafter
-from specbench.engine.async_verify import Verifier
-from specbench.engine.mailbox import Mailbox
-from specbench.engine.runtime import Request
+from specbench.analysis.derive.schedules import Step, Times, accepted_run, free_running, lockstep, sequential
+from specbench.analysis.derive.theory import emitted_lockstep, emitted_sequential
+from specbench.config.draft_errors import DraftErrors
+from specbench.engine.request import Request
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.steps import Order
-from specbench.engine.verify import RULES
+from specbench.parts.rules.rule import RULES
+from specbench.parts.schedules.free_running.draft import Drafter
+from specbench.parts.schedules.free_running.verify import Verifier
+from specbench.processes.mailbox import Mailbox
+from specbench.processes.steps import Order
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
 from amusd_policy import Costs, DelayedSlot, World

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import specbench.engine.session as session_module
 from specbench.engine import masks
 from specbench.engine.cache import KVCache
-from specbench.engine.session import Model, Session
+from specbench.engine.model import Model
+from specbench.engine.session import Session
 from specbench.engine.tree import DraftTree, Verdict
 
 ATTENTIONS = ("sdpa", "eager")

@@ -14,13 +14,17 @@ import pytest
 import tiny
 import torch
 
-from specbench.engine.runtime import Outcome, Runtime
+from specbench.config.options import ConfigError
+from specbench.config.schema import PairConfig
+from specbench.engine.model import Model
+from specbench.engine.request import Outcome
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.session import Model, Session
-from specbench.methods.autoregressive import Autoregressive
-from specbench.methods.speculative import Speculative
-from specbench.pair import eos_ids, load_model, load_tokenizer, specify
-from specbench.schema import ConfigError, PairConfig
+from specbench.engine.session import Session
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.methods.chains.speculative import Speculative
+from specbench.pair.load import eos_ids, load_model, load_tokenizer
+from specbench.pair.spec import specify
 
 GREEDY, WARM, HOT = SamplingLaw(), SamplingLaw(0.7), SamplingLaw(1.0, top_p=0.9)
 LAWS = {"greedy": GREEDY, "T=0.7": WARM, "T=1 top-p 0.9": HOT}

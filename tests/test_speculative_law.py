@@ -18,13 +18,13 @@ import tiny
 import torch
 from scipy import stats as scipy_stats
 
-from specbench.engine import verify
-from specbench.engine.rules_chain import residual
-from specbench.engine.runtime import Outcome
+from specbench.engine.model import Model
+from specbench.engine.request import Outcome
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.session import Model
 from specbench.engine.tree import DraftTree, Verdict
-from specbench.methods.speculative import Speculative
+from specbench.methods.chains.speculative import Speculative
+from specbench.parts.rules import rule as verify
+from specbench.parts.rules.chain import residual
 
 VOCAB, PROMPT = 6, (1, 4)
 LENGTH, TOKENS = 2, 6  # drafts per round; the prefill's token, a full round of three, and two more

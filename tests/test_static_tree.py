@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from specbench.engine.static_tree import (
+from specbench.engine.tree import DraftTree
+from specbench.parts.shapes.static import (
     best_num_nodes,
     build_static_tree,
     choose_num_nodes,
@@ -18,7 +19,6 @@ from specbench.engine.static_tree import (
     parents_of,
     seconds_of_rows,
 )
-from specbench.engine.tree import DraftTree
 
 Node = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from fake_records import chain_rounds, failed, paired_run, record_of
 from numpy.typing import NDArray
 
 from specbench.measure import pairing, stats
-from specbench.measure.events import SampleRecord
+from specbench.measure.records.events import SampleRecord
 
 FloatArray = NDArray[np.float64]
 FEW = 2000  # resamples where the interval itself is not the question

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from fake_records import chain_rounds, failed, record_of
 
-from specbench.measure import store
-from specbench.measure.store import RunStore, StoreError, TornLineWarning, config_hash
+from specbench.measure.records import store
+from specbench.measure.records.store import RunStore, StoreError, TornLineWarning, config_hash
 
 CONFIG = {"pair": {"target": "a", "draft": "b"}, "decoding": {"temperature": 0.7}, "runs_dir": "runs", "resume": None}
 KEY = ("HumanEval/0", 0, 0, "method")
@@ -134,7 +134,7 @@ def test_kill_leaves_a_readable_folder(tmp_path: Path) -> None:
         """
         import itertools, sys
         from fake_records import chain_rounds, record_of
-        from specbench.measure.store import RunStore
+        from specbench.measure.records.store import RunStore
         made = RunStore.create(sys.argv[1], "amusd", "humaneval", {"a": 1})
         made.write_run({"provenance": {"python": "x"}})
         rounds = chain_rounds([1] * 50, 2)

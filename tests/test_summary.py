@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from fake_records import failed, paired_run
 
-from specbench.measure import lossless, metrics, store, summary
+from specbench.measure import lossless, metrics, summary
 from specbench.measure.noise import find_noise_floor
-from specbench.measure.store import RunStore
+from specbench.measure.records import store
+from specbench.measure.records.store import RunStore
 
 PROMISED = [
     "run_folder", "status", "method", "baseline", "pair", "data", "device", "num_rounds", "decode_tokens",

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sweeping import Command, execute
 
-from specbench.launcher import config_arguments, without_idle_options
-from specbench.measure import provenance
-from specbench.measure.store import find_run_folders, read_run
-from specbench.sweep import quoted
+from specbench.front.launchers import config_arguments, without_idle_options
+from specbench.front.sweep import quoted
+from specbench.measure.records import provenance
+from specbench.measure.records.store import find_run_folders, read_run
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_finished_jobs_of_other_conditions_are_not_passed_off_as_todays(command:
 
 # ------------------------------------------------------------------------------------------------ experiments
 def test_an_experiment_is_a_sweep_with_a_name(command: Command) -> None:
-    from specbench.launcher import IsolatedLauncher, SerialLauncher
+    from specbench.front.launchers import IsolatedLauncher, SerialLauncher
 
     handed: list[list[Path]] = []
 
@@ -249,7 +249,7 @@ def test_the_analysis_compares_the_runs(command: Command) -> None:
 
 # ------------------------------------------------------------------------------------------------ isolated
 def test_isolated_jobs_come_in_an_order_of_their_own(command: Command) -> None:
-    from specbench.launcher import IsolatedLauncher, SerialLauncher
+    from specbench.front.launchers import IsolatedLauncher, SerialLauncher
 
     command.monkeypatch.setattr(IsolatedLauncher, "one", SerialLauncher.one)
     _, document, _ = command("-m", "decoding.seed=0,1,2,3", "launcher=isolated", "hydra.launcher.seed=5")

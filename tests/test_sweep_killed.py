@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sweeping import command_line, environment, execute
 
-from specbench.measure.store import find_run_folders, read_run, read_samples
+from specbench.measure.records.store import find_run_folders, read_run, read_samples
 
 SURVIVES_SECONDS = 10.0
 LONG = pytest.mark.skipif(not os.environ.get("SPECBENCH_LONG_TESTS"), reason="many minutes: SPECBENCH_LONG_TESTS=1 runs it")

@@ -18,9 +18,9 @@ import pytest
 import yaml
 from wandb_files import offline_runs
 
-from specbench.cli import compose
-from specbench.paths import CONF_DIR
-from specbench.plugins import create_method
+from specbench.config.compose import compose
+from specbench.config.paths import CONF_DIR
+from specbench.method import create_method
 
 FILES = sorted((CONF_DIR / "sweep").glob("*.yaml"))
 
@@ -75,7 +75,7 @@ def test_every_combination_composes(path: Path) -> None:
     assert len({tuple(line) for line in lines}) == len(lines)
     for line in lines:
         run = compose(options(line))
-        assert run.track["_target_"] == "specbench.trackers.wandb.WandbTracker", "the sweep would wait for numbers for ever"
+        assert run.track["_target_"] == "specbench.track.wandb.WandbTracker", "the sweep would wait for numbers for ever"
         create_method(run.method)  # its options are in range
         for option in options(line):
             name, _, value = option.partition("=")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fake_records import chain_rounds, failed, paired_run, record_of
 
-from specbench.measure import memory
-from specbench.measure.store import round_columns
+from specbench.measure.records.store import round_columns
+from specbench.measure.sensors import memory
 from specbench.measure.timeline import build_trace
 
 KEY = ("s", 0, 0, "method")

@@ -15,9 +15,11 @@ import pytest
 from run_folders import finished_run
 from wandb_files import OfflineRun, offline_runs
 
-from specbench import cli, track
-from specbench.measure.store import read_samples, read_summary
-from specbench.schema import ConfigError, RunConfig
+from specbench.config.options import ConfigError
+from specbench.config.schema import RunConfig
+from specbench.front import cli
+from specbench.measure.records.store import read_samples, read_summary
+from specbench.track import __main__ as track
 
 FAKE_KEYS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -156,7 +158,7 @@ def test_a_failed_run_is_mirrored_as_failed(offline: None, tmp_path: Path, capsy
 # ------------------------------------------------------------------------------------------------ what goes wrong
 TRACKERS = """
 import os, subprocess, sys, time
-from specbench.track import Tracker
+from specbench.track.__main__ import Tracker
 
 class Good(Tracker):
     def start(self, run): pass
@@ -231,7 +233,7 @@ def test_a_run_ends_the_same_with_a_tracker_that_fails(
         on_open(folder)
         return {"status": "success"}
 
-    monkeypatch.setattr("specbench.run.run", run)
+    monkeypatch.setattr("specbench.run.run.run", run)
     assert cli.run_tracked(trackers("Bad")) == {"status": "success"}
     assert "not mirrored" in capsys.readouterr().err
 
@@ -239,7 +241,7 @@ def test_a_run_ends_the_same_with_a_tracker_that_fails(
         on_open(folder)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("specbench.run.run", broken)
+    monkeypatch.setattr("specbench.run.run.run", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         cli.run_tracked(trackers("Good"))
     assert "mirrored by Good" in capsys.readouterr().err, "a run that failed is mirrored too"
@@ -248,7 +250,7 @@ def test_a_run_ends_the_same_with_a_tracker_that_fails(
 def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose()
     assert track.create(config.track) is None
-    monkeypatch.setattr("specbench.run.run", lambda config: {"status": "success"})
+    monkeypatch.setattr("specbench.run.run.run", lambda config: {"status": "success"})
     monkeypatch.setattr(track, "mirror_apart", lambda *_: pytest.fail("nobody asked for a tracker"))
     assert cli.run_tracked(config) == {"status": "success"}
 
@@ -259,10 +261,10 @@ def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         (["+track.projekt=x"], r"track\.projekt='x': WandbTracker takes no such option; did you mean track\.project\?"),
         (["track.mode=ofline"], r"track\.mode='ofline': possible: online, offline"),
         (["track._target_=os.system"], r"track\._target_='os\.system': points outside"),
-        (["track._target_=specbench.trackers.wandb.Tracker2"], r"is no Tracker; specbench\.trackers\.wandb has: WandbTracker"),
+        (["track._target_=specbench.track.wandb.Tracker2"], r"is no Tracker; specbench\.trackers\.wandb has: WandbTracker"),
     ],
 )
 def test_wrong_options_stop_a_run_before_it_starts(overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbench.run.run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("specbench.run.run.run", lambda *_: pytest.fail("it ran"))
     with pytest.raises(ConfigError, match=message):
         cli.run_tracked(compose("track=wandb", *overrides))

@@ -15,22 +15,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specbench.rounding import round_mantissa
-from specbench.schema import ConfigError, PairConfig
-from specbench.train import run
-from specbench.training import corpus as corpora
-from specbench.training import evaluate, replay
-from specbench.training.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, final_hidden, head_of
-from specbench.training.generate import choose, continuations, distinct_share, mask_after_end
-from specbench.training.licences import Package, stated_licence
-from specbench.training.loop import Schedule, train, use_autocast
-from specbench.training.optim import learning_rate_factor, orthogonalise
-from specbench.training.overlap import OverlapFilter, evaluation_files, evaluation_texts
-from specbench.training.settings import PartSettings, Settings, TrainSettings, settings_from
-from specbench.training.target import new_llama, next_token_loss, save_model
-from specbench.training.tokenizer import train_tokenizer
-from specbench.training.tokens import PackedBatches, write_tokens
-from specbench.training.unlikelihood import LIKELY, UNLIKELY, mix, refining_loss, repeated
+from specbench.config.options import ConfigError
+from specbench.config.schema import PairConfig
+from specbench.parts.heads.rounding import round_mantissa
+from specbench.train import evaluate, replay
+from specbench.train.__main__ import run
+from specbench.train.corpus import sources as corpora
+from specbench.train.corpus.licences import Package, stated_licence
+from specbench.train.corpus.tokenizer import train_tokenizer
+from specbench.train.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, final_hidden, head_of
+from specbench.train.generate import choose, continuations, distinct_share, mask_after_end
+from specbench.train.loop import Schedule, train, use_autocast
+from specbench.train.optim import learning_rate_factor, orthogonalise
+from specbench.train.overlap import OverlapFilter, evaluation_files, evaluation_texts
+from specbench.train.settings import PartSettings, Settings, TrainSettings, settings_from
+from specbench.train.target import new_llama, next_token_loss, save_model
+from specbench.train.tokens import PackedBatches, write_tokens
+from specbench.train.unlikelihood import LIKELY, UNLIKELY, mix, refining_loss, repeated
 
 FUNCTION = '''def area_{n}(width: float, height: float) -> float:
     """Return the area of rectangle number {n}.

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from specbench import cli
 from specbench.check import CHECKS, SKIP, law
 from specbench.check.__main__ import compose, main
-from specbench.method import Method
-from specbench.plugins import create_method
+from specbench.front import cli
+from specbench.method import Method, create_method
 
 PAGE = Path(__file__).resolve().parents[1] / "methods" / "README.md"
 

@@ -24,7 +24,7 @@ from law_tools import (
 
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import Contract, DraftTree, Verdict
-from specbench.engine.verify import (
+from specbench.parts.rules.rule import (
     RULES,
     delta,
     k_seq,

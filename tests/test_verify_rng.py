@@ -12,7 +12,7 @@ from law_tools import (
 from scipy import stats
 
 from specbench.engine.tree import Contract, DraftTree, Verdict
-from specbench.engine.verify import (
+from specbench.parts.rules.rule import (
     TorchRng,
     ratio,
 )

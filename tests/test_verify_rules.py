@@ -17,9 +17,10 @@ from law_tools import (
     with_draws,
 )
 
-from specbench.engine.rules_chain import residual
+from specbench.config.options import ConfigError
 from specbench.engine.tree import EMPTY, Contract, DraftTree, Verdict
-from specbench.engine.verify import (
+from specbench.parts.rules.chain import residual
+from specbench.parts.rules.rule import (
     RULES,
     TorchRng,
     check_contract,
@@ -32,7 +33,6 @@ from specbench.engine.verify import (
     recursive_without_replacement,
     typical,
 )
-from specbench.schema import ConfigError
 
 IID, WITHOUT, FIXED = Contract.IID, Contract.WITHOUT_REPLACEMENT, Contract.FIXED_SET
 

@@ -18,10 +18,10 @@ from law_tools import (
     worst_error,
 )
 
-from specbench.engine.rules_chain import residual
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import Contract, DraftTree, Verdict
-from specbench.engine.verify import (
+from specbench.parts.rules.chain import residual
+from specbench.parts.rules.rule import (
     delta,
     k_seq,
     lockstep_ratio,

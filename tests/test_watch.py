@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from specbench.measure import watch
-from specbench.measure.watch import Watch
+from specbench.measure.sensors import watch
+from specbench.measure.sensors.watch import Watch
 
 POWER_CAP = 0x04
 

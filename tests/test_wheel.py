@@ -114,7 +114,7 @@ def elsewhere(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 def test_the_installed_wheel_finds_its_own_files(elsewhere: tuple[dict[str, str], Path]) -> None:
     environment, cwd = elsewhere
     code = (
-        "import specbench, specbench.methods, specbench.analysis; from specbench.paths import *;"
+        "import specbench, specbench.methods, specbench.analysis; from specbench.config.paths import *;"
         "print(specbench.__file__, specbench.methods.__file__, specbench.analysis.__file__, CONF_DIR, DATASETS_DIR, MODELS_DIR)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)

@@ -20,13 +20,14 @@ import pytest
 import worker_programs
 from worker_programs import ScriptedAmusd, request, runtime
 
-from specbench.engine.async_draft import Drafter
-from specbench.engine.mailbox import Mailbox
-from specbench.engine.placement import Placement
+from specbench.config.specs import PairSpec
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.worker import Worker, WorkerError
-from specbench.methods.autoregressive import Autoregressive
-from specbench.pair import PairSpec, load_model
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.pair.load import load_model
+from specbench.parts.schedules.free_running.draft import Drafter
+from specbench.processes.mailbox import Mailbox
+from specbench.processes.placement import Placement
+from specbench.processes.worker import Worker, WorkerError
 
 TESTS = Path(__file__).resolve().parent
 
@@ -224,8 +225,8 @@ def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Pa
 
 
 def test_a_run_whose_draft_fails_has_status_failed_and_the_drafts_words(tmp_path: Path) -> None:
-    from specbench.cli import compose
-    from specbench.run import run
+    from specbench.config.compose import compose
+    from specbench.run.run import run
 
     config = compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1", "measure.warmup=0"])
     config.method = {**config.method, "_target_": "worker_programs.FailingAmusd"}

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-import specbench.engine.worker as worker_module
-from specbench.engine.worker import Worker, WorkerError
-from specbench.pair import load_model
+import specbench.processes.worker as worker_module
+from specbench.pair.load import load_model
+from specbench.processes.worker import Worker, WorkerError
 
 
 class ThreadWorker:

@@ -24,11 +24,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from specbench.engine.runtime import Outcome, Request, Runtime
+from specbench.config.specs import ModelSpec, PairSpec
+from specbench.engine.model import Model
+from specbench.engine.request import Outcome, Request
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw, noise_key
-from specbench.engine.session import Model
 from specbench.method import Method
-from specbench.pair import ModelSpec, PairSpec
 
 VOCAB = 64
 WINDOW = 6  # of the sliding layers: shorter than the sequences of the tests

@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from specbench.engine.async_draft import Drafter, DraftReport
-from specbench.engine.runtime import Request, Runtime
+from specbench.config.specs import ModelSpec, PairSpec
+from specbench.engine.request import Request
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.steps import Progress
 from specbench.engine.tree import DraftTree
-from specbench.methods.amusd import Amusd
-from specbench.pair import ModelSpec, PairSpec, load_model
+from specbench.methods.overlap.amusd import Amusd
+from specbench.pair.load import load_model
+from specbench.parts.schedules.free_running.draft import Drafter, DraftReport
+from specbench.processes.steps import Progress
 
 SLOW_SECONDS = 0.004
 

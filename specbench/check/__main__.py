@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specbench.schema import ConfigError, RunConfig
+from specbench.config.options import ConfigError
+from specbench.config.schema import RunConfig
 
 OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
 # Continued on the configured pair; short, so that the checks take seconds.
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except Exception as error:
-        from specbench.cli_errors import explain
+        from specbench.config.errors import explain
 
         line = str(error) if isinstance(error, ConfigError) else explain(error, options.overrides)
         if line is None:
@@ -45,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str]) -> RunConfig:
     """The configuration that the command line means, with further folders of YAML files behind specbench's own."""
-    from specbench import cli
+    from specbench.config import compose as command_line
 
     for folder in config_dirs:
         if not Path(folder).is_dir():
             raise ConfigError("--config-dir", folder, "no such folder")
     folders = ",".join(f"file://{Path(folder).resolve()}" for folder in config_dirs)
-    return cli.compose([*overrides, *([f"hydra.searchpath=[{folders}]"] if folders else [])])
+    return command_line.compose([*overrides, *([f"hydra.searchpath=[{folders}]"] if folders else [])])
 
 
 def check_all(config: RunConfig) -> int:
@@ -90,7 +91,8 @@ def check_all(config: RunConfig) -> int:
 def configured_bench(config: RunConfig) -> Any:
     """The method on the configured pair, with a few short prompts."""
     from specbench.check.bench import Bench
-    from specbench.pair import check_pair, load_tokenizer, specify
+    from specbench.pair.load import check_pair, load_tokenizer
+    from specbench.pair.spec import specify
 
     pair = specify(config.pair, config.engine.attention)
     tokenizer = load_tokenizer(pair.target)

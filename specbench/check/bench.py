@@ -7,16 +7,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from specbench.engine.placement import Placement
-from specbench.engine.runtime import Outcome, Request, Runtime
+from specbench.config.specs import PairSpec
+from specbench.engine.request import Outcome, Request
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel, noise_key
 from specbench.engine.session import Session
-from specbench.measure.events import SampleRecord
 from specbench.measure.lossless import LosslessReport, compare
 from specbench.measure.metrics import RoundTable, check_identities
-from specbench.method import Method
-from specbench.pair import PairSpec, load_model
-from specbench.plugins import create_method
+from specbench.measure.records.events import SampleRecord
+from specbench.method import Method, create_method
+from specbench.pair.load import load_model
+from specbench.processes.placement import Placement
 
 GREEDY = SamplingLaw()
 SAMPLED = SamplingLaw(temperature=1.0, top_k=3)  # three tokens at a place: few enough to know the whole law

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from specbench.check.bench import GREEDY, SAMPLED, Bench
 from specbench.check.result import SKIP, Result
+from specbench.config.options import ConfigError
 from specbench.engine.session import Session
-from specbench.plugins import create_method
-from specbench.schema import ConfigError
+from specbench.method import create_method
 
 NONSENSE = "no such thing"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from specbench.check.bench import GREEDY, MAX_NEW_TOKENS, SAMPLED, Bench
 from specbench.check.result import SKIP, Result
-from specbench.engine.runtime import Outcome
+from specbench.engine.request import Outcome
 from specbench.engine.sampling import SamplingLaw
 from specbench.measure.lossless import DIFFERENT, TIE
 

@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from specbench.pair import ModelSpec, PairSpec
+from specbench.config.specs import ModelSpec, PairSpec
 
 VOCAB_SIZE = 24
 PROMPTS = ((5,), (1, 2, 3), tuple((11 * i + 3) % VOCAB_SIZE for i in range(19)))

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from specbench.check.tiny import VOCAB_SIZE
-from specbench.heads import Heads, TargetParts, build_heads, save_heads
-from specbench.heads_files import target_hash
-from specbench.pair import PairSpec, load_model
-from specbench.plugins import create_method
+from specbench.config.specs import PairSpec
+from specbench.method import create_method
+from specbench.pair.load import load_model
+from specbench.parts.heads.base import Heads, TargetParts, build_heads, save_heads
+from specbench.parts.heads.files import target_hash
 
 STEPS, LEARNING_RATE = 150, 3e-3
 _ROWS, _PROMPT, _LENGTH = 48, 4, 28  # texts of the target, half of them greedy
@@ -34,7 +35,7 @@ def with_tiny_heads(node: Mapping[str, Any], pair: PairSpec, folder: Path, allow
 
 def make_tiny_heads(cls: type[Heads], pair: PairSpec, out: Path, steps: int = STEPS) -> None:
     """Build, train and calibrate heads of a family on the pair's target, and save them; the same weights every time."""
-    from specbench.training.calibrate import calibrate
+    from specbench.train.calibrate import calibrate
 
     module = load_model(pair.target, pair.vocab_size).module
     with torch.random.fork_rng(devices=[]):

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from specbench.schema import ConfigError, DataConfig
+from specbench.config.options import ConfigError
+from specbench.config.schema import DataConfig
 
 DATA_VARIABLE = "SPECBENCH_DATA"  # environment: a folder with the published files
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")

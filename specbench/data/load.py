@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from specbench.config.options import ConfigError
+from specbench.config.paths import DATASETS_DIR
+from specbench.config.schema import DataConfig
 from specbench.data import hub
 from specbench.data.files import DATA_VARIABLE, find_local, read_rows, sha256_of
 from specbench.data.prompts import HISTORIES, TEMPLATES
 from specbench.data.published import PUBLISHED, is_published
 from specbench.data.samples import Dataset, content_digest, parse
-from specbench.paths import DATASETS_DIR
-from specbench.schema import ConfigError, DataConfig
 
 SOURCES = ("auto", "path", "hub", "standin")
 STANDIN_FOLDER = DATASETS_DIR / "standin"

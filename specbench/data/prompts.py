@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from specbench.config.options import ConfigError
 from specbench.data.samples import Sample
-from specbench.schema import ConfigError
 
 TEMPLATES = ("auto", "raw", "chat", "amusd")
 HISTORIES = ("baseline", "own", "dataset")

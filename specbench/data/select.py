@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from specbench.config.options import ConfigError
+from specbench.config.schema import DataConfig
 from specbench.data.load import load_standin, standin_names
 from specbench.data.prompts import turns_to_generate
 from specbench.data.samples import Dataset, Sample
-from specbench.schema import ConfigError, DataConfig
 
 
 def select(dataset: Dataset, config: DataConfig) -> tuple[Sample, ...]:

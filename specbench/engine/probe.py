@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from specbench.engine.session import Model, Session
-from specbench.schema import ConfigError
+from specbench.config.options import ConfigError
+from specbench.engine.model import Model
+from specbench.engine.session import Session
 
 
 def probe_rollback(model: Model, role: str, name: str, ids: Sequence[int] | None = None) -> None:

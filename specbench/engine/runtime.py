@@ -1,42 +1,15 @@
-"""What a method is given to work with, what it is asked, and what it answers."""
+"""What a method is given to work with."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from specbench.measure.events import Round
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from specbench.config.specs import PairSpec
+    from specbench.engine.model import Model
     from specbench.engine.sampling import SamplingLaw
-    from specbench.engine.session import Model
-    from specbench.pair import PairSpec
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt to continue. `noise_key` keys the sampling noise (seed, sample, turn); positions count output tokens."""
-
-    sample_id: str
-    turn: int
-    prompt_ids: tuple[int, ...]
-    max_new_tokens: int
-    eos_ids: frozenset[int]
-    noise_key: int
-
-
-@dataclass
-class Outcome:
-    """One continuation: ids after the EOS and length cut, why it ended, and how the time went."""
-
-    output_ids: list[int]
-    finish_reason: str  # "eos" | "length"
-    prefill_seconds: float
-    decode_seconds: float
-    rounds: list[Round]
-    concurrent_seconds: dict[str, float] = field(default_factory=dict)  # {draft, discarded_draft, idle}, disjoint
-    started_at: float | None = None  # when decoding began, on the machine's monotonic clock
-    spans: list[tuple[float, float, str]] = field(default_factory=list)  # what workers did, on the rounds' clock; with trace
 
 
 @dataclass
@@ -51,17 +24,8 @@ class Runtime:
     eos_ids: frozenset[int]
     timeout_seconds: float = 60.0
     trace: bool = False  # methods with workers report spans
+    load_draft: Callable[[], Any] | None = None  # makes the draft's Model in a worker's process; picklable
 
     @property
     def device(self) -> str:
         return self.pair.target.device
-
-
-def cut(tokens: list[int], room: int, eos_ids: frozenset[int]) -> tuple[list[int], str | None]:
-    """Cut newly committed tokens at the first EOS (kept) and at `room` tokens; the reason if generation is over."""
-    for index, token in enumerate(tokens[:room]):
-        if token in eos_ids:
-            return tokens[: index + 1], "eos"
-    if len(tokens) >= room:
-        return tokens[:room], "length"
-    return tokens, None

@@ -7,76 +7,18 @@ path and makes the target's own token the new pending one. So between rounds: le
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from specbench.engine.cache import KVCache
-from specbench.engine.masks import MaskPlan, build
+from specbench.engine.masks import build
+from specbench.engine.model import Model
 from specbench.engine.tree import DraftTree, Verdict
 
 if TYPE_CHECKING:
-    from specbench.engine.runtime import Request
-
-
-@dataclass
-class Model:
-    """A loaded causal language model and what a session must know of it.
-
-    vocab_size: ids that it may emit; logits beyond are cut off (padded rows are no tokens). num_rows: ids that it may be fed.
-    tree_refusal: why only chains may be fed to it, None if trees may be too.
-    """
-
-    module: Any  # a transformers PreTrainedModel in eval mode
-    vocab_size: int
-    plan: MaskPlan
-    accepts_logits_to_keep: bool
-    num_cache_layers: int
-    num_rows: int
-    tree_refusal: str | None = None
-
-    @classmethod
-    def wrap(cls, module: Any, vocab_size: int | None = None) -> Model:
-        """Raises ValueError, with the reason, for models whose cache cannot be rolled back exactly."""
-        config = module.config.get_text_config(decoder=True)
-        if getattr(module.config, "is_encoder_decoder", False):
-            raise ValueError("encoder-decoder models are not supported")
-        if getattr(module, "_is_stateful", False):
-            raise ValueError("its recurrent state cannot be rolled back")
-        parameters = inspect.signature(module.forward).parameters
-        return cls(
-            module=module.eval(),
-            vocab_size=min(vocab_size or config.vocab_size, config.vocab_size),
-            plan=MaskPlan.of(config),
-            accepts_logits_to_keep="logits_to_keep" in parameters,
-            num_cache_layers=config.num_hidden_layers,
-            num_rows=config.vocab_size,
-            # GPT-Neo cuts its local layers by row inside the attention, where no mask of ours reaches.
-            tree_refusal="its local attention counts rows, not depth" if "local" in _layers(config) else None,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return self.module.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.module.dtype
-
-    @property
-    def context_length(self) -> int | None:
-        """Positions that the model was made for, or None if it does not say."""
-        return getattr(self.module.config.get_text_config(decoder=True), "max_position_embeddings", None)
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.module.parameters())
-
-    def expect(self, request: Request) -> None:
-        """A draft model is told of every prompt before its clock starts. A real one needs no word (see `engine.replay`)."""
+    pass
 
 
 class Session:
@@ -181,11 +123,6 @@ class Session:
         if self.tap_layers:
             self.taps = {layer: hidden[rows] for layer, hidden in self.taps.items()}
         self.pending = verdict.extra
-
-
-def _layers(config: Any) -> Sequence[str]:
-    """GPT-Neo's name for layer types."""
-    return getattr(config, "attention_layers", None) or ()
 
 
 def _depths(parents: Sequence[int]) -> list[int]:

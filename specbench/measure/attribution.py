@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specbench.measure.energy import SOURCES, EnergyReading
-from specbench.measure.energy_pass import MIN_BLOCK_SECONDS, Block
+from specbench.measure.sensors.energy import SOURCES, EnergyReading
+from specbench.measure.sensors.energy_pass import MIN_BLOCK_SECONDS, Block
 
 MAX_SOURCE_GAP = 0.10  # counter and integrated power may differ by this share before a warning
 PARTS = ("draft", "discarded_draft", "verify", "prefill", "wait")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from specbench.measure.events import SampleRecord
+from specbench.measure.records.events import SampleRecord
 
 GapOf = Callable[[Sequence[int], Sequence[int], int, int], float | None]
 """gap_of(prompt_ids, prefix_ids, token_a, token_b) -> gap at the position after prompt + prefix, or None if it cannot be had.

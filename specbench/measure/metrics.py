@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.measure.events import ROUND_FIELDS, Round, SampleRecord
+from specbench.measure.records.events import ROUND_FIELDS, Round, SampleRecord
 
 SampleKey = tuple[str, int, int, str]
 IntArray = NDArray[np.int64]

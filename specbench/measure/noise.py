@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specbench.measure import store
+from specbench.measure.records import store
 
 SAME_SETTINGS = ("pair", "decoding", "engine")  # sections of the configuration that must agree; data and draft need not
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.measure.events import SampleRecord
+from specbench.measure.records.events import SampleRecord
 
 FloatArray = NDArray[np.float64]
 

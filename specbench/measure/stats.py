@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from specbench.measure.events import SampleRecord
 from specbench.measure.pairing import ArmTimes, FloatArray, PairedTimes
+from specbench.measure.records.events import SampleRecord
 
 LEVEL = 0.95
 RESAMPLES = 10_000

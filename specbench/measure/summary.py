@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from specbench.measure import metrics, pairing, stats, store
-from specbench.measure.events import FORMAT_VERSION, Round, SampleRecord
+from specbench.measure import metrics, pairing, stats
 from specbench.measure.metrics import RoundTable, SampleKey
+from specbench.measure.records import store
+from specbench.measure.records.events import FORMAT_VERSION, Round, SampleRecord
 
 Rounds = Mapping[SampleKey, Sequence[Round] | Mapping[str, Sequence[Any]]]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from specbench.measure.events import Round, SampleRecord
 from specbench.measure.metrics import SampleKey
-from specbench.measure.store import rounds_from_columns
+from specbench.measure.records.events import Round, SampleRecord
+from specbench.measure.records.store import rounds_from_columns
 
 Rounds = Mapping[SampleKey, Sequence[Round] | Mapping[str, Sequence[Any]]]
 Span = tuple[float, float, str]

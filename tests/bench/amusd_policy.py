@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fake_sessions import FakeSession, Language, _hash, imitation
 
-from specbench.engine.async_draft import Drafter
-from specbench.engine.async_verify import STALE_POLICIES, Verifier
-from specbench.engine.mailbox import LocalSlot, Mailbox, Message
-from specbench.engine.runtime import Request
+from specbench.engine.request import Request
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.steps import Order, Progress
-from specbench.engine.verify import RULES
+from specbench.parts.rules.rule import RULES
+from specbench.parts.schedules.free_running.draft import Drafter
+from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier
+from specbench.processes.mailbox import LocalSlot, Mailbox, Message
+from specbench.processes.steps import Order, Progress
 
 EPSILON = 1e-9
 

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from analysis_runs import write_run
 
-from specbench.analysis.frames import load
-from specbench.analysis.writing import document
-from specbench.measure import store
+from specbench.analysis.read.frames import load
+from specbench.analysis.reports.writing import document
+from specbench.measure.records import store
 
 SETTINGS = 20  # option values by method and data set
 

@@ -23,13 +23,15 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from specbench.engine.runtime import Request, Runtime
+from specbench.config.schema import PairConfig
+from specbench.engine.request import Request
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
 from specbench.method import Method
-from specbench.methods.autoregressive import Autoregressive
-from specbench.methods.speculative import Speculative
-from specbench.pair import check_pair, eos_ids, load_model, load_tokenizer, specify
-from specbench.schema import PairConfig
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.methods.chains.speculative import Speculative
+from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
+from specbench.pair.spec import specify
 
 STANDIN = Path(__file__).resolve().parents[2] / "datasets" / "standin" / "humaneval.jsonl"
 PAIRS = {  # ours: theirs

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from specbench.measure import pairing, stats
-from specbench.measure.events import SampleRecord
+from specbench.measure.records.events import SampleRecord
 
 
 def records(prompts: int, repeats: int, seed: int) -> Iterator[SampleRecord]:

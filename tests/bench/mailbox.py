@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from specbench.engine.mailbox import DONE, SharedSlot
-from specbench.engine.placement import available_cores, pin
-from specbench.measure.clock import now
+from specbench.measure.sensors.clock import now
+from specbench.processes.mailbox import DONE, SharedSlot
+from specbench.processes.placement import available_cores, pin
 
 
 def echo(inbox: SharedSlot, outbox: SharedSlot, spin_seconds: float, cores: tuple[int, ...]) -> None:

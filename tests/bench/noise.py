@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from specbench.cli import compose
-from specbench.run import run
+from specbench.config.compose import compose
+from specbench.run.run import run
 
 NEEDED_SHARE = 17 / 20  # of A/A intervals that contain 1
 

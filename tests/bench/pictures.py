@@ -21,15 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import specbench.costs as costs
-from specbench.analysis import figures_power, figures_time
-from specbench.analysis.conditions import groups
-from specbench.analysis.derive import comparisons
-from specbench.analysis.frames import load
-from specbench.analysis.style import COLOURS, Drawing, new_figure, picture, styled
-from specbench.cli import compose
-from specbench.measure.nvml import NvmlUnavailable
-from specbench.run import run
+import specbench.run.costs as costs
+from specbench.analysis.derive.conditions import groups
+from specbench.analysis.derive.derive import comparisons
+from specbench.analysis.read.frames import load
+from specbench.analysis.show import figures_power, figures_time
+from specbench.analysis.show.style import COLOURS, Drawing, new_figure, picture, styled
+from specbench.config.compose import compose
+from specbench.measure.sensors.nvml import NvmlUnavailable
+from specbench.run.run import run
 
 STAND_IN = Path(__file__).resolve().parents[1] / "fake_nvml" / "nvml.c"
 DEVICES = {"GPU-fake-0000": "target", "GPU-fake-1111": "draft"}

@@ -15,15 +15,17 @@ import tempfile
 import time
 from typing import Any
 
-from specbench import data, pair
-from specbench.arms import Arm
-from specbench.engine import decode
-from specbench.engine.placement import Placement
-from specbench.engine.runtime import Request, Runtime
+from specbench import data
+from specbench.config.schema import DataConfig, PairConfig
+from specbench.engine.request import Request
+from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw, noise_key
-from specbench.measure.store import RunStore
-from specbench.methods.autoregressive import Autoregressive
-from specbench.schema import DataConfig, PairConfig
+from specbench.measure.records.store import RunStore
+from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.pair import load as pair
+from specbench.parts.schedules import sequential as decode
+from specbench.processes.placement import Placement
+from specbench.run.arms import Arm
 
 
 class CountingClock:

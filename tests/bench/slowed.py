@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from specbench.engine.runtime import Request
+from specbench.engine.request import Request
 from specbench.engine.tree import EMPTY, DraftTree
-from specbench.measure.clock import now
-from specbench.methods.autoregressive import Autoregressive
+from specbench.measure.sensors.clock import now
+from specbench.methods.chains.autoregressive import Autoregressive
 
 
 class Slowed(Autoregressive):

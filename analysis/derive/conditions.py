@@ -1,0 +1,240 @@
+"""Which runs may stand in one table.
+
+Two runs are comparable where code, packages, machine, device, decoding law, limits, engine and baseline agree. Runs that agree
+form a group; no table, figure or interval ever mixes groups. Within a group the pair and the data are told apart by the hashes
+of their content, not by their names, and methods are compared on the prompts that all of them finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from specbench.analysis.read.frames import Frames, LeftOut
+from specbench.analysis.read.run_rows import options_text
+
+# The parts of run.json's configuration that are conditions (the pair and the data are identities of their own).
+DECODING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+ENGINE = ("attention", "threads")
+DATA = ("template", "history", "max_prompt_tokens")
+PROVENANCE = ("git", "python", "packages", "scikit_learn_importable", "machine", "gpus", "environment")
+_SHORT = 8  # digits of a hash in a label
+
+
+def conditions_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree between two runs of one table, by dotted name; values are JSON-ready."""
+    config = run.get("config", {})
+    pair = run.get("pair") or {}
+    flat: dict[str, Any] = {"conditions_hash": (run.get("provenance") or {}).get("conditions_hash")}
+    flat["device"] = run.get("device")
+    flat["pair.target.device"] = (pair.get("target") or {}).get("device")
+    flat["format_version"] = run.get("format_version")
+    for section, names in (("decoding", DECODING), ("engine", ENGINE)):
+        chosen = config.get(section) or {}
+        flat |= {f"{section}.{name}": chosen.get(name) for name in names}
+    flat["baseline"] = run.get("baseline", config.get("baseline_name"))
+    flat["baseline options"] = options_text(config.get("baseline") or {})
+    return flat
+
+
+def pair_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The target's identity: weights, number format, tokenizer. The draft belongs to the method's row."""
+    pair = run.get("pair") or {}
+    target = pair.get("target") or {}
+    return (target.get("sha256") or target.get("name"), target.get("dtype"), (pair.get("tokenizer") or {}).get("sha256"))
+
+
+def draft_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    draft = (run.get("pair") or {}).get("draft") or {}
+    # errors: of a draft that replays the target's text and is wrong on purpose.
+    return (draft.get("sha256") or draft.get("name"), draft.get("dtype"), draft.get("device"), draft.get("errors"))
+
+
+def data_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The prompts' identity: content and presentation. Which samples were chosen is settled by pairing."""
+    data, chosen = run.get("data") or {}, run.get("config", {}).get("data") or {}
+    content = data.get("content_sha256") or data.get("sha256")
+    return (data.get("name") or run.get("data_name"), content, *(chosen.get(name) for name in DATA))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs under equal conditions. `runs`: rows of `Frames.runs` with the columns label, pair_label and data_label added.
+
+    label names method and draft as far as they vary in the group; pair_label and data_label carry digits of a hash where one
+    name stands for several contents. noise_floors: A/A runs of the group, kept apart from the comparison.
+    """
+
+    number: int
+    conditions: dict[str, Any]
+    runs: pd.DataFrame
+    noise_floors: pd.DataFrame
+    left_out: tuple[LeftOut, ...]
+
+    @cached_property
+    def noise_floor(self) -> tuple[float, float] | None:
+        """The interval of the newest A/A run under these conditions."""
+        floors = self.noise_floors.dropna(subset=["speedup_low", "speedup_high"]).sort_values("created_at")
+        return None if floors.empty else (float(floors["speedup_low"].iloc[-1]), float(floors["speedup_high"].iloc[-1]))
+
+    def cells(self) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+        """The runs by (pair_label, data_label), in order of first appearance."""
+        return [
+            ((str(pair), str(data)), rows)
+            for (pair, data), rows in self.runs.groupby(["pair_label", "data_label"], sort=False, dropna=False)
+        ]
+
+
+def groups(frames: Frames) -> list[Group]:
+    """Runs by conditions, the largest group first (of equal ones, the newest). Repetitions of one run: the newest counts."""
+    by_key: dict[str, list[int]] = {}
+    for run, facts in frames.facts.items():
+        by_key.setdefault(json.dumps(conditions_of(facts), sort_keys=True), []).append(run)
+    newest = {key: max(str(frames.facts[run].get("created_at")) for run in runs) for key, runs in by_key.items()}
+    order = sorted(by_key, key=lambda key: (len(by_key[key]), newest[key]), reverse=True)
+    return [_group(frames, number, by_key[key]) for number, key in enumerate(order, start=1)]
+
+
+def _group(frames: Frames, number: int, members: Sequence[int]) -> Group:
+    floors = [run for run in members if frames.facts[run].get("config", {}).get("measure", {}).get("mode") == "aa"]
+    left_out: list[LeftOut] = []
+    latest: dict[tuple[Any, ...], int] = {}
+    for run in sorted(set(members) - set(floors), key=lambda run: (str(frames.facts[run].get("created_at")), run)):
+        facts = frames.facts[run]
+        key = (_method_key(facts), pair_key(facts), draft_key(facts), data_key(facts))
+        old = latest.pop(key, None)
+        if old is not None:
+            newer = frames.runs.at[run, "folder"]
+            left_out.append(LeftOut(str(frames.runs.at[old, "folder"]), f"the same run was repeated later: {newer}"))
+        latest[key] = run
+    kept = sorted(latest.values())  # as loaded: the order of a sweep's jobs, not the drawn one in which they ran
+    runs = frames.runs.loc[kept].copy()
+    facts = {run: frames.facts[run] for run in kept}
+    runs["pair_label"] = _labels(_pair_names(runs), {run: pair_key(f) for run, f in facts.items()})
+    runs["data_label"] = _labels(runs["data"], {run: data_key(f) for run, f in facts.items()})
+    runs["label"] = _method_labels(runs, facts)
+    first = {label: i for i, label in reversed(list(enumerate([*runs["pair_label"], *runs["data_label"]])))}
+    runs = runs.sort_values(["pair_label", "data_label"], key=lambda labels: labels.map(first), kind="stable")
+    return Group(number, conditions_of(frames.facts[members[0]]), runs, frames.runs.loc[floors].copy(), tuple(left_out))
+
+
+def _method_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    config = run.get("config", {})
+    return (run.get("method", config.get("method_name")), options_text(config.get("method") or {}))
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+def _labels(names: pd.Series[Any], keys: Mapping[int, tuple[Any, ...]]) -> list[str]:
+    """Names, each with what tells it apart where one name stands for several keys."""
+    by_name: dict[str, set[tuple[Any, ...]]] = {}
+    for run, name in names.items():
+        by_name.setdefault(str(name), set()).add(keys[run])
+    labels = []
+    for run, name in names.items():
+        own = keys[run]
+        others = by_name[str(name)]
+        differs = [i for i in range(len(own)) if len({key[i] for key in others}) > 1]
+        tags = [str(own[i])[:_SHORT] for i in differs if str(own[i]) != str(name)]
+        labels.append(f"{name} ({', '.join(tags)})" if tags else str(name))
+    return labels
+
+
+def _pair_names(runs: pd.DataFrame) -> pd.Series[Any]:
+    """The pairs' names, with the target's where one pair was run with several; of a pair put together by hand that alone."""
+    targets = runs.groupby("pair", dropna=False)["target"].transform("nunique")
+    pairs = (runs["pair"].astype(str) + ", ").replace("custom, ", "")
+    both = pairs + "target " + runs["target"].astype(str).str.removeprefix("builtin:")
+    return runs["pair"].where(targets <= 1, both)
+
+
+def _method_labels(runs: pd.DataFrame, facts: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """Method names with the options, and the draft, that vary among the runs of the same method."""
+    options: dict[int, dict[str, Any]] = {run: json.loads(_method_key(f)[1]) for run, f in facts.items()}
+    drafts = dict(
+        zip(runs.index, _labels(runs["draft"].fillna("none"), {run: draft_key(f) for run, f in facts.items()}), strict=True)
+    )
+    values: dict[tuple[str, str], set[str]] = {}  # by method and option
+    counts: Counter[tuple[str, str]] = Counter()  # runs that set the option
+    members: Counter[str] = Counter()
+    drafts_of: dict[tuple[str, str], set[str]] = {}  # by method and pair
+    for run, method, pair in zip(runs.index, runs["method"], runs["pair_label"], strict=True):
+        members[method] += 1
+        drafts_of.setdefault((method, pair), set()).add(drafts[run])
+        for key, value in options[run].items():
+            values.setdefault((method, key), set()).add(json.dumps(value))
+            counts[method, key] += 1
+    labels = []
+    for run, method, pair in zip(runs.index, runs["method"], runs["pair_label"], strict=True):
+        varying = sorted(k for m, k in values if m == method and (len(values[m, k]) > 1 or counts[m, k] < members[m]))
+        tags = [f"{key}={_short(options[run].get(key))}" for key in varying]
+        if len(drafts_of[method, pair]) > 1:
+            tags.append(f"draft={drafts[run].removeprefix('builtin:')}")
+        labels.append(f"{method} ({', '.join(tags)})" if tags else str(method))
+    return labels
+
+
+def _short(value: Any) -> str:
+    return "off" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+# ---------------------------------------------------------------------------------------------------- differences
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What keeps two runs (run.json) apart, one phrase each: `decoding.temperature 0.0 against 1.0`."""
+    ours, theirs = conditions_of(one), conditions_of(other)
+    found = [
+        f"{name} {ours[name]} against {theirs[name]}"
+        for name in ours
+        if name != "conditions_hash" and ours[name] != theirs[name]
+    ]
+    if ours["conditions_hash"] != theirs["conditions_hash"]:
+        found += _provenance_differences(one.get("provenance") or {}, other.get("provenance") or {})
+    return found
+
+
+def state_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The part of `differences` that nobody chose: code, packages, machine. Empty where their hashes agree."""
+    ours, theirs = (run.get("provenance") or {} for run in (one, other))
+    return [] if ours.get("conditions_hash") == theirs.get("conditions_hash") else _provenance_differences(ours, theirs)
+
+
+def _provenance_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    for section in PROVENANCE:
+        ours, theirs = _flat(one.get(section)), _flat(other.get(section))
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name) and name not in _UNHASHED]
+        for name in names[:3]:
+            found.append(f"{section}{'.' if name else ''}{name} {_cut(ours.get(name))} against {_cut(theirs.get(name))}")
+        if len(names) > 3:
+            found.append(f"{section}: {len(names) - 3} more differences")
+    return found or ["conditions_hash differs"]
+
+
+_UNHASHED = {"load_average_1min", "dirty", "num_installed", "installed_sha256", "frequency_governor", "commit_why"}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = [(str(i), item) for i, item in enumerate(value)]
+    elif value in (None, []):
+        return {}
+    else:
+        return {prefix: value}
+    return {name: leaf for key, item in items for name, leaf in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+def machines(frames: Frames) -> Counter[str]:
+    """How many runs were made on what."""
+    return Counter(frames.runs["machine"].tolist())

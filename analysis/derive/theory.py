@@ -1,0 +1,154 @@
+"""What the formulas promise for the times and acceptance that a run measured, beside what it reached.
+
+    sequential    Leviathan et al. 2023 (2211.17192, section 3): with acceptance alpha, independent and equal at every
+                  position, a round of gamma drafts emits (1 - alpha^(gamma+1)) / (1 - alpha) tokens and takes
+                  gamma t_draft + t_verify.
+    lockstep      PEARL (Liu et al. 2024, 2408.11850): gamma tokens are drafted while others are verified, no bonus token; a
+                  step emits (1 - alpha^gamma) / ((1 - alpha) (1 - alpha^gamma + alpha)) tokens and takes
+                  max(gamma t_draft, t_verify).
+    free-running  AMUSD (McDanel 2024, 2410.17375): the draft never stops, so tokens cannot come faster than it drafts: the
+                  speed-up is at most t_AR / t_draft.
+
+All times are measured in the run itself: t_AR per token of the baseline's rounds, t_draft per forward of the draft, t_verify
+per forward of the target. alpha is the maximum-likelihood estimate from the rounds, in which a chain's end censors the count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from specbench.analysis.read.frames import Frames
+from specbench.measure.metrics import RoundTable
+
+SEQUENTIAL, LOCKSTEP, FREE_RUNNING = "sequential", "lockstep", "free-running"
+
+COLUMNS = {
+    "alpha": "i.i.d. acceptance: accepted over (accepted + rejected) drafts that were judged",
+    "gamma": "mean drafted depth of the rounds that drafted",
+    "t_ar_ms": "the baseline's time per token",
+    "t_draft_ms": "time per forward of the draft",
+    "t_verify_ms": "time per verifying forward of the target",
+    "emitted_theory": "tokens per round of the formula that fits the schedule",
+    "emitted_measured": "tokens per round of the run",
+    "speedup_sequential": "the sequential formula with the measured t_verify",
+    "speedup_flat": "the same where verifying costs no more than one token (t_verify = t_AR): Leviathan's own assumption",
+    "speedup_lockstep": "PEARL's formula",
+    "bound_free_running": "t_AR / t_draft",
+    "speedup_measured": "the run's ratio of totals",
+    "schedule": "sequential, lockstep or free-running: which formula fits the run",
+    "reached": "measured speed-up over that formula's (for free-running: over the bound)",
+}
+
+
+def emitted_sequential(alpha: float, gamma: float) -> float:
+    """Expected tokens per round. alpha in [0, 1], gamma >= 0."""
+    return gamma + 1.0 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
+
+
+def emitted_lockstep(alpha: float, gamma: float) -> float:
+    """Expected tokens per lockstep of PEARL; gamma as alpha goes to 1."""
+    if alpha >= 1:
+        return gamma
+    power = alpha**gamma
+    return (1 - power) / ((1 - alpha) * (1 - power + alpha))
+
+
+def speedup_sequential(alpha: float, gamma: float, c: float, v: float = 1.0) -> float:
+    """Over autoregressive decoding. c = t_draft / t_AR, v = t_verify / t_AR (1: verifying is as cheap as one token)."""
+    return emitted_sequential(alpha, gamma) / (gamma * c + v)
+
+
+def speedup_lockstep(alpha: float, gamma: float, c: float, v: float = 1.0) -> float:
+    return emitted_lockstep(alpha, gamma) / max(gamma * c, v)
+
+
+def acceptance_iid(table: RoundTable) -> float | None:
+    """alpha from rounds: a round that stops before its depth saw one rejection, one that reaches it saw none."""
+    drafted = table.draft_depth > 0
+    accepted = int(table.num_accepted[drafted].sum())
+    rejected = int((table.num_accepted[drafted] < table.draft_depth[drafted]).sum())
+    return accepted / (accepted + rejected) if accepted + rejected else None
+
+
+def is_chain(table: RoundTable) -> bool:
+    """Whether every draft was a chain: the formulas know no trees."""
+    return bool((table.num_drafted == table.draft_depth).all())
+
+
+@dataclass(frozen=True)
+class Times:
+    """Measured seconds: per baseline token, per draft forward, per verifying forward, per emitted token of the method."""
+
+    ar: float
+    draft: float
+    verify: float
+
+
+def times_of(frames: Frames, run: int, mine: RoundTable) -> Times | None:
+    """None where a part was not measured (no baseline rounds, no draft forwards)."""
+    baseline = frames.table(run, "baseline")
+    forwards = int(mine.num_draft_forwards.sum())
+    if frames.runs.at[run, "baseline"] != "autoregressive" or not len(baseline) or not len(mine) or not forwards:
+        return None
+    others = [float(frames.runs.at[run, f"concurrent_{part}"]) for part in ("draft", "discarded_draft")]
+    drafting = float(mine.draft_seconds.sum()) + float(np.nansum(others))  # NaN: there is no other process
+    ar = float((baseline.t_end - baseline.t_start).sum()) / int(baseline.num_emitted.sum())
+    return Times(ar, drafting / forwards, float(mine.verify_seconds.sum()) / len(mine))
+
+
+def schedule_of(frames: Frames, run: int, mine: RoundTable) -> str:
+    """By what the records show: another process drafted (with named phases: in lockstep) or the target's own waited for it."""
+    if np.isnan(frames.runs.at[run, "concurrent_draft"]):
+        return SEQUENTIAL
+    return LOCKSTEP if any(mode for mode in set(mine.mode.tolist())) else FREE_RUNNING
+
+
+def theory(frames: Frames, runs: pd.Index | None = None) -> pd.DataFrame:
+    """One row per run of chain drafts with a measured draft and an autoregressive baseline; columns as in COLUMNS."""
+    lines = {run: _line(frames, int(run)) for run in (frames.runs.index if runs is None else runs)}
+    known = {run: line for run, line in lines.items() if line is not None}
+    return pd.DataFrame.from_dict(known, orient="index", columns=list(COLUMNS))
+
+
+def _line(frames: Frames, run: int) -> dict[str, object] | None:
+    """One run's row, remembered; None where the formulas do not apply."""
+    if ("theory", run) not in frames.cache:
+        frames.cache["theory", run] = _compute(frames, run)
+    line: dict[str, object] | None = frames.cache["theory", run]
+    return line
+
+
+def _compute(frames: Frames, run: int) -> dict[str, object] | None:
+    mine = frames.table(run, frames.own_arm(run))
+    alpha = acceptance_iid(mine) if len(mine) and is_chain(mine) else None
+    times = times_of(frames, run, mine) if alpha is not None else None
+    if alpha is None or times is None or times.draft <= 0 or times.ar <= 0:
+        return None
+    gamma = float(mine.draft_depth[mine.draft_depth > 0].mean())
+    c, v = times.draft / times.ar, times.verify / times.ar
+    schedule = schedule_of(frames, run, mine)
+    predicted = {
+        SEQUENTIAL: speedup_sequential(alpha, gamma, c, v),
+        LOCKSTEP: speedup_lockstep(alpha, gamma, c, v),
+        FREE_RUNNING: 1 / c,
+    }
+    measured = float(frames.runs.at[run, "speedup"])
+    return {
+        "alpha": alpha,
+        "gamma": gamma,
+        "t_ar_ms": 1e3 * times.ar,
+        "t_draft_ms": 1e3 * times.draft,
+        "t_verify_ms": 1e3 * times.verify,
+        "emitted_theory": emitted_lockstep(alpha, gamma) if schedule == LOCKSTEP else emitted_sequential(alpha, gamma),
+        "emitted_measured": float(frames.runs.at[run, "emitted_per_round"]),
+        "speedup_sequential": predicted[SEQUENTIAL],
+        "speedup_flat": speedup_sequential(alpha, gamma, c),
+        "speedup_lockstep": predicted[LOCKSTEP],
+        "bound_free_running": predicted[FREE_RUNNING],
+        "speedup_measured": measured,
+        "schedule": schedule,
+        "reached": measured / predicted[schedule],
+    }

@@ -1,0 +1,184 @@
+"""One run folder into arrays, fast: ten million rounds must not pass through Python one by one.
+
+Rounds are parsed by pyarrow (a dependency of `datasets`) straight into columns; a file that it refuses (a torn last line,
+damage) goes to `store.read_rounds`, which knows what may be repaired and names what may not.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specbench.measure import metrics, pairing
+from specbench.measure.metrics import RoundTable, SampleKey
+from specbench.measure.records import store
+from specbench.measure.records.events import ROUND_FIELDS, SampleRecord
+from specbench.measure.summary import rebuild
+
+TIMES = ("t_start", "t_end")
+DURATIONS = ("draft_seconds", "verify_seconds", "wait_seconds")
+COUNTS = tuple(name for name in ROUND_FIELDS if name not in (*TIMES, *DURATIONS, "stale", "mode"))
+
+Array = NDArray[Any]
+Parsed = tuple[list[SampleKey], Array, dict[str, Array]]
+"""Keys, number of rounds by key, flat columns."""
+
+
+class UnusableRun(ValueError):
+    """A run that no table may use; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What one run folder says. `table` holds the rounds of finished samples in the order of `samples`."""
+
+    folder: Path
+    run: dict[str, Any]
+    summary: dict[str, Any]
+    samples: list[SampleRecord]
+    table: RoundTable | None
+    pairs: pairing.PairedTimes
+    notes: tuple[str, ...]
+
+
+def parse_ahead(folders: Sequence[Path], ahead: int = 4) -> Iterator[Future[Parsed]]:
+    """The rounds of each folder, parsed by threads a few folders in advance: pyarrow works outside of Python's lock."""
+    with ThreadPoolExecutor(max_workers=min(ahead, os.cpu_count() or 1)) as pool:
+        waiting: deque[Future[Parsed]] = deque()
+        for folder in folders:
+            waiting.append(pool.submit(_by_arrow, folder / store.ROUNDS_FILE))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def read_folder(
+    folder: Path, *, rounds: bool = True, unfinished: bool = False, parsed: Future[Parsed] | None = None
+) -> RunFiles:
+    """Everything that the analysis uses of one run. Raises UnusableRun with the reason.
+
+    rounds: also read the rounds and check every identity of the records against them. unfinished: accept runs whose status is
+    not success, with what they finished. parsed: the folder's rounds, from `parse_ahead`.
+    """
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", store.TornLineWarning)
+            run = store.read_run(folder)
+            if run.get("status") != "success" and not unfinished:
+                raise UnusableRun(f"status {run.get('status')}: not finished")
+            samples = store.read_samples(folder)
+            if not any(record.decode_seconds is not None for record in samples):
+                raise UnusableRun("no finished sample")
+            table = _rounds_of(folder, samples, parsed) if rounds else None
+            if table is not None:
+                metrics.check_identities(samples, table)
+            summary = _summary_of(folder, samples, table, notes)
+        notes.extend(str(w.message) for w in caught if issubclass(w.category, store.TornLineWarning))
+    except (store.StoreError, metrics.IdentityError, OSError) as error:
+        raise UnusableRun(str(error)) from error
+    return RunFiles(folder, run, summary, samples, table, pairing.pair_samples(samples), tuple(notes))
+
+
+def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable | None, notes: list[str]) -> dict[str, Any]:
+    """summary.json where it agrees with the records, else one rebuilt from them."""
+    try:
+        summary = store.read_summary(folder)
+    except store.StoreError:
+        notes.append("summary.json missing or broken: rebuilt from the records")
+        return rebuild(folder)
+    arm = "method" if any(record.arm == "method" for record in samples) else "baseline"
+    own = [record for record in samples if record.arm == arm and record.decode_seconds is not None]
+    found = {"decode_tokens": sum(r.num_emitted or 0 for r in own), "num_rounds": sum(r.num_rounds or 0 for r in own)}
+    wrong = [name for name, value in found.items() if summary.get(name) != value]
+    if table is not None and not wrong:
+        emitted = metrics.emitted_per_round(table.arm(arm))["pooled"]
+        stated: float | None = summary.get("emitted_per_round")
+        if (emitted is None) != (stated is None) or abs((emitted or 0.0) - (stated or 0.0)) > 1e-9:
+            wrong.append("emitted_per_round")
+    if wrong:
+        notes.append(f"summary.json disagreed with the records in {', '.join(wrong)}: rebuilt from them")
+        return rebuild(folder)
+    return summary
+
+
+# ---------------------------------------------------------------------------------------------------- rounds
+def _rounds_of(folder: Path, samples: Sequence[SampleRecord], parsed: Future[Parsed] | None) -> RoundTable:
+    """The rounds of all finished samples, samples in the order of their lines."""
+    finished = [record.key for record in samples if record.decode_seconds is not None]
+    try:
+        keys, lengths, columns = parsed.result() if parsed is not None else _by_arrow(folder / store.ROUNDS_FILE)
+    except Exception:  # whatever pyarrow dislikes, the store names precisely or repairs
+        whole = RoundTable.of(store.read_rounds(folder))
+        keys, lengths, columns = list(whole.keys), whole.counts(), narrow(whole.columns)
+    position = {key: i for i, key in enumerate(keys)}
+    order = np.array([position[key] for key in finished if key in position], dtype=np.int64)
+    missing = [key for key in finished if key not in position]
+    if missing:
+        raise UnusableRun(f"{len(missing)} finished samples without rounds, the first {missing[0]}")
+    sizes = lengths[order]
+    if not np.array_equal(order, np.arange(len(keys))):  # rounds of unfinished samples, or lines in another order
+        starts = np.cumsum(lengths) - lengths
+        offset = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rows = np.repeat(starts[order], sizes) + offset
+        columns = {name: values[rows] for name, values in columns.items()}
+    return RoundTable(tuple(finished), np.repeat(np.arange(len(finished)), sizes), columns)
+
+
+def narrow(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Counts as int32, durations as float32 (a billionth of a second in a hundred), stamps as float64."""
+    kinds: dict[str, Any] = dict.fromkeys(COUNTS, np.int32) | dict.fromkeys(DURATIONS, np.float32)
+    return {name: values.astype(kinds[name]) if name in kinds else values for name, values in columns.items()}
+
+
+def _by_arrow(path: Path) -> Parsed:
+    """Keys, number of rounds by key, and flat columns. Raises on anything unusual."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import json as pa_json
+
+    if not path.exists() or path.stat().st_size == 0:
+        return [], np.zeros(0, np.int64), narrow(RoundTable.of({}).columns)
+    kinds = {name: pa.int32() for name in COUNTS} | {name: pa.float64() for name in TIMES}
+    kinds |= {name: pa.float32() for name in DURATIONS} | {"stale": pa.bool_(), "mode": pa.string()}
+    key_types = {"sample_id": pa.string(), "turn": pa.int64(), "repeat": pa.int64(), "arm": pa.string()}
+    schema = pa.schema(
+        [pa.field(name, kind) for name, kind in key_types.items()]
+        + [pa.field(name, pa.list_(kinds[name])) for name in ROUND_FIELDS]
+    )
+    parse = pa_json.ParseOptions(explicit_schema=schema, newlines_in_values=False, unexpected_field_behavior="ignore")
+    read = pa_json.ReadOptions(use_threads=True, block_size=path.stat().st_size + 1)  # no line may be longer than a block
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        if file.read(1) != b"\n":
+            raise ValueError("no end of line at the end")
+    batch = pa_json.read_json(path, read_options=read, parse_options=parse).combine_chunks()
+    keys: list[SampleKey] = list(zip(*(batch[name].to_pylist() for name in key_types), strict=True))
+    lengths = np.asarray(pc.list_value_length(batch["t_start"]))
+    columns: dict[str, Array] = {}
+    for name in ROUND_FIELDS:
+        column = batch[name]
+        own = np.asarray(pc.list_value_length(column))
+        values = pc.list_flatten(column).combine_chunks()
+        if column.null_count or values.null_count or not np.array_equal(own, lengths):
+            raise ValueError(f"{name}: missing values or arrays of unequal length")
+        columns[name] = _strings(values) if name == "mode" else values.to_numpy(zero_copy_only=False)
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key occurs twice")
+    return keys, lengths.astype(np.int64), columns
+
+
+def _strings(values: Any) -> Array:
+    """An arrow string array as a numpy object array whose equal entries are one object."""
+    encoded = values.dictionary_encode()
+    words = np.array(encoded.dictionary.to_pylist() or [""], dtype=object)
+    return words[encoded.indices.to_numpy(zero_copy_only=False)] if len(values) else np.zeros(0, dtype=object)

@@ -1,0 +1,170 @@
+"""Published numbers, with their sources, beside ours; and our metric code on published aggregates.
+
+Mean accepted tokens carry over between machines (most of Spec-Bench's two leaderboards agree within 0.03), speed-ups do not: a
+published speed-up is marked with its hardware and never ranked with a measured one. Columns of reference_values.csv: source,
+published_name, method (in this project's words), models, dataset, hardware, metric, value, n, kind (paper, leaderboard,
+readme, recomputed from raw files), note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+
+from specbench.analysis.derive.conditions import Group
+from specbench.analysis.derive.derive import Comparison, is_ranked
+from specbench.analysis.show.captions import definitions, setting
+from specbench.analysis.show.paper_tables import cell, number
+from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.measure import metrics
+from specbench.measure.metrics import RoundTable
+from specbench.measure.records.events import Round
+
+FILE = "reference_values.csv"
+SHOWN = ("speedup", "emitted_per_round", "accepted_run_length", "ms_per_token")
+PUBLISHED = "Published, other hardware"
+OURS = "Measured"
+
+
+def load() -> pd.DataFrame:
+    """The shipped file; `value` is a number, everything else text."""
+    with (files("specbench.analysis") / FILE).open("r", encoding="utf-8") as file:
+        return pd.read_csv(file, dtype={"n": "string", "note": "string", "hardware": "string"}, keep_default_na=False)
+
+
+def matching(reference: pd.DataFrame, method: str, data: str) -> pd.DataFrame:
+    """Published rows of a method on a data set, whole-set figures only. Stand-in data match the set that they stand in for."""
+    return reference[
+        (reference["method"] == method)
+        & (reference["dataset"] == data.removesuffix("-standin"))
+        & reference["metric"].isin(SHOWN)
+    ]
+
+
+def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
+    """For each data set and method that we ran and somebody published: our row, then theirs."""
+    reference = load()
+    rows: list[Row] = []
+    notes: list[str] = []
+    for comparison in comparisons:
+        for run, facts in comparison.runs.iterrows():
+            published = matching(reference, str(facts["method"]), comparison.data)
+            if published.empty:
+                continue
+            rate = comparison.rates(run)[0]
+            ours = {
+                "data": Cell(comparison.data),
+                "method": Cell(str(facts["label"])),
+                "origin": Cell(OURS if is_ranked(facts) else f"{OURS}, not ranked"),
+                "models": Cell(comparison.pair),
+                "hardware": Cell(str(facts["machine"])),
+                "emitted_per_round": number(comparison.per_round(run, "emitted_per_round")),
+                "accepted_run_length": number(comparison.per_round(run, "accepted_run_length")),
+                "speedup": cell(comparison.speedup(run)),
+                "ms_per_token": number(1e3 / rate if rate else None),
+            }
+            if not any(row.cells == ours for row in rows):
+                rows.append(Row(ours, ranked=False))
+        shown = {str(facts["method"]) for _, facts in comparison.runs.iterrows()}
+        rows += [row for method in sorted(shown) for row in _published_rows(matching(reference, method, comparison.data))]
+        if comparison.data.endswith("-standin") and rows:
+            real = comparison.data.removesuffix("-standin")
+            notes.append(f"Published figures are for {real} itself; ours are for {comparison.data}, other prompts.")
+    columns = [
+        Column("data", "data", text=True),
+        Column("method", "method", text=True),
+        Column("origin", "origin", text=True),
+        Column("models", "models", text=True),
+        Column("hardware", "hardware", text=True),
+        Column("emitted_per_round", "emitted/round", "carries over"),
+        Column("accepted_run_length", "accepted run", "carries over"),
+        Column("speedup", "speed-up", "does not carry over"),
+        Column("ms_per_token", "ms/token", "does not carry over"),
+        Column("remark", "remark", text=True),
+        Column("source", "source", text=True),
+    ]
+    return Table(
+        "reference",
+        "Published numbers beside ours",
+        columns,
+        rows,
+        "Published numbers with their sources. They were measured on other hardware, with other models and estimators: "
+        "mean accepted tokens of the same pair on the same prompts carry over between machines, speed-ups and "
+        "times do not. No row is ranked against another. " + setting(group.conditions, comparisons) + " "
+        + definitions("emitted_per_round", "accepted_run_length", "ms_per_token"),
+        list(dict.fromkeys(notes)),
+    ).drop_empty_columns()  # fmt: skip
+
+
+def _published_rows(published: pd.DataFrame) -> list[Row]:
+    rows = []
+    keys = ["source", "published_name", "models", "dataset", "hardware"]
+    for key, values in published.groupby(keys, sort=False):
+        facts = dict(zip(keys, key, strict=True))
+        cells = {
+            "data": Cell(facts["dataset"]),
+            "method": Cell(facts["published_name"]),
+            "origin": Cell(PUBLISHED),
+            "models": Cell(facts["models"]),
+            "hardware": Cell(facts["hardware"] or "not stated"),
+            "remark": Cell("; ".join(dict.fromkeys(note for note in values["note"] if note)) or None),
+            "source": Cell(facts["source"]),
+        }
+        cells |= {str(row["metric"]): number(float(row["value"])) for _, row in values.iterrows()}
+        rows.append(Row(cells, ranked=False))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------- checks of the metric code
+def rounds_with(emitted: int, rounds: int, drafted: int = 0) -> RoundTable:
+    """A table with these totals, spread as evenly as whole tokens allow: pooled figures depend on totals alone."""
+    spread = [np.diff(np.linspace(0, total, rounds + 1).round().astype(int)) for total in (emitted, drafted)]
+    made = [
+        Round(i * 1.0, i + 1.0, num_drafted=int(d), num_accepted=int(e) - 1, num_emitted=int(e), draft_depth=int(d))
+        for i, (e, d) in enumerate(zip(*spread, strict=True))
+    ]
+    return RoundTable.of({("aggregate", 0, 0, "method"): made})
+
+
+def reproduced() -> Table:
+    """Our metrics on the aggregates that others published, beside the figures that they state."""
+    reference = load()
+    rows = []
+    for (source, models), values in reference.groupby(["source", "models"], sort=False):
+        stated = dict(zip(values["metric"], values["value"].astype(float), strict=True)) if values["metric"].is_unique else {}
+        if "rounds" not in stated:
+            continue
+        count = int(stated["rounds"])
+        tokens = int(stated.get("tokens") or stated["accepted"] + stated["rounds"])
+        table = rounds_with(tokens, count, int(stated.get("drafted", 0)))
+        found = {"emitted_per_round": metrics.emitted_per_round(table)["pooled"]}
+        if "drafted" in stated:
+            found["acceptance_rate"] = metrics.acceptance_rate(table)
+        for metric, value in found.items():
+            cells = {
+                "source": Cell(str(source)),
+                "models": Cell(str(models)),
+                "metric": Cell(metric),
+                "aggregate": Cell(f"{tokens:,} tokens in {count:,} rounds"),
+                "published": number(stated[metric], 3),
+                "ours": number(value, 3),
+            }
+            rows.append(Row(cells, ranked=False))
+    columns = [
+        Column("source", "source", merge=True, text=True),
+        Column("models", "models", text=True),
+        Column("metric", "metric", text=True),
+        Column("aggregate", "aggregate", text=True),
+        Column("published", "published"),
+        Column("ours", "this code"),
+    ]
+    return Table(
+        "reference_reproduced",
+        "Published aggregates through this project's metric code",
+        columns,
+        rows,
+        "Totals that others published, counted by the functions that counted every number of this report.",
+    )

@@ -1,0 +1,76 @@
+"""What every table and figure says below itself: n, estimator, hardware, and what each word means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from specbench.analysis.derive.derive import Comparison
+
+DEFINITIONS = {
+    "speedup": (
+        "Speed-up: ratio of totals of decode tokens/s, method over its baseline in the same run, on the same prompts, prefill "
+        "excluded; brackets: 95 % paired bootstrap interval over prompts."
+    ),
+    "end_to_end": "End to end: the same ratio with prefill included.",
+    "ms_per_token": "ms/token: decode time over decode tokens, both summed over prompts, medians over repeats.",
+    "tokens_per_second": "Tokens/s: decode tokens over decode time, prefill excluded, medians over repeats.",
+    "emitted_per_round": (
+        "Emitted per round: tokens kept per target forward, the target's own token included, pooled over rounds "
+        "(autoregressive = 1)."
+    ),
+    "accepted_per_round": "Accepted per round: draft tokens kept per target forward, pooled over rounds.",
+    "accepted_run_length": "Accepted run: draft tokens kept between two rejections, across rounds, pooled (PEARL's count).",
+    "acceptance_rate": "Acceptance: accepted over drafted positions.",
+    "lossless": (
+        "Lossless: ids compared with the baseline's: identical; numerical tie (they part where the two best logits all but "
+        "tie); DIFFERENT; or not compared."
+    ),
+    "bold": "Bold: best of the methods whose output is the target's.",
+}
+
+
+def definitions(*names: str) -> str:
+    return " ".join(DEFINITIONS[name] for name in names)
+
+
+def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) -> str:
+    """n, baseline, decoding law and hardware of a group's runs."""
+    runs = pd.concat([c.runs for c in comparisons])
+    prompts = _range([len(c.prompts) for c in comparisons if c.prompts] or runs["num_prompts"])
+    temperature = conditions.get("decoding.temperature") or 0.0
+    law = "greedy" if not temperature else f"T={temperature:g}"
+    extra = [f"{name}={conditions[f'decoding.{name}']}" for name in ("top_k", "top_p") if conditions.get(f"decoding.{name}")]
+    law = ", ".join([law, *extra, f"at most {conditions.get('decoding.max_new_tokens')} new tokens"])
+    hardware = "; ".join(dict.fromkeys(runs["machine"]))
+    dtype = ", ".join(dict.fromkeys(str(value) for value in runs["dtype"]))
+    return (
+        f"n = {prompts} prompts x {repeats_text(_range(runs['repeats']))}; baseline {conditions.get('baseline')}; {law}; "
+        f"hardware: {hardware}, device {conditions.get('device')}, {dtype}, batch size 1."
+    )
+
+
+def _range(values: Iterable[Any]) -> str:
+    known = sorted({int(v) for v in values if v == v and v is not None})
+    return "?" if not known else str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+
+
+def repeats_text(span: str) -> str:
+    """`1 repeat`, `2 to 3 repeats`."""
+    return f"{span} repeat{'' if span == '1' else 's'}"
+
+
+def verdict_text(row: Mapping[str, Any]) -> str:
+    """The lossless column: short, and loud where it must be."""
+    verdict = row["verdict"]
+    if row["claim"] == "lossy":
+        return "lossy"
+    if verdict == "identical":
+        return "identical"
+    if verdict == "numerical_tie":
+        return f"tie ({int(row['identical'])}/{int(row['compared'])} identical)"
+    if verdict == "different":
+        return "DIFFERENT"
+    return "not compared"

@@ -1,0 +1,157 @@
+"""Figures about power and energy: watts over time by device, and energy per token against speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.patches import Patch
+
+from specbench.analysis.derive.conditions import Group
+from specbench.analysis.derive.derive import Comparison, is_ranked
+from specbench.analysis.read.frames import Frames
+from specbench.analysis.show.captions import setting
+from specbench.analysis.show.style import COLOURS, LINES, Drawing, errors, legend_below, legend_of, new_figure, series, styled
+from specbench.measure.records import store
+
+MAX_PANELS = 6
+BLOCK_ORDER = "idle, method, baseline, baseline, method"
+
+
+def power_over_time(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Drawing | None:
+    """One panel per run with a power trace, one line per device; the method's blocks are shaded where they are marked."""
+    traces: list[tuple[str, pd.DataFrame]] = []
+    for comparison in comparisons:
+        for _, facts in comparison.runs.iterrows():
+            rows = pd.DataFrame(store.read_power(facts["folder"]))
+            if len(rows) and "watts" in rows and rows["watts"].notna().any():
+                traces.append((f"{facts['label']}\n{comparison.data}", rows.dropna(subset=["watts"])))
+    if not traces:
+        return None
+    shown = traces[:MAX_PANELS]
+    columns = min(2, len(shown))
+    height = -(-len(shown) // columns)
+    names: dict[str, int] = {}
+    parts = []
+    with styled():
+        figure, axes = new_figure(height, columns, height=0.7 + 1.75 * height, sharey=True)
+        for axis, (title, rows) in zip(axes.flat, shown, strict=False):
+            seconds = rows["time_seconds"] - rows["time_seconds"].min()
+            if "arm" in rows:
+                for begin, end in _blocks(seconds.tolist(), rows["arm"].tolist()):
+                    axis.axvspan(begin, end, facecolor="#E8E8E8", edgecolor="none", linewidth=0)
+            for (role, device), own in rows.assign(seconds=seconds).groupby(["role", "device"], sort=False):
+                name = f"{role} ({str(device)[:12]})"
+                number = names.setdefault(name, len(names))
+                style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)], "linewidth": 1.0}
+                axis.plot(own["seconds"], own["watts"], label=name, **style)
+            axis.set_title(title, fontsize=8)
+            axis.set_ylim(bottom=0)
+            parts.append(rows.assign(run=title.replace("\n", ", "), seconds=seconds))
+        for axis in axes.flat[len(shown) :]:
+            axis.remove()
+        for axis in axes[:, 0]:
+            axis.set_ylabel("watts")
+        for column in range(columns):
+            last = [axes[row, column] for row in range(height) if row * columns + column < len(shown)][-1]
+            last.set_xlabel("seconds of the energy pass")
+        handles, labels = legend_of(axes)
+        marked = any("arm" in rows for _, rows in shown)
+        if marked:
+            handles, labels = [*handles, Patch(facecolor="#E8E8E8")], [*labels, "method's blocks"]
+        legend_below(figure, handles, labels)
+    more = f" The first {MAX_PANELS} of {len(traces)} runs." if len(traces) > len(shown) else ""
+    order = "" if marked else f" In time: {BLOCK_ORDER}."
+    return Drawing(
+        "power_over_time",
+        "Power over time",
+        figure,
+        pd.concat(parts),
+        f"Power by device during the energy pass, whose timings are not used for speed.{order}{more} "
+        + setting(group.conditions, comparisons),
+    )
+
+
+def _blocks(seconds: Sequence[float], arms: Sequence[Any]) -> list[tuple[float, float]]:
+    """Begin and end of the stretches of the method's arm."""
+    spans = []
+    for arm, rows in groupby(zip(seconds, arms, strict=True), key=lambda row: row[1]):
+        times = [second for second, _ in rows]
+        if arm == "method":
+            spans.append((times[0], times[-1]))
+    return spans
+
+
+def energy_against_speed(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Drawing | None:
+    """Joules per token against speed-up, one panel per data set; the front of what nothing beats in both is drawn."""
+    rows = []
+    for comparison in comparisons:
+        for run, facts in comparison.runs.iterrows():
+            energy = frames.summaries[run].get("energy") or {}
+            speed = comparison.speedup(run)
+            if speed is None or energy.get("joules_per_token") is None:
+                continue
+            base = {"pair": comparison.pair, "data": comparison.data}
+            blocks = energy.get("joules_per_token_by_block") or [np.nan]
+            rows.append(
+                base
+                | {"label": str(facts["label"]), "ranked": is_ranked(facts), "speedup": speed.value, "low": speed.low,
+                   "high": speed.high, "joules_per_token": energy["joules_per_token"], "joules_low": min(blocks),
+                   "joules_high": max(blocks)}
+            )  # fmt: skip
+            if energy.get("baseline_joules_per_token") is not None:
+                blocks = energy.get("baseline_joules_per_token_by_block") or [np.nan]
+                rows.append(
+                    base
+                    | {"label": f"{group.conditions.get('baseline')} (baseline)", "ranked": True, "speedup": 1.0,
+                       "joules_per_token": energy["baseline_joules_per_token"], "joules_low": min(blocks),
+                       "joules_high": max(blocks)}
+                )  # fmt: skip
+    if not rows:
+        return None
+    frame = pd.DataFrame(rows)
+    panels = list(frame.groupby(["pair", "data"], sort=False))
+    columns = min(3, len(panels))
+    height = -(-len(panels) // columns)
+    names = list(dict.fromkeys(frame["label"]))
+    with styled():
+        figure, axes = new_figure(height, columns, height=0.7 + 2.5 * height, sharey=True)
+        for axis, ((pair, data), own) in zip(axes.flat, panels, strict=False):
+            for point in own.itertuples():
+                style = series(names.index(point.label)) | {"linestyle": ""}
+                style["markerfacecolor"] = style["color"] if point.ranked else "white"
+                across = errors([point.speedup], [point.low], [point.high])
+                upright = errors([point.joules_per_token], [point.joules_low], [point.joules_high])
+                axis.errorbar([point.speedup], [point.joules_per_token], xerr=across, yerr=upright, label=point.label, **style)
+            front = _front(own[own["ranked"]])
+            axis.plot(
+                front["speedup"], front["joules_per_token"], drawstyle="steps-pre", color="#8C8C8C", linewidth=0.9, zorder=0
+            )
+            axis.set_title(f"{data}\n{pair}" if frame["pair"].nunique() > 1 else str(data), fontsize=8)
+            axis.set_ylim(0, 1.08 * frame[["joules_per_token", "joules_high"]].max().max())
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis in axes[:, 0]:
+            axis.set_ylabel("joules per token (gross)")
+        for axis in axes.flat[: len(panels)]:
+            axis.set_xlabel("speed-up")
+        legend_below(figure, *legend_of(axes))
+    return Drawing(
+        "energy_against_speed",
+        "Energy against speed",
+        figure,
+        frame,
+        "Gross energy per output token against speed-up; lower right is better. Horizontal bars: 95 % interval over prompts; "
+        "vertical bars: span of the energy pass's blocks, no interval. Grey: the front that no ranked run beats in both. "
+        "Devices that wait are charged too. " + setting(group.conditions, comparisons),
+    )
+
+
+def _front(frame: pd.DataFrame) -> pd.DataFrame:
+    """Points that no other point beats in both: fastest first, then ever less energy."""
+    ordered = frame.sort_values(["speedup", "joules_per_token"], ascending=[False, True])
+    least = ordered["joules_per_token"].cummin()
+    return ordered[(ordered["joules_per_token"] <= least) & ~least.duplicated()].sort_values("speedup")

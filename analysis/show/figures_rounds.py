@@ -1,0 +1,219 @@
+"""Figures about rounds: acceptance by position, distribution of accepted lengths, rollbacks along the sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from specbench.analysis.derive.conditions import Group
+from specbench.analysis.derive.derive import Comparison, acceptance_by_position, prompts_of
+from specbench.analysis.read.frames import Frames
+from specbench.analysis.show.captions import setting
+from specbench.analysis.show.style import (
+    MAX_SERIES,
+    Drawing,
+    errors,
+    filled,
+    legend_below,
+    legend_of,
+    new_figure,
+    series,
+    styled,
+)
+from specbench.measure import stats
+from specbench.measure.metrics import RoundTable
+
+MIN_ROUNDS = 20  # a position that fewer rounds reached is not drawn
+BINS = 12  # at most; fewer where the rounds would be spread too thin
+RESAMPLES = 1_000
+
+
+def drafting_runs(comparison: Comparison) -> list[tuple[int, str]]:
+    """Runs of the comparison that drafted something, at most as many as there are line styles: the fastest ones."""
+    runs = comparison.runs[comparison.runs["acceptance_rate"].notna()]
+    fastest = set(runs.sort_values("speedup", ascending=False, na_position="last").head(MAX_SERIES).index)
+    return [(run, str(facts["label"])) for run, facts in runs.iterrows() if run in fastest]
+
+
+def _left(comparison: Comparison, shown: Sequence[tuple[int, str]]) -> str:
+    total = int(comparison.runs["acceptance_rate"].notna().sum())
+    return f" The {len(shown)} fastest of {total} runs." if total > len(shown) else ""
+
+
+def acceptance(frames: Frames, group: Group, comparison: Comparison) -> Drawing | None:
+    """Two panels: the share of rounds that accept at least k drafts, and the share that accepts the k-th given the others."""
+    runs = drafting_runs(comparison)
+    if not runs:
+        return None
+    parts = []
+    with styled():
+        figure, axes = new_figure(1, 2, height=3.2, sharey=True)
+        for number, (run, label) in enumerate(runs):
+            frame = acceptance_by_position(comparison.rounds(run))
+            frame.insert(0, "method", label)
+            parts.append(frame)
+            shift = 0.06 * (number - (len(runs) - 1) / 2)
+            for axis, name, prefix, judged in (
+                (axes[0, 0], "accepted", "", "rounds"),
+                (axes[0, 1], "conditional", "conditional_", "eligible"),
+            ):
+                seen = frame[frame[judged] >= MIN_ROUNDS]
+                bars = errors(seen[name], seen[f"{prefix}low"], seen[f"{prefix}high"])
+                axis.errorbar(seen["position"] + shift, seen[name], bars, label=label, **series(number))
+        axes[0, 0].set_title("at least k drafts accepted")
+        axes[0, 1].set_title("k-th accepted, given all before")
+        deepest = max(
+            (
+                int(part.loc[part["rounds"] >= MIN_ROUNDS, "position"].max())
+                for part in parts
+                if (part["rounds"] >= MIN_ROUNDS).any()
+            ),
+            default=1,
+        )
+        for axis in axes.flat:
+            axis.set_ylim(0, 1.02)
+            axis.set_xlim(0.5, deepest + 0.5)
+            axis.set_xticks(np.arange(1, deepest + 1, max(1, deepest // 8)))
+            axis.set_xlabel("position k in the draft")
+        axes[0, 0].set_ylabel("share of rounds that reach k")
+        legend_below(figure, *legend_of(axes))
+    return Drawing(
+        f"acceptance_by_position_{_slug(comparison)}",
+        f"Acceptance by position: {comparison.data}, {comparison.pair}",
+        figure,
+        pd.concat(parts),
+        "Acceptance by position in the draft (depth, for trees) with 95 % bootstrap intervals over prompts. "
+        f"Positions that fewer than {MIN_ROUNDS} rounds reached are in the CSV only.{_left(comparison, runs)} "
+        + setting(group.conditions, [comparison]),
+    )
+
+
+def accepted_lengths(frames: Frames, group: Group, comparison: Comparison) -> Drawing | None:
+    """How many rounds accepted how many drafts: grouped bars of shares, intervals over prompts."""
+    runs = drafting_runs(comparison)
+    if not runs:
+        return None
+    parts = []
+    for run, label in runs:
+        table = comparison.rounds(run)
+        prompt, num_prompts = prompts_of(table)
+        top = int(table.num_accepted.max(initial=0))
+        counts = np.zeros((num_prompts, top + 1))
+        np.add.at(counts, (prompt, table.num_accepted), 1)
+        shares = counts.sum(0) / counts.sum()
+        low, high = np.full(top + 1, np.nan), np.full(top + 1, np.nan)
+        if num_prompts > 1:
+            draws = stats.bootstrap_totals(counts, RESAMPLES, np.random.default_rng(0))
+            low, high = np.quantile(draws / draws.sum(1, keepdims=True), [0.025, 0.975], axis=0)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "method": label,
+                    "accepted": np.arange(top + 1),
+                    "rounds": counts.sum(0),
+                    "share": shares,
+                    "low": low,
+                    "high": high,
+                }
+            )
+        )
+    frame = pd.concat(parts, ignore_index=True)
+    top = int(frame.loc[frame["share"] >= 0.002, "accepted"].max())
+    with styled():
+        figure, axes = new_figure(height=3.0)
+        axis = axes[0, 0]
+        width = 0.84 / len(runs)
+        for number, part in enumerate(parts):
+            seen = part[part["accepted"] <= top]
+            at = seen["accepted"] + width * (number - (len(runs) - 1) / 2)
+            axis.bar(at, seen["share"], width, label=runs[number][1], **filled(number))
+            bars = errors(seen["share"], seen["low"], seen["high"])
+            axis.errorbar(at, seen["share"], bars, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.2)
+        axis.set_xticks(np.arange(0, top + 1, max(1, top // 16)))
+        axis.set_xlabel("draft tokens accepted in a round")
+        axis.set_ylabel("share of rounds")
+        axis.grid(axis="x", visible=False)
+        legend_below(figure, *legend_of(axes))
+    return Drawing(
+        f"accepted_lengths_{_slug(comparison)}",
+        f"Accepted lengths: {comparison.data}, {comparison.pair}",
+        figure,
+        frame,
+        "Distribution of accepted draft tokens per round (the target's own token not counted) with 95 % bootstrap intervals "
+        f"over prompts.{_left(comparison, runs)} " + setting(group.conditions, [comparison]),
+    )
+
+
+def _progress(table: RoundTable) -> np.ndarray:
+    """Output position at the start of every round; the prefill's token is position 0."""
+    emitted = table.num_emitted.astype(np.int64)
+    before = np.cumsum(emitted) - emitted
+    first = np.searchsorted(table.sample, np.arange(len(table.keys)))
+    base = np.append(before, 0)[np.minimum(first, len(before))]
+    return np.asarray(before - base[table.sample] + 1)
+
+
+def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing | None:
+    """Share of rounds that throw drafts away, along the output."""
+    runs = [(run, label) for run, label in drafting_runs(comparison) if comparison.runs.at[run, "rollbacks"] > 0]
+    if not runs:
+        return None
+    longest = max(int(frames.samples_of(run)["num_output_tokens"].max()) for run, _ in runs)
+    fewest = min(len(comparison.rounds(run)) for run, _ in runs)
+    bins_wanted = int(np.clip(fewest / (3 * MIN_ROUNDS), 3, BINS))
+    edges = np.unique(np.linspace(1, max(2, longest), bins_wanted + 1).astype(int))
+    parts = []
+    for run, label in runs:
+        table = comparison.rounds(run)
+        prompt, num_prompts = prompts_of(table)
+        bins = np.clip(np.searchsorted(edges, _progress(table), side="right") - 1, 0, len(edges) - 2)
+        both = np.zeros((num_prompts, 2 * (len(edges) - 1)))
+        np.add.at(both, (prompt, bins), table.num_discarded > 0)
+        np.add.at(both, (prompt, bins + len(edges) - 1), 1)
+        half = both.shape[1] // 2
+        total = both.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = total[:half] / total[half:]
+            low, high = np.full(half, np.nan), np.full(half, np.nan)
+            if len(both) > 1:
+                draws = stats.bootstrap_totals(both, RESAMPLES, np.random.default_rng(0))
+                enough = total[half:] >= MIN_ROUNDS
+                low[enough], high[enough] = np.nanquantile(
+                    (draws[:, :half] / draws[:, half:])[:, enough], [0.025, 0.975], axis=0
+                )
+        parts.append(
+            pd.DataFrame(
+                {"method": label, "from_token": edges[:-1], "to_token": edges[1:], "rounds": total[half:],
+                 "rollbacks": total[:half], "share": share, "low": low, "high": high}
+            )
+        )  # fmt: skip
+    with styled():
+        figure, axes = new_figure(height=3.0)
+        axis = axes[0, 0]
+        for number, part in enumerate(parts):
+            seen_part = part[part["rounds"] >= MIN_ROUNDS]
+            middle = (seen_part["from_token"] + seen_part["to_token"]) / 2
+            style = series(number)
+            axis.fill_between(middle, seen_part["low"], seen_part["high"], color=style["color"], alpha=0.13, linewidth=0)
+            axis.plot(middle, seen_part["share"], label=runs[number][1], **style)
+        axis.set_ylim(0, 1.02)
+        axis.set_xlabel("position in the output (tokens)")
+        axis.set_ylabel("share of rounds with a rollback")
+        legend_below(figure, *legend_of(axes))
+    return Drawing(
+        f"rollbacks_{_slug(comparison)}",
+        f"Rollbacks along the sequence: {comparison.data}, {comparison.pair}",
+        figure,
+        pd.concat(parts),
+        "Share of rounds that threw drafted tokens away, by output position, with 95 % bootstrap bands over prompts. Stretches "
+        f"with fewer than {MIN_ROUNDS} rounds are in the CSV only.{_left(comparison, runs)} "
+        + setting(group.conditions, [comparison]),
+    )
+
+
+def _slug(comparison: Comparison) -> str:
+    from specbench.analysis.show.paper_tables import slug
+
+    return f"{slug(comparison.pair)}_{slug(comparison.data)}"

@@ -1,0 +1,171 @@
+"""How every figure looks, and how it is saved: PDF (vector, fonts embedded as type 42), PNG, and the data as CSV.
+
+Colours are Okabe and Ito's colour-blind-safe set in an order of falling darkness where neighbours differ in grey too; every
+series also has its own marker, line style and hatch, so that nothing hangs on colour alone. Figures are drawn on the Agg canvas
+without pyplot: no global state, no display.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from specbench.analysis.show.fonts import families
+
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#8C8C8C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "++", "oo")
+MAX_SERIES = len(COLOURS)
+
+RC: Any = {
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2.0,
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+FEWEST = 8  # figures that it pays to start another process for
+WIDTH = 6.8  # inches: a text column of an A4 page
+
+
+@dataclass
+class Drawing:
+    """A figure with its data and what it says below itself. `name` is the file name."""
+
+    name: str
+    title: str
+    figure: Figure
+    data: pd.DataFrame
+    caption: str
+
+    def save(self, folder: Path) -> list[Path]:
+        """name.pdf, name.png and name.csv in the folder; returns the paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{self.name}.{ending}" for ending in ("pdf", "png", "csv")]
+        with styled():
+            box = self.bounds()
+            self.figure.savefig(paths[0], bbox_inches=box, metadata={"CreationDate": None})
+            self.figure.savefig(paths[1], bbox_inches=box, metadata={"Software": None})
+        self.data.to_csv(paths[2], index=False)
+        return paths
+
+    def bounds(self) -> Bbox:
+        """What the figure covers, in inches. The layout is made once and kept: it costs more than all the rest of drawing."""
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine(None)  # none at all: for one that does nothing savefig would draw a second time
+        return self.figure.get_tightbbox().padded(0.06)
+
+
+def save_all(drawings: Sequence[Drawing], folder: Path, workers: int = 1) -> None:
+    """Save drawings, the same files from any number of workers.
+
+    workers: processes that share the work. More than one is for callers that are a program of their own: Python starts the
+    others by importing the main module once more, and a script that does its work on import would do it again.
+    """
+    shares = min(workers, len(drawings) // FEWEST)
+    if shares < 2:
+        for drawing in drawings:
+            drawing.save(folder)
+        return
+    with ProcessPoolExecutor(shares - 1, mp_context=multiprocessing.get_context("spawn")) as others:
+        waiting = [others.submit(drawing.save, folder) for i, drawing in enumerate(drawings) if i % shares]
+        for drawing in drawings[::shares]:
+            drawing.save(folder)
+        for saved in waiting:
+            saved.result()
+
+
+def styled() -> AbstractContextManager[None]:
+    """The look of all figures, for the time of a with block."""
+    return matplotlib.rc_context(RC | {"font.family": families()})
+
+
+def new_figure(
+    rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float = 2.9, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure and its axes as an array of shape [rows, columns]."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes
+
+
+def series(number: int) -> dict[str, Any]:
+    """Colour, marker and line style of the n-th series of a line chart."""
+    i = number % MAX_SERIES
+    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
+
+
+def filled(number: int) -> dict[str, Any]:
+    """Face, edge and hatch of the n-th series of a bar chart."""
+    i = number % MAX_SERIES
+    return {"facecolor": _light(COLOURS[i]), "edgecolor": COLOURS[i], "hatch": HATCHES[i], "linewidth": 0.8}
+
+
+def _light(colour: str) -> tuple[float, float, float]:
+    """Half way to white, so that the hatch shows."""
+    red, green, blue = matplotlib.colors.to_rgb(colour)
+    return ((red + 1) / 2, (green + 1) / 2, (blue + 1) / 2)
+
+
+def errors(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """[2, n] distances for errorbar; NaN ends draw nothing."""
+    center = np.asarray(values, dtype=float)
+    ends = np.vstack([center - np.asarray(low, dtype=float), np.asarray(high, dtype=float) - center])
+    return np.clip(np.nan_to_num(ends, nan=0.0), 0.0, None)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend under the axes, where it can hide nothing; as many columns as its longest label allows."""
+    if not handles:
+        return
+    longest = max(len(label) for label in labels)
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 15 / (longest + 6))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8)
+
+
+def legend_of(axes: Any) -> tuple[list[Any], list[str]]:
+    """Handles and labels of all axes, each label once."""
+    found: dict[str, Any] = {}
+    for axis in np.ravel(axes):
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
+
+
+def picture(drawing: Drawing) -> bytes:
+    """The figure as PNG bytes, for notebooks and pages."""
+    buffer = io.BytesIO()
+    with styled():
+        drawing.figure.savefig(buffer, format="png", bbox_inches=drawing.bounds())
+    return buffer.getvalue()

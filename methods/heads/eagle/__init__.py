@@ -1,0 +1,193 @@
+"""EAGLE: drafting on the level of features, with dynamic trees (Li et al. 2401.15077; EAGLE-2, 2406.16858).
+
+One decoder layer continues the target's last hidden states (features), each beside the embedding of the token that was chosen
+there, and the target's own LM head turns its predictions into tokens (`heads`). A round grows a tree level by level where the
+draft is confident and keeps its best `num_nodes` nodes. After the verdict everything computed from guessed features is
+forgotten and the accepted path is fed again with the target's true ones; that forward also gives the next root's children.
+
+The trees are deterministic, so they are exact under greedy_match, sample_match and delta; the first paper's sampled trees under
+a ratio rule are not offered. At a temperature, under sample_match, the draft ranks tokens by its logits plus the target's own
+keyed noise: the token that the target will choose is then among its first ones far more often than the likeliest tokens are.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from specbench.config.options import ConfigError
+from specbench.engine.request import Request
+from specbench.engine.runtime import Runtime
+from specbench.engine.sampling import keyed_gumbel
+from specbench.engine.tree import EMPTY, Contract, DraftTree, Verdict
+from specbench.method import Method, Needs
+from specbench.methods.heads.eagle.draft import FeatureDraft
+from specbench.methods.heads.eagle.heads import EagleHeads
+from specbench.parts.heads.base import open_heads
+from specbench.parts.rules.rule import RULES
+from specbench.parts.shapes.cost import measure_costs
+from specbench.parts.shapes.dynamic import ROOT, Growth, likeliest
+from specbench.parts.shapes.static import fastest_tree, seconds_of_rows
+
+# The exact ones among those that take a fixed set of children.
+FITTING_RULES = [
+    rule.name for rule in RULES.values() if Contract.FIXED_SET in rule.accepts and rule.claim != "lossy" and not rule.chain_only
+]
+
+
+class Eagle(Method):
+    """draft_length: levels of the tree at most. top_k: children of an expanded node, and nodes expanded per level (1: a chain).
+
+    num_nodes: nodes shown to the target per round, or "auto": these and the number of levels are then what the heads' measured
+    accuracies, the measured cost of rows and the time that a level takes on this machine make right.
+    heads: folder of the trained layer, builtin:<part> or Hub repository; null: the built-in pair's.
+    rule: greedy_match | sample_match | delta; null = match. Raises ConfigError for values out of range.
+    """
+
+    needs = Needs(taps=(-1,))
+    heads_class = EagleHeads
+
+    def __init__(
+        self,
+        *,
+        draft_length: int = 6,
+        top_k: int = 8,
+        num_nodes: int | str = "auto",
+        heads: str | None = None,
+        rule: str | None = None,
+    ):
+        for name, value in (("draft_length", draft_length), ("top_k", top_k), ("num_nodes", num_nodes)):
+            automatic = name == "num_nodes" and value == "auto"
+            if not automatic and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"method.{name}", value, f"give {'auto or ' * (name == 'num_nodes')}a whole number from 1 up")
+        if rule is not None and rule not in FITTING_RULES:
+            raise ConfigError("method.rule", rule, f"possible for a deterministic tree: {', '.join(FITTING_RULES)}")
+        super().__init__(draft_length=draft_length, rule=rule)
+        self.draft_length: int = draft_length
+        self.top_k, self.num_nodes, self.heads_name = top_k, num_nodes, heads
+        self.size = num_nodes if isinstance(num_nodes, int) else 0  # nodes per round; an automatic one is settled in `open`
+        self.levels = draft_length  # as is the number of levels then
+        self._facts: dict[str, float | int | str] = {}
+
+    @property
+    def max_nodes(self) -> int:
+        return self.size
+
+    def open(self, runtime: Runtime) -> None:
+        super().open(runtime)
+        if self.top_k > 1 and runtime.target.tree_refusal is not None:
+            raise ConfigError(
+                "method.top_k", self.top_k, f"the target takes chains only ({runtime.target.tree_refusal}); use 1"
+            )
+        heads, folder = open_heads(EagleHeads, self.heads_name, runtime)
+        self.draft = FeatureDraft(heads, min(runtime.target.vocab_size, heads.target.vocab_size))
+        self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
+        if self.num_nodes == "auto":
+            self.size, self.levels = self._measured_size(heads.calibration.get("accuracies"))
+        self.width = min(self.top_k, self.size)
+        self.law = runtime.law
+        self.shares_noise = not self.law.greedy and self.rule_for(self.law).needs == "choice"
+
+    def _measured_size(self, accuracies: list[list[float]] | None) -> tuple[int, int]:
+        """Nodes and levels that emit most tokens per second if the tree were a static one of these accuracies.
+
+        A dynamic tree of that size and depth is worth no less, and a level that is not grown costs nothing.
+        Raises ConfigError for heads whose accuracies nobody measured.
+        """
+        if not accuracies:
+            raise ConfigError("method.num_nodes", "auto", "these heads came without measured accuracies: give a number")
+        accuracies = [row[: self.top_k] for row in accuracies[: self.draft_length]]
+        steps = [partial(self._draft_once, levels) for levels in range(1, len(accuracies) + 1)]
+        costs, draft_costs = measure_costs(self.target, steps)
+        rounds = [
+            {nodes: seconds + seconds_of_rows(costs, 1 + nodes) for nodes in range(1, max(costs))} for seconds in draft_costs
+        ]
+        best = fastest_tree(accuracies, costs[1], rounds)
+        size, levels = max(1, len(best.nodes)), max(map(len, best.nodes), default=1)
+        self._facts |= {
+            "num_nodes": size,
+            "levels": levels,
+            # 0: by these measurements no tree beats plain decoding; one node is drafted all the same
+            "best_num_nodes": len(best.nodes),
+            "expected_accepted_per_round": round(best.expected_accepted, 3),  # of a static tree
+            "draft_seconds": draft_costs[levels - 1],
+            **{f"seconds_of_{rows}_rows": seconds for rows, seconds in costs.items()},
+        }
+        return size, levels
+
+    @torch.inference_mode()
+    def _draft_once(self, levels: int) -> None:
+        """What drafting a whole tree of that many levels costs at most, in calls of the layer and the LM head."""
+        width, features = min(self.top_k, self.draft.vocab_size), torch.zeros(2, self.draft.heads.target.width)
+        self.draft.start(2 + width * levels)
+        features = self.draft.extend(features, [0, 0])
+        for level in range(levels):
+            likeliest(self.draft.logits(features), width)
+            if level + 1 < levels:
+                features = self.draft.descend(features.expand(width, -1), [0] * width, range(width))
+
+    def begin(self, request: Request, first_token: int) -> None:
+        self.request = request
+        self.num_committed = len(request.prompt_ids) + 1
+        most_rows = len(request.prompt_ids) + request.max_new_tokens + self.draft_length + 1
+        self.draft.start(most_rows + self.width * self.draft_length)
+        self.num_true = 0  # rows of the draft's cache that were computed from the target's own features
+        # Row t is fed the feature after token t and the token behind it; the last one's is the pending token.
+        self._feed(self.target.taps[-1], (*request.prompt_ids[1:], first_token))
+        self.unfed: tuple[Tensor, tuple[int, ...]] | None = None
+
+    def observe(self, verdict: Verdict) -> None:
+        if self.unfed is not None:  # a round without a draft in between
+            self._feed(*self.unfed)
+        self.num_committed += len(verdict.tokens)
+        # Fed when the next draft begins, so that its time is counted as drafting.
+        self.unfed = (self.target.taps[-1], verdict.tokens)
+
+    def _feed(self, features: Tensor, tokens: tuple[int, ...]) -> None:
+        """Feed the target's own features [n, width] and the tokens chosen there, in place of what was guessed."""
+        self.draft.rollback(self.num_true)
+        self.root = self.draft.extend(features, tokens)
+        self.num_true = self.draft.length
+
+    @torch.inference_mode()
+    def propose(self, max_depth: int) -> DraftTree:
+        depth = min(self.levels, max_depth)
+        if depth < 1:
+            return EMPTY
+        forwards = self.draft.num_forwards
+        if self.unfed is not None:
+            self._feed(*self.unfed)
+            self.unfed = None
+        growth = Growth(self.width, self.size)
+        features, frontier = self.root, [ROOT]
+        position = self.num_committed - len(self.request.prompt_ids)  # of the tokens that the next level guesses
+        for level in range(depth):
+            tokens, log_probs = likeliest(self._scores(features, position + level), self.width)
+            nodes, frontier = frontier, growth.offer(frontier, tokens, log_probs)
+            if not frontier or level + 1 == depth:
+                break
+            row_of = {node: row for row, node in enumerate(nodes)}
+            rows = [row_of[growth.parents[node]] for node in frontier]
+            above = features if len(nodes) == len(rows) == 1 else features[rows]
+            features = self.draft.descend(above, [growth.tokens[node] for node in frontier], rows)
+        chosen, parents = growth.best()
+        return DraftTree(chosen, None if self.top_k == 1 else parents, num_forwards=self.draft.num_forwards - forwards)
+
+    def _scores(self, features: Tensor, position: int) -> Tensor:
+        """What ranks tokens, [n, vocab]: logits; at a temperature warped as the target's, plus its noise where that counts."""
+        logits = self.draft.logits(features)
+        if self.law.greedy:
+            return logits
+        scores = self.law.warp(logits)
+        if self.shares_noise:
+            scores = scores + keyed_gumbel(self.request.noise_key, [position], logits.shape[1], logits.device)
+        return scores
+
+    def memory_bytes(self) -> dict[str, int]:
+        heads = sum(p.numel() * p.element_size() for p in self.draft.heads.parameters())
+        return super().memory_bytes() | {"draft_kv": self.draft.nbytes, "heads_weights": heads}
+
+    def facts(self) -> dict[str, float | int | str]:
+        return self._facts

@@ -1,0 +1,142 @@
+"""Hydra (Ankner et al. 2402.05109): heads in sequence; head k sees the tokens drafted before its own on the path.
+
+Head k gets h[t] and the target's embeddings of tokens t + 1 to t + k (the pending one and the path down to its node) and
+guesses token t + 1 + k. Each node is thus a guess given its parents, where Medusa's is given none; the price is one pass of a
+small network per level instead of one in all. The tree is static as in Medusa, all nodes of a level are computed together.
+
+By default the heads share the target's LM head; `own_lm_head` is the paper's form. Of the paper's Hydra++ the teacher loss
+(`objective: soft`) and the deeper heads (`num_layers`) are here, the attention layer over the prefix is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specbench.config.options import ConfigError
+from specbench.parts.heads.base import Heads, TargetParts, rank_of, shifted
+from specbench.parts.heads.loss import check_loss_options, depth_loss
+from specbench.parts.heads.tree_heads import TreeHeads
+
+
+class HydraHead(nn.Module):
+    """One head: h + R x + SiLU(W x) with x = [h; embeddings of the path], then further residual blocks, each of its own."""
+
+    def __init__(self, width: int, inputs: int, num_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleDict({"skip": nn.Linear(inputs, width, bias=False), "first": nn.Linear(inputs, width)})
+        for number in range(1, num_layers):
+            self.layers[f"block_{number}"] = nn.Linear(width, width)
+        # The embeddings' share starts at random, what the head adds to h at zero: a new head says what the target said before.
+        for name, linear in self.layers.items():
+            if name != "first":
+                nn.init.zeros_(cast(Tensor, linear.weight))
+            if getattr(linear, "bias", None) is not None:
+                nn.init.zeros_(cast(Tensor, linear.bias))
+
+    def forward(self, hidden: Tensor, path: Tensor) -> Tensor:
+        """hidden [..., width], path [..., k * embedding width]; returns [..., width]."""
+        x = torch.cat([hidden, path], dim=-1)
+        state = hidden + self.layers["skip"](x) + functional.silu(self.layers["first"](x))
+        for name, linear in self.layers.items():
+            if name.startswith("block_"):
+                state = state + functional.silu(linear(state))
+        return state
+
+
+class HydraHeads(Heads):
+    """num_heads: depths guessed. num_layers: layers of a head's network. own_lm_head: an LM head of its own per head (starts as
+    the target's). decay, objective: see `heads_loss.depth_loss`.
+    """
+
+    family = "hydra"
+
+    def __init__(
+        self,
+        target: TargetParts,
+        *,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        own_lm_head: bool = False,
+        decay: float = 0.8,
+        objective: str = "soft",
+    ):
+        super().__init__(target)
+        for name, value in (("num_heads", num_heads), ("num_layers", num_layers)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"heads.{name}", value, "give a whole number from 1 up")
+        if not isinstance(own_lm_head, bool):
+            raise ConfigError("heads.own_lm_head", own_lm_head, "give true or false")
+        check_loss_options(decay, objective)
+        self.options = {
+            "num_heads": num_heads,
+            "num_layers": num_layers,
+            "own_lm_head": own_lm_head,
+            "decay": decay,
+            "objective": objective,
+        }
+        weight: Any = target.embedding.weight
+        embedding_width = int(weight.shape[1])
+        # Embeddings are far smaller than last hidden states in many models: scaled, their part is learned as fast.
+        self.embedding_scale = 1.0 / max(float(weight.detach().float().square().mean().sqrt()), 1e-6)
+        self.heads = nn.ModuleList(
+            HydraHead(target.width, target.width + k * embedding_width, num_layers) for k in range(1, num_heads + 1)
+        )
+        self.lm_heads = nn.ModuleList()
+        if own_lm_head:
+            for _ in range(num_heads):
+                head = nn.Linear(target.width, target.vocab_size, bias=False)
+                with torch.no_grad():
+                    head.weight.copy_(cast(Tensor, target.lm_head.weight))
+                self.lm_heads.append(head)
+
+    @property
+    def max_depth(self) -> int:
+        return len(self.heads)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of ids [...], [..., embedding width], about 1 in size."""
+        return self.target.embedding(ids) * self.embedding_scale
+
+    def logits(self, hidden: Tensor, path: Tensor, depth: int) -> Tensor:
+        """What head `depth` says, [..., vocab], from h [..., width] and its path [..., depth * embedding width]."""
+        state = self.heads[depth - 1](hidden, path)
+        return self.lm_heads[depth - 1](state) if len(self.lm_heads) else self.target.lm_head(state)
+
+    def on_text(self, ids: Tensor, hidden: Tensor, depth: int) -> Tensor:
+        """The same, [rows, length, vocab], with the text's tokens as path; ids [rows, length], hidden [rows, length, width]."""
+        path = [self.embed(shifted(ids, k).clamp(min=0)).to(hidden.dtype) for k in range(1, depth + 1)]
+        return self.logits(hidden, torch.cat(path, dim=-1), depth)
+
+    def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        depths = range(1, self.max_depth + 1)
+        decay, objective = self.options["decay"], self.options["objective"]
+        return depth_loss(lambda k: self.on_text(ids, hidden, k), depths, ids, hidden, self.target, decay, objective)
+
+    def ranks(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        depths = range(1, self.max_depth + 1)
+        return torch.stack([rank_of(self.on_text(ids, hidden, k), shifted(ids, k + 1)) for k in depths])
+
+
+class Hydra(TreeHeads):
+    """Options: see `TreeHeads`."""
+
+    heads_class = HydraHeads
+    heads: HydraHeads
+    level_by_level = True
+
+    def fill(self, hidden: Tensor, pending: int, depth: int) -> Tensor:
+        assert self.plan is not None
+        # paths [nodes of the level, depth * embedding width]: the root's is the pending token alone.
+        paths = self.heads.embed(torch.tensor([pending], device=hidden.device))
+        tokens = []
+        for k, level in enumerate(self.plan.levels[:depth], start=1):
+            above = paths[level.above]
+            logits = self.heads.logits(hidden.expand(len(above), -1), above, k)
+            tokens.append(self.candidates(logits, k)[level.parent, level.choice])
+            if k < depth:
+                paths = torch.cat([above[level.parent], self.heads.embed(tokens[-1])], dim=-1)
+        return torch.cat(tokens)

@@ -1,0 +1,194 @@
+"""Medusa (Cai et al. 2401.10774): heads on the target's last hidden state guess the tokens after the next, each by itself.
+
+Head k looks at h[t] alone and guesses token t + 1 + k; the best guesses of all heads fill a static tree. Because a head does
+not see what stands before its guess, the tree needs breadth. Medusa-1: the target is frozen, so its output can stay its own.
+
+By default the heads share the target's LM head (a head is then one small residual block); `own_lm_head` is the paper's form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from specbench.config.options import ConfigError
+from specbench.parts.heads.base import Heads, TargetParts, rank_of, shifted
+from specbench.parts.heads.loss import check_loss_options, depth_loss
+from specbench.parts.heads.tree_heads import TreeHeads
+from specbench.parts.shapes.static import Node
+
+# The tree of 63 nodes that the authors publish for their 7B heads (FasterDecoding/Medusa, `mc_sim_7b_63`), as first, second ...
+# choice of heads 1 to 4, written by prefix: (0, 2) stands for the third candidate of head 2 below the first of head 1.
+_PUBLISHED: dict[Node, int] = {
+    (): 10,  # number of children 0, 1, 2 ... below each prefix
+    (0,): 10,
+    (1,): 7,
+    (2,): 3,
+    (3,): 2,
+    (4,): 1,
+    (5,): 1,
+    (6,): 1,
+    (7,): 1,
+    (8,): 1,
+    (9,): 1,
+    (0, 0): 10,
+    (0, 1): 3,
+    (0, 2): 2,
+    (0, 3): 1,
+    (0, 4): 1,
+    (0, 5): 1,
+    (0, 6): 1,
+    (0, 7): 1,
+    (1, 0): 2,
+    (2, 0): 1,
+    (0, 0, 0): 2,
+}
+MC_SIM_7B_63: list[Node] = [(*prefix, choice) for prefix, count in _PUBLISHED.items() for choice in range(count)]
+
+
+class MedusaHeads(Heads):
+    """num_heads: tokens guessed ahead. num_layers: residual blocks a head. own_lm_head: an LM head of its own per head (starts
+    as the target's). decay, objective: see `heads_loss.depth_loss`.
+    """
+
+    family = "medusa"
+
+    def __init__(
+        self,
+        target: TargetParts,
+        *,
+        num_heads: int = 4,
+        num_layers: int = 1,
+        own_lm_head: bool = False,
+        decay: float = 0.8,
+        objective: str = "soft",
+    ):
+        super().__init__(target)
+        for name, value in (("num_heads", num_heads), ("num_layers", num_layers)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"heads.{name}", value, "give a whole number from 1 up")
+        if not isinstance(own_lm_head, bool):
+            raise ConfigError("heads.own_lm_head", own_lm_head, "give true or false")
+        check_loss_options(decay, objective)
+        self.options = {
+            "num_heads": num_heads,
+            "num_layers": num_layers,
+            "own_lm_head": own_lm_head,
+            "decay": decay,
+            "objective": objective,
+        }
+        width = target.width
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers)) for _ in range(num_heads))
+        for linear in (linear for head in self.layers for linear in head):  # type: ignore[attr-defined]
+            nn.init.zeros_(linear.weight)  # a new head says what the target said one token earlier
+            nn.init.zeros_(linear.bias)
+        self.lm_heads = nn.ModuleList()
+        if own_lm_head:
+            for _ in range(num_heads):
+                head = nn.Linear(width, target.vocab_size, bias=False)
+                with torch.no_grad():
+                    head.weight.copy_(cast(Tensor, target.lm_head.weight))
+                self.lm_heads.append(head)
+
+    @property
+    def max_depth(self) -> int:
+        return len(self.layers)
+
+    def state(self, hidden: Tensor, depth: int) -> Tensor:
+        """h [..., width] behind the residual blocks of head `depth`, [..., width]."""
+        for linear in self.layers[depth - 1]:  # type: ignore[attr-defined]
+            hidden = hidden + nn.functional.silu(linear(hidden))
+        return hidden
+
+    def logits(self, hidden: Tensor, depth: int) -> Tensor:
+        """What head `depth` says, [..., vocab], from h [..., width]."""
+        lm_head = self.lm_heads[depth - 1] if len(self.lm_heads) else self.target.lm_head
+        return lm_head(self.state(hidden, depth))
+
+    def all_logits(self, hidden: Tensor, depth: int) -> Tensor:
+        """What heads 1 to `depth` say, [depth, vocab], from h [width]; a shared LM head is read once for all of them."""
+        if len(self.lm_heads):
+            return torch.stack([self.logits(hidden, k) for k in range(1, depth + 1)])
+        return self.target.lm_head(torch.stack([self.state(hidden, k) for k in range(1, depth + 1)]))
+
+    def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        depths = range(1, self.max_depth + 1)
+        decay, objective = self.options["decay"], self.options["objective"]
+        return depth_loss(lambda k: self.logits(hidden, k), depths, ids, hidden, self.target, decay, objective)
+
+    def ranks(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        depths = range(1, self.max_depth + 1)
+        return torch.stack([rank_of(self.logits(hidden, k), shifted(ids, k + 1)) for k in depths])
+
+    @classmethod
+    def from_published(cls, folder: Path, target: TargetParts) -> MedusaHeads | None:
+        """The authors' format: config.json (medusa_num_heads, medusa_num_layers) and medusa_lm_head.safetensors or .pt.
+
+        A .pt file is read as weights only and kept as safetensors beside it. Raises ConfigError (method.heads) for weights
+        that are not of that form or not of the target's shape.
+        """
+        state = _published_state(folder)
+        if state is None:
+            return None
+        numbers = sorted({(int(n.split(".")[0]), int(n.split(".")[1])) for n in state})
+        num_heads, last = 1 + max(h for h, _ in numbers), max(layer for _, layer in numbers)
+        own = f"0.{last}.weight" in state  # the last place is the LM head; older heads share the target's and have none
+        heads = cls(target, num_heads=num_heads, num_layers=last if own else last + 1, own_lm_head=own)
+        renamed = {}
+        for name, value in state.items():
+            head, layer, rest = name.split(".", 2)
+            if rest == "weight":
+                renamed[f"lm_heads.{head}.weight"] = value
+            else:
+                renamed[f"layers.{head}.{layer}.{rest.removeprefix('linear.')}"] = value
+        try:
+            heads.load_state_dict(renamed)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError("method.heads", str(folder), f"Medusa heads that do not fit pair.target: {reason}") from error
+        config = folder / "config.json"
+        named = json.loads(config.read_text()).get("medusa_num_heads", num_heads) if config.is_file() else num_heads
+        if named > num_heads:
+            raise ConfigError("method.heads", str(folder), f"config.json names {named} heads, the weights have {num_heads}")
+        return heads
+
+
+def _published_state(folder: Path) -> dict[str, Any] | None:
+    from safetensors.torch import load_file, save_file
+
+    safe, pickled = folder / "medusa_lm_head.safetensors", folder / "medusa_lm_head.pt"
+    if safe.is_file():
+        return load_file(safe)
+    if not pickled.is_file():
+        return None
+    try:
+        state = torch.load(pickled, map_location="cpu", weights_only=True)  # a pickle could run code: weights only cannot
+    except Exception as error:  # torch and pickle raise several kinds; each means that there are no plain weights in it
+        reason = str(error).split("\n")[0][:200]
+        raise ConfigError(
+            "method.heads", str(pickled), f"not a file of plain weights: {type(error).__name__}: {reason}"
+        ) from error
+    state = {name: value.contiguous().clone() for name, value in state.items()}
+    with contextlib.suppress(OSError):  # a folder that cannot be written to: converted again next time
+        save_file(state, safe, metadata={"format": "pt"})
+    return state
+
+
+class Medusa(TreeHeads):
+    """Options: see `TreeHeads`; tree may be `mc_sim_7b_63` (needs four heads)."""
+
+    heads_class = MedusaHeads
+    heads: MedusaHeads
+    presets: ClassVar[Mapping[str, Sequence[Node]]] = {"mc_sim_7b_63": MC_SIM_7B_63}
+
+    def fill(self, hidden: Tensor, pending: int, depth: int) -> Tensor:
+        assert self.plan is not None
+        logits = self.heads.all_logits(hidden, depth)
+        levels = enumerate(self.plan.levels[:depth], start=1)
+        return torch.cat([self.candidates(logits[k - 1], k)[level.choice] for k, level in levels])

@@ -1,0 +1,160 @@
+"""One clear line for everything that can be wrong with the options of a run.
+
+Hydra and OmegaConf say what they could not do; a person wants to know which option, what was given and what is possible.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from specbench.config.schema import RunConfig
+
+_HIDDEN = ("hydra", "_target_", "method_name", "baseline_name")
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
+    """The line (without prefix) for a wrong option; None for another kind of error. `overrides`: what the user typed."""
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error, overrides)
+    if isinstance(error, OverrideParseException):
+        reason = _one_line(str(error.__cause__ or error).split("See https")[0])
+        return (
+            f"{error.override}: cannot be read ({reason}); options are written key=value, values with special signs in quotes"
+        )
+    cause = _omegaconf_cause(error)
+    if cause is not None and cause.full_key:
+        return _wrong_key_or_value(cause, overrides)
+    if isinstance(error, HydraException) or cause is not None:
+        return _other(str(error), overrides)
+    if isinstance(error, ValueError):  # run's own, and some of Hydra's
+        return _other(str(error), overrides) if "override" in str(error) else _one_line(str(error))
+    return None
+
+
+def unknown(key: str, value: str | None, siblings: Iterable[str]) -> str:
+    """An option that does not exist: the nearest that do, then all in the same place."""
+    possible = sorted(name for name in siblings if name.rpartition(".")[2] not in _HIDDEN)
+    leaf = key.rpartition(".")[2]
+    moved = [name for name in schema_keys() if name.rpartition(".")[2] == leaf and name != key]
+    places = {name.rpartition(".")[2]: name for name in possible}
+    near = moved or [places[name] for name in difflib.get_close_matches(leaf, places, n=2, cutoff=0.7)]
+    hint = f" did you mean {' or '.join(near)}?" if near else ""
+    listed = ", ".join("method@baseline" if name == "baseline" else name for name in possible)
+    return f"{_assignment(key, value)}: unknown option;{hint} possible: {listed or 'none'}"
+
+
+def schema_keys() -> list[str]:
+    """Every option that core declares, by full name (a plugin's own keys are not among them)."""
+    return [name for name, _ in _typed_fields(RunConfig, "")]
+
+
+def _typed_fields(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _typed_fields(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, hints[field.name]
+
+
+def _expected(key: str) -> str | None:
+    """What an option of the schema takes, in words; None for keys that the schema leaves open."""
+    hint = dict(_typed_fields(RunConfig, "")).get(key)
+    if hint is None or hint is Any:
+        return None
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return " or ".join(_WORDS.get(kind) or "a list: [a,b]" for kind in kinds)
+
+
+def _wrong_key_or_value(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
+    key = str(cause.full_key)
+    value = _given(key, overrides)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and not isinstance(cause, InterpolationResolutionError):
+        parent = cause.parent_node
+        section = key.rpartition(".")[0]
+        siblings = [f"{section}.{name}" if section else str(name) for name in parent] if parent is not None else []
+        return unknown(key, value, siblings)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{key}=???: must be given; write {key}=<{_expected(key) or 'value'}>"
+    if isinstance(cause, ValidationError):
+        options = [name for name in schema_keys() if name.startswith(f"{key}.")]
+        if options:
+            return f"{_assignment(key, value)}: is a section and takes no value; possible: {', '.join(options)}"
+        if expected := _expected(key):
+            return f"{_assignment(key, value)}: wrong type; possible: {expected}"
+    reason = _one_line(str(cause.msg or cause).split("\n    full_key")[0])
+    return f"{_assignment(key, value)}: {reason}"
+
+
+def _missing_choice(error: MissingConfigException, overrides: Sequence[str]) -> str:
+    path = error.missing_cfg_file
+    if not isinstance(path, str):
+        return _other(str(error), overrides)
+    group, _, name = path.rpartition("/")
+    options = sorted(option for option in error.options or () if not option.startswith("_"))
+    near = difflib.get_close_matches(name, options, n=2)
+    hint = f" did you mean {' or '.join(near)}?" if near else ""
+    listed = ", ".join(options) or "none found"
+    for override in reversed(overrides):
+        key, _, value = override.partition("=")
+        if key.lstrip("+~").partition("@")[0] == group and name in value.split(","):
+            return f"{key}={name}: unknown choice;{hint} possible: {listed}"
+    where = _one_line(str(error)).partition(":")[0]
+    return f"{path}: no such configuration ({where});{hint} possible: {listed}"
+
+
+def _omegaconf_cause(error: BaseException) -> OmegaConfBaseException | None:
+    """The first OmegaConf error in a chain of causes: the one that knows key and container."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OmegaConfBaseException):
+            return seen
+        seen = seen.__cause__
+    return None
+
+
+def _given(key: str, overrides: Sequence[str]) -> str | None:
+    """What the user wrote for a key, or None if it came from a file."""
+    for override in reversed(overrides):
+        name, _, given = override.partition("=")
+        if given and name.lstrip("+~") == key:
+            return given
+    # decoding.seed.x=1 fails at decoding.seed
+    return next((o.partition("=")[2] for o in reversed(overrides) if o.lstrip("+~").startswith(f"{key}.")), None)
+
+
+def _assignment(key: str, value: str | None) -> str:
+    return key if value is None else f"{key}={value}"
+
+
+def _other(message: str, overrides: Sequence[str]) -> str:
+    """Hydra's own words, on one line, behind the option they speak of (or behind all options given)."""
+    lines = [line for line in message.splitlines() if not line.startswith("To append to your")]
+    text = _one_line(" ".join(lines))
+    quoted = re.search(r"'([^'=]+)(=[^']*)?'", text)
+    named = [o for o in overrides if quoted and o.partition("=")[0].lstrip("+~") == quoted.group(1)]
+    if text.startswith("Ambiguous value"):
+        text = "several values; add -m to sweep over them, or write [a,b] for a list"
+    about = named[-1] if named else " ".join(overrides)
+    return f"{about}: {text}" if about else text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

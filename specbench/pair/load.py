@@ -1,0 +1,160 @@
+"""Loads target, draft and tokenizer; refuses an ill-matched pair with the reason before anything runs.
+
+A `PairSpec` is small and picklable: each process loads, exactly once, only the models that it uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbench.config.draft_errors import DraftErrors
+from specbench.config.options import ConfigError
+from specbench.config.specs import ModelSpec, PairSpec, local_folder
+from specbench.pair.spec import BUILTIN
+from specbench.pair.vocabulary import common_vocabulary, vocabulary
+
+if TYPE_CHECKING:
+    from specbench.engine.model import Model
+
+
+def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
+    """Load one model in this process. Raises ConfigError naming pair.<role> when it is missing or cannot be rolled back.
+
+    A draft that replays the target's text brings a target of its own, wherever it is loaded.
+    """
+    if spec.replay is not None:
+        from specbench.pair.scripted import ReplayModel
+
+        draft, target = (
+            load_model(replace(spec, replay=None), vocab_size),
+            load_model(spec.replay.target, spec.replay.vocab_size),
+        )
+        return ReplayModel.around(draft, target, DraftErrors.parse(spec.replay.errors))
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    from specbench.engine.model import Model
+
+    transformers_logging.disable_progress_bar()
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            spec.path,
+            revision=spec.revision,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attention,
+            trust_remote_code=spec.trust_remote_code,
+            use_safetensors=True,  # a pickle can run code
+            **({"device_map": {"": spec.device}} if spec.device != "cpu" else {}),
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}") from error
+    module.requires_grad_(False)
+    try:
+        return Model.wrap(module, vocab_size)
+    except ValueError as error:
+        raise ConfigError(f"pair.{spec.role}", spec.name, f"refused: {error}") from error
+
+
+def draft_loader(pair: PairSpec) -> Callable[[], Model] | None:
+    """What loads the pair's draft in another process; None without a draft."""
+    return None if pair.draft is None else partial(load_model, pair.draft, pair.draft_vocab_size)
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The tokenizer that belongs to a model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"pair.{spec.role}", spec.name, f"its tokenizer cannot be loaded: {reason[:300]}") from error
+
+
+def eos_ids(module: Any, tokenizer: Any) -> frozenset[int]:
+    """All end-of-sequence ids of the generation config (Llama 3 has several), else the tokenizer's."""
+    found = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+    if found is None:
+        found = getattr(tokenizer, "eos_token_id", None)
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)
+
+
+def read_config(spec: ModelSpec) -> Any:
+    """A model's configuration without its weights (for checks before anything is loaded)."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}") from error
+
+
+def check_pair(spec: PairSpec, target_tokenizer: Any) -> PairSpec:
+    """Refuse an ill-matched pair before any weight is loaded; returns the spec with its vocabularies."""
+    target_config = read_config(spec.target)
+    spec = replace(spec, vocab_size=vocabulary(target_config, target_tokenizer))
+    if spec.draft is None:
+        return spec
+    draft_config = read_config(spec.draft)
+    try:
+        rows = common_vocabulary(target_config, draft_config, target_tokenizer, load_tokenizer(spec.draft))
+    except ValueError as error:
+        raise ConfigError("pair.draft", spec.draft.name, f"does not match {spec.target.name}: {error}") from error
+    draft = spec.draft
+    if draft.replay is not None:
+        draft = replace(draft, replay=replace(draft.replay, vocab_size=spec.vocab_size))
+    return replace(spec, draft=draft, draft_vocab_size=rows)
+
+
+def context_length(spec: PairSpec) -> int | None:
+    """The shorter of the two models' position ranges, or None where neither says."""
+    lengths = [
+        getattr(read_config(s).get_text_config(decoder=True), "max_position_embeddings", None)
+        for s in (spec.target, spec.draft)
+        if s is not None
+    ]
+    known = [n for n in lengths if n]
+    return min(known) if known else None
+
+
+def pair_facts(spec: PairSpec) -> dict[str, Any]:
+    """Names, resolved revisions, dtypes, devices, sizes and hashes of both models and the tokenizer, for run.json."""
+    from specbench.measure.records.provenance import model_hash, stored_parameters, tokenizer_hash
+
+    def facts(model: ModelSpec | None) -> dict[str, Any] | None:
+        if model is None:
+            return None
+        folder = local_folder(model)
+        at_hub = folder is not None and not Path(model.path).is_dir()
+        return {
+            "name": model.name,
+            "path": model.name if model.name.startswith(BUILTIN) else model.path,
+            "dtype": model.dtype,
+            "device": model.device,
+            "attention": model.attention,
+            "revision": model.revision,
+            "resolved_revision": folder.name if folder is not None and at_hub else None,
+            "sha256": model_hash(folder) if folder is not None else None,
+            "num_parameters": stored_parameters(folder) if folder is not None else None,
+            "trust_remote_code": model.trust_remote_code,
+            **({"errors": model.replay.errors} if model.replay is not None else {}),
+        }
+
+    folder = local_folder(spec.target)
+    return {
+        "name": spec.name,
+        "target": facts(spec.target),
+        "draft": facts(spec.draft),
+        "tokenizer": {"sha256": tokenizer_hash(folder) if folder is not None else None},
+        "vocab_size": spec.vocab_size,
+        "draft_vocab_size": spec.draft_vocab_size,
+    }

@@ -1,0 +1,164 @@
+"""The draft's side of free-running speculative decoding: draft one token after the other, never waiting for a window to fill.
+
+It runs at most `max_lookahead` tokens ahead of what it knows to be committed. When a verdict contradicts it, it goes back to
+the agreed prefix, cache included, and on from the target's own token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.session import Session
+from specbench.measure.sensors.clock import now
+from specbench.processes.mailbox import DONE, Mailbox
+from specbench.processes.steps import Order, Progress, drive
+
+
+@dataclass
+class DraftReport:
+    """What the draft's process did during one sample; the three durations do not overlap.
+
+    discards: (position, number of tokens) of every cut: the output position whose committed token contradicted the draft.
+    """
+
+    num_forwards: int = 0
+    discards: list[tuple[int, int]] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0  # for tokens that stand in the output
+    discarded_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    spans: list[tuple[float, float, str]] = field(default_factory=list)  # on the machine's monotonic clock; with trace
+
+    @property
+    def num_discarded(self) -> int:
+        return sum(count for _, count in self.discards)
+
+
+class Drafter:
+    """Look for verdicts, draft one token, look again, publish. A `Program` for `engine.worker.Worker` and a `Side`."""
+
+    def __init__(self, mailbox: Mailbox, law: SamplingLaw, max_lookahead: int, trace: bool = False):
+        self.inbox, self.drafts = mailbox.verdicts, mailbox.drafts
+        self.law, self.max_lookahead, self.trace = law, max_lookahead, trace
+
+    def open(self, model: Any) -> None:
+        self.session: Any = Session(model)
+
+    def prepare(self, order: Order) -> None:
+        self.order, request = order, order.request
+        self.session.start(len(request.prompt_ids) + request.max_new_tokens + self.max_lookahead + 2)
+        self.tokens: list[int] = []  # the output as this side sees it: committed tokens, then own drafts
+        self.forwards: list[tuple[float, float] | None] = []  # when each of them was drafted; None: it came from the target
+        self.verified = 0  # so many of them are known to be committed
+        self.published = 0  # so many of them stand in the drafts slot as they are here
+        self.epoch = 0  # of the last verdict seen
+        self.seen_version = -1
+        self.report = DraftReport()
+        self.finished = False
+        self._next = self._prefill
+
+    def run(self) -> DraftReport:
+        # No limit to the wait: a target may think for long, and a dead one takes this process with it.
+        drive(self, lambda: None, float("inf"))
+        return self.report
+
+    def waited(self, seconds: float) -> None:
+        self.report.idle_seconds += seconds
+        if self.trace:
+            end = now()
+            self.report.spans.append((end - seconds, end, "idle"))
+
+    def step(self) -> Progress:
+        return self._next()
+
+    def _prefill(self) -> Progress:
+        start = now()
+        self.session.feed(self.order.request.prompt_ids, last_only=True)
+        self.report.prefill_seconds = now() - start
+        self._next = self._look
+        return Progress.WORKED
+
+    def _look(self) -> Progress:
+        """Take in verdicts; go on drafting if there is a reason to."""
+        self._take_verdicts()
+        if self.finished:
+            return Progress.FINISHED
+        if not self._may_draft():
+            return Progress.IDLE
+        self._next = self._draft
+        return Progress.WORKED
+
+    def _may_draft(self) -> bool:
+        request, length = self.order.request, len(self.tokens)
+        if self.verified == 0 or length - self.verified >= self.max_lookahead:
+            return False
+        # The last token is the target's own, and nothing drafted behind an EOS can be kept.
+        return length < request.max_new_tokens - 1 and self.tokens[-1] not in request.eos_ids
+
+    def _draft(self) -> Progress:
+        start = now()
+        prompt_length, position = len(self.order.request.prompt_ids), len(self.tokens)
+        logits = self.session.feed(self.tokens[self.session.length - prompt_length :], last_only=True)
+        self.tokens.append(self.law.choose(logits, [position], self.order.request.noise_key)[0])
+        self.forwards.append((start, now()))
+        self.report.num_forwards += 1
+        self._next = self._look_again
+        return Progress.WORKED
+
+    def _look_again(self) -> Progress:
+        """The verdict may have moved while drafting: a token on a prefix that is gone is dropped, not published."""
+        self._take_verdicts()
+        if self.finished:
+            return Progress.FINISHED
+        self._next = self._publish if len(self.tokens) > max(self.published, self.verified) else self._look
+        return Progress.WORKED
+
+    def _publish(self) -> Progress:
+        """Cut the slot back to where it still says what is here, and put the rest behind."""
+        self.drafts.publish(
+            self.order.number, self.epoch, self.published, self.tokens[self.published :], flag=self.report.num_forwards
+        )
+        self.published = len(self.tokens)
+        self._next = self._look
+        return Progress.WORKED
+
+    def _take_verdicts(self) -> None:
+        if self.inbox.version() == self.seen_version:
+            return
+        message = self.inbox.read(self.verified)
+        self.seen_version = message.version
+        if message.sample != self.order.number:
+            return
+        self.epoch = message.epoch
+        for index, token in enumerate(message.tokens, start=message.start):
+            if index < len(self.tokens) and self.tokens[index] == token:
+                continue
+            self._discard_from(index)
+            adopted = message.tokens[index - message.start :]
+            self.tokens += adopted
+            self.forwards += [None] * len(adopted)
+            break
+        self.verified = message.length
+        if message.flag == DONE:
+            self._discard_from(self.verified)
+            self.report.draft_seconds = self._close_books(0, "draft")
+            self.finished = True
+
+    def _discard_from(self, index: int) -> None:
+        """Drop own drafts from `index` on and cut the cache back to the agreed prefix."""
+        if index < len(self.tokens):
+            self.report.discards.append((index, len(self.tokens) - index))
+            self.report.discarded_seconds += self._close_books(index, "discarded_draft")
+            del self.tokens[index:], self.forwards[index:]
+        self.published = min(self.published, index)
+        keep = len(self.order.request.prompt_ids) + index
+        self.session.rollback(min(self.session.length, keep))
+
+    def _close_books(self, index: int, name: str) -> float:
+        """Seconds of the forwards behind the tokens from `index` on, whose fate is now known."""
+        spans = [span for span in self.forwards[index:] if span is not None]
+        if self.trace:
+            self.report.spans += [(start, end, name) for start, end in spans]
+        return sum(end - start for start, end in spans)

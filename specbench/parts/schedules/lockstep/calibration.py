@@ -1,0 +1,55 @@
+"""How fast target and draft are beside each other, and the draft length that this makes right (PEARL, section 5)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from specbench.measure.sensors.clock import now
+
+MAX_LENGTH = 16  # of an automatic draft length
+_WARM_UP = 5  # forwards that are not counted
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """An order to measure instead of decoding: forwards behind `context_length` tokens for about `seconds`."""
+
+    context_length: int
+    seconds: float
+
+
+def forward_seconds(session: Any, order: Calibration, num_rows: int) -> float:
+    """Seconds of a forward over `num_rows` rows, its argmax read, as a step of decoding does: the lower quartile.
+
+    What else runs on the machine makes forwards longer, never shorter; the quartile sees little of it.
+    """
+    ids = [(37 * i + 11) % session.model.vocab_size for i in range(order.context_length + num_rows)]
+    session.start(len(ids))
+    session.feed(ids[: order.context_length], last_only=True)
+    times: list[float] = []
+    begin = now()
+    while len(times) < 2 * _WARM_UP or now() - begin < order.seconds:
+        start = now()
+        session.feed(ids[order.context_length :]).argmax(-1).tolist()
+        times.append(now() - start)
+        session.rollback(order.context_length)
+    return statistics.quantiles(times[_WARM_UP:], n=4)[0]
+
+
+def balanced_length(draft_seconds: float, target_seconds: Callable[[int], float]) -> int:
+    """The rounded ratio of the target's forward to the draft's, with as many rows as the target then verifies.
+
+    A forward over more rows can take longer (on a CPU it does), so the ratio is taken again until it stays the same; never
+    more than four times, in 1 to MAX_LENGTH.
+    """
+    length = 1
+    for _ in range(4):
+        ratio = round(target_seconds(length) / draft_seconds)
+        better = max(1, min(MAX_LENGTH, ratio))
+        if better == length:
+            break
+        length = better
+    return length

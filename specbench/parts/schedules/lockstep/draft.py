@@ -1,0 +1,179 @@
+"""The draft's side of PEARL: one block in every step, and then the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.session import Session
+from specbench.measure.sensors.clock import now
+from specbench.parts.rules.rule import TorchRng
+from specbench.parts.schedules.lockstep.calibration import Calibration, forward_seconds
+from specbench.parts.schedules.lockstep.plan import KEPT, Plan
+from specbench.parts.schedules.lockstep.rows import RowBuffer
+from specbench.processes.mailbox import DONE, Mailbox
+from specbench.processes.steps import Progress, drive
+
+_OWN_STREAM = 0x5DEECE66D  # the draft's coins must not be the rule's: with one seed for both the output would be biased
+
+
+@dataclass
+class DraftReport:
+    """What the draft's process did during one sample. `discarded_seconds` is part of `draft_seconds`.
+
+    idle_seconds: waits for verdicts after the first one. spans: (start, end, what) on the machine's clock, if asked for.
+    """
+
+    num_forwards: int = 0
+    num_discarded: int = 0
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    discarded_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    spans: list[tuple[float, float, str]] = field(default_factory=list)
+
+
+class Drafter:
+    """Look for the verdict, draft a block token by token, publish it. A `Program` for `engine.worker.Worker` and a `Side`.
+
+    choice: "keyed" (the target's own noise) or "greedy". rows: where the laws of drawn tokens go; tokens are then drawn from
+    these laws with a stream of the draft's own, whatever `choice` says.
+    """
+
+    def __init__(self, mailbox: Mailbox, law: SamplingLaw, choice: str, rows: RowBuffer | None = None, trace: bool = False):
+        self.inbox, self.drafts = mailbox.verdicts, mailbox.drafts
+        self.law, self.rows, self.trace = law, rows, trace
+        self.token_law = SamplingLaw() if choice == "greedy" else law
+
+    def open(self, model: Any) -> None:
+        self.session: Any = Session(model)
+
+    def prepare(self, order: Plan | Calibration) -> None:
+        self.calibration = order if isinstance(order, Calibration) else None
+        if isinstance(order, Calibration):
+            return
+        self.plan, self.request = order, order.request
+        self.session.start(len(self.request.prompt_ids) + self.request.max_new_tokens + 1)
+        self.tokens: list[int] = []  # the output as this side sees it: committed tokens, then own drafts
+        self.costs: list[float] = []  # seconds that drafting each of them took (0 for the target's own)
+        self.laws: list[torch.Tensor] = []  # of the block that is being drafted
+        self.committed = 0
+        self.published = 0  # so many of them stand in the drafts slot as they are here
+        self.step_number = 0
+        self.seen_version = -1
+        self.report = DraftReport()
+        self.rng: Any = TorchRng.seeded(self.request.noise_key ^ _OWN_STREAM)
+        self._next = self._prefill
+
+    def run(self) -> Any:
+        """The report of a sample, or the seconds per forward of a calibration."""
+        if self.calibration is not None:
+            return forward_seconds(self.session, self.calibration, num_rows=1)
+        # No limit to the wait: a target may think for long, and a dead one takes this process with it.
+        drive(self, lambda: None, float("inf"))
+        return self.report
+
+    def waited(self, seconds: float) -> None:
+        if self.committed:  # the target's prefill is not decoding
+            self.report.idle_seconds += seconds
+            if self.trace:
+                end = now()
+                self.report.spans.append((end - seconds, end, "idle"))
+
+    def step(self) -> Progress:
+        return self._next()
+
+    def _prefill(self) -> Progress:
+        start = now()
+        self.session.feed(self.request.prompt_ids, last_only=True)
+        self.report.prefill_seconds = now() - start
+        self._next = self._look
+        return Progress.WORKED
+
+    def _look(self) -> Progress:
+        """Take in the verdict of the last step; IDLE until it is there, or while there is nothing to draft."""
+        message = self.inbox.read(self.committed)
+        self.seen_version = message.version
+        if message.sample != self.plan.number or message.epoch < self.step_number:
+            return Progress.IDLE
+        # Steps in which the draft has no part may have passed meanwhile.
+        self.step_number = message.epoch
+        self._take(message.tokens, kept=message.flag == KEPT)
+        if message.flag == DONE:
+            return Progress.FINISHED
+        self.room = self.plan.block_length(self.tokens, len(self.tokens) - self.committed)
+        self.block_start = len(self.tokens)
+        if self.room == 0:
+            self.step_number += 1
+            return Progress.IDLE
+        self._next = self._draft
+        return Progress.WORKED
+
+    def _draft(self) -> Progress:
+        start = now()
+        fed = self.session.length - len(self.request.prompt_ids)
+        logits = self.session.feed(self.tokens[fed:], last_only=True)
+        self.tokens.append(self._choose(logits))
+        end = now()
+        self.costs.append(end - start)
+        self.report.num_forwards += 1
+        self.report.draft_seconds += end - start
+        if self.trace:
+            self.report.spans.append((start, end, "draft"))
+        complete = len(self.tokens) - self.block_start == self.room or self.tokens[-1] in self.request.eos_ids
+        self._next = self._publish if complete else self._draft
+        return Progress.WORKED
+
+    def _choose(self, logits: torch.Tensor) -> int:
+        if self.rows is None:
+            return self.token_law.choose(logits, [len(self.tokens)], self.request.noise_key)[0]
+        law = self.law.probabilities(logits)[0]
+        self.laws.append(law)
+        return self.rng.categorical(law)
+
+    def _publish(self) -> Progress:
+        if self.rows is not None:
+            self.rows.write(self.laws)
+            self.laws = []
+        self.drafts.publish(self.plan.number, self.step_number, self.published, self.tokens[self.published :])
+        self.published = len(self.tokens)
+        self.step_number += 1
+        self._next = self._look
+        return Progress.WORKED
+
+    def _take(self, news: list[int], kept: bool) -> None:
+        """Adopt newly committed tokens; unless drafts behind them are kept, go back to them, cache included."""
+        length, agreed = self.committed + len(news), self.committed
+        for ours, theirs in zip(self.tokens[agreed:], news, strict=False):
+            if ours != theirs:
+                break
+            agreed += 1
+        if not kept:
+            self._discard_from(agreed)
+            adopted = news[agreed - self.committed :]
+            self.tokens += adopted
+            self.costs += [0.0] * len(adopted)
+            # The last committed token is fed with the next block.
+            keep = len(self.request.prompt_ids) + max(0, min(agreed, length - 1))
+            self.session.rollback(min(self.session.length, keep))
+        assert not kept or agreed == length < len(self.tokens), "drafts are kept only where all before them were accepted"
+        self.committed = length
+
+    def _discard_from(self, index: int) -> None:
+        if index < len(self.tokens):
+            self.report.num_discarded += len(self.tokens) - index
+            self.report.discarded_seconds += sum(self.costs[index:])
+            if self.trace:
+                self._mark_discarded(len(self.tokens) - index)
+            del self.tokens[index:], self.costs[index:]
+        self.published = min(self.published, index)
+
+    def _mark_discarded(self, count: int) -> None:
+        spans = self.report.spans
+        for place in range(len(spans) - 1, -1, -1):
+            if count and spans[place][2] == "draft":
+                spans[place] = (*spans[place][:2], "discarded_draft")
+                count -= 1

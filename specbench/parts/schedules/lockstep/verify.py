@@ -1,0 +1,169 @@
+"""The target's side of PEARL, the authority: one forward in every step, then the draft's block, then the verdict.
+
+The window that a verdict is about is shifted by one against the target's forward: the forward runs over the pending token and
+the unverified drafts of the last block, while the window reaches from these to the first token of the block that is being
+drafted at the same time. So there is no bonus token: what would be its place is where the new block begins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from specbench.engine.request import cut
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.tree import Contract, DraftTree, Verdict
+from specbench.measure.records.events import Round
+from specbench.measure.sensors.clock import clock_for, now
+from specbench.parts.rules.rule import RULES, Rule, TorchRng
+from specbench.parts.schedules.lockstep.plan import CUT, KEPT, Plan
+from specbench.parts.schedules.lockstep.rows import RowBuffer
+from specbench.parts.schedules.sequential import judge
+from specbench.processes.mailbox import DONE, Mailbox
+from specbench.processes.steps import Progress
+
+
+class Verifier:
+    """Forward, meet the draft, conclude. A `Side`; one for all samples of a run.
+
+    rule: greedy_match, sample_match and delta decide by the target's own tokens; lockstep_ratio needs the draft's laws, `rows`.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        law: SamplingLaw,
+        rule: Rule,
+        session: Any,
+        rows: RowBuffer | None = None,
+        device: str = "cpu",
+    ):
+        self.verdicts, self.inbox = mailbox.verdicts, mailbox.drafts
+        self.law, self.rule, self.session, self.rows, self.device = law, rule, session, rows, device
+        self.clock = clock_for(device)
+
+    def prepare(self, plan: Plan) -> None:
+        self.plan, self.request = plan, plan.request
+        self.session.start(len(self.request.prompt_ids) + self.request.max_new_tokens + 1)
+        self.output: list[int] = []
+        self.finish: str | None = None
+        self.unverified: list[int] = []  # accepted on trust: the rest of a block whose first token stood
+        self.unverified_laws: list[torch.Tensor] = []
+        self.step_number = 0
+        self.epoch = 0  # blocks thrown away so far
+        self.seen_version = -1
+        self.rounds: list[Round] = []
+        self.rng: Any = TorchRng.seeded(self.request.noise_key)
+        self.waited_seconds = self.verify_seconds = 0.0
+        self.num_drafted = 0  # forwards of the draft since the last round
+        self._next = self._prefill
+
+    def step(self) -> Progress:
+        return self._next()
+
+    def waited(self, seconds: float) -> None:
+        self.waited_seconds += seconds
+
+    def stop(self) -> None:
+        """End the sample here, whatever happened, so that the draft stops too and is ready for the next."""
+        self.verdicts.publish(self.plan.number, self.step_number + 1, 0, self.output, flag=DONE)
+
+    def _prefill(self) -> Progress:
+        first = self.law.choose(self.session.prefill(self.request.prompt_ids), [0], self.request.noise_key)[0]
+        self.session.pending = first
+        self.output, self.finish = cut([first], self.request.max_new_tokens, self.request.eos_ids)
+        self.verdicts.publish(self.plan.number, 0, 0, self.output, flag=DONE if self.finish else CUT)
+        self.decode_start = self.round_start = now()
+        self._next = self._forward
+        return Progress.FINISHED if self.finish else Progress.WORKED
+
+    def _forward(self) -> Progress:
+        """Verify what is there while the draft drafts on."""
+        tokens, unverified = [*self.output, *self.unverified], len(self.unverified)
+        self.block: list[int] = []
+        self.block_laws: list[torch.Tensor] = []
+        room = self.plan.block_length(tokens, unverified)
+        self._next = self._meet if room else self._conclude
+        self.rests = self.plan.target_rests(unverified, room)
+        if self.rests:
+            return Progress.WORKED
+        start = now()
+        self.logits = self.session.forward(DraftTree(self.unverified))
+        if self.rows is None:
+            self.verdict = self._judge(self.rule, DraftTree(self.unverified))
+        else:
+            self.clock.synchronize()  # the wait that follows must not hide the device's work
+        self.verify_seconds = now() - start
+        return Progress.WORKED
+
+    def _judge(self, rule: Rule, tree: DraftTree) -> Verdict:
+        return judge(rule, tree, self.logits, self.law, len(self.output), self.request.noise_key, self.rng)
+
+    def _meet(self) -> Progress:
+        """The barrier: take in the block of this step; IDLE until it is there."""
+        message = self.inbox.read(len(self.output) + len(self.unverified))
+        self.seen_version = message.version
+        if message.sample != self.plan.number or message.epoch != self.step_number:
+            return Progress.IDLE
+        self.block = message.tokens
+        if self.rows is not None:
+            self.block_laws = self.rows.read(len(self.block), self.device)
+        self._next = self._conclude
+        return Progress.WORKED
+
+    def _conclude(self) -> Progress:
+        """The verdict on the window: unverified drafts and the new block's first token. First the message, then the books."""
+        self.step_number += 1
+        self.num_drafted += len(self.block)
+        if self.rests:
+            self.unverified, self.unverified_laws = self.block, self.block_laws
+            self.verdicts.publish(self.plan.number, self.step_number, len(self.output), [], flag=KEPT)
+            self._next = self._forward
+            return Progress.WORKED
+        start, before, unverified = now(), len(self.output), len(self.unverified)
+        window, drafted = unverified + len(self.block[:1]), unverified + len(self.block)
+        accepted, tokens = self._decide()
+        stands = accepted == window
+        kept, self.finish = cut(tokens, self.request.max_new_tokens - before, self.request.eos_ids)
+        self.output += kept
+        self.unverified, self.unverified_laws = (self.block[1:], self.block_laws[1:]) if stands else ([], [])
+        flag = DONE if self.finish else KEPT if self.unverified else CUT
+        self.verdicts.publish(self.plan.number, self.step_number, before, kept, flag=flag)
+        self.session.commit(Verdict(tuple(range(min(accepted, unverified))), tuple(tokens)))
+        end = now()
+        discarded = 0 if stands else drafted - accepted
+        self.rounds.append(
+            Round(
+                t_start=self.round_start - self.decode_start,
+                t_end=end - self.decode_start,
+                num_drafted=window,
+                num_accepted=accepted,
+                num_emitted=len(kept),
+                num_discarded=discarded,
+                num_target_rows=1 + unverified,
+                num_draft_forwards=self.num_drafted,
+                draft_depth=window,
+                rollback_depth=discarded,
+                epoch=self.epoch,
+                mode="post" if unverified else "pre",
+                verify_seconds=self.verify_seconds + end - start,
+                wait_seconds=self.waited_seconds,
+            )
+        )
+        self.epoch += not stands
+        self.round_start, self.waited_seconds, self.verify_seconds, self.num_drafted = end, 0.0, 0.0, 0
+        self._next = self._forward
+        return Progress.FINISHED if self.finish else Progress.WORKED
+
+    def _decide(self) -> tuple[int, list[int]]:
+        """How much of the window stands, and the tokens that this commits: one more if something fell or nothing was begun."""
+        if self.rows is None:
+            # These rules have said already what comes behind the unverified drafts, whatever the new block begins with.
+            verdict, unverified = self.verdict, len(self.unverified)
+            first_stands = verdict.num_accepted == unverified and self.block[:1] == [verdict.extra]
+            return verdict.num_accepted + first_stands, list(verdict.tokens)
+        window, laws = [*self.unverified, *self.block[:1]], [*self.unverified_laws, *self.block_laws[:1]]
+        rule = self.rule if self.block else RULES["ratio"]  # without a new block there is room for a bonus token
+        verdict = self._judge(rule, DraftTree(window, contract=Contract.IID, q=laws))
+        return verdict.num_accepted, list(verdict.tokens)

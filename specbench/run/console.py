@@ -1,0 +1,213 @@
+"""What a person sees: progress while a run goes on, and a table at its end. Everything goes to stderr; stdout is for JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import IO, Any
+
+from specbench.measure.records.events import SampleRecord
+
+WIDTH = 100  # columns: no line of the table is longer
+
+
+def use_colour(stream: IO[str]) -> bool:
+    """Only on a terminal, and never when NO_COLOR is set to anything (no-color.org) or the terminal is dumb."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Progress:
+    """A bar on a terminal, one plain line per sample elsewhere (batch systems keep logs, not screens).
+
+    Draw it between samples only: it is never called while a clock runs.
+    """
+
+    def __init__(self, total: int, stream: IO[str] | None = None):
+        self.total = total
+        self.count = 0
+        self._stream = sys.stderr if stream is None else stream
+        self._bar: Any = None
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, file=self._stream, unit="sample", dynamic_ncols=True, mininterval=0.2, leave=False)
+
+    def sample(self, record: SampleRecord) -> None:
+        """One finished (or failed) sample."""
+        self.count += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{record.arm} {_rate(record)}", refresh=False)
+            self._bar.update()
+            return
+        turn = f" turn {record.turn}" if record.turn else ""
+        where = f"{record.sample_id}{turn}, {record.arm}, repeat {record.repeat}"
+        self._print(f"[{self.count}/{self.total}] {where}: {_outcome(record)}")
+
+    def note(self, text: str) -> None:
+        """A line that stays on the screen."""
+        if self._bar is not None:
+            self._bar.clear()
+        self._print(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+def _rate(record: SampleRecord) -> str:
+    if record.error is not None or not record.decode_seconds or record.num_emitted is None:
+        return record.finish_reason
+    return f"{record.num_emitted / record.decode_seconds:.1f} tokens/s"
+
+
+def _outcome(record: SampleRecord) -> str:
+    if record.error is not None:
+        return f"{record.finish_reason}: {record.error.strip().splitlines()[-1] if record.error.strip() else 'no message'}"
+    if record.prefill_seconds is None:
+        return record.finish_reason
+    return f"{len(record.output_ids)} tokens, {_rate(record)}, prefill {record.prefill_seconds:.3f} s"
+
+
+# ---------------------------------------------------------------------------------------------------- the final table
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _interval(values: Any, digits: int = 2) -> str:
+    return "no interval" if values is None else f"{values[0]:.{digits}f} to {values[1]:.{digits}f}"
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` characters, broken at spaces, inside a word only where it alone is too long (paths)."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.extend(word[i : i + width] for i in range(0, len(word), width))
+    return lines or [""]
+
+
+def _speed_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("decoding, method", f"{_number(s['decode_tokens_per_second'], 1)} tokens/s")]
+    if s["baseline_decode_tokens_per_second"] is not None:
+        rows.append(("decoding, baseline", f"{_number(s['baseline_decode_tokens_per_second'], 1)} tokens/s"))
+    speedup = s["speedup"]
+    if speedup is None:
+        return [*rows, ("speed-up", f"none: {s.get('speedup_why', 'not computed')}")]
+    name = "noise floor (A/A)" if s.get("mode") == "aa" else "speed-up"
+    rows.append((name, f"{speedup['ratio_of_totals']:.3f}x, 95 % interval over prompts {_interval(speedup['ci95'], 3)}"))
+    if not speedup["distinguishable"] and s.get("mode") != "aa":
+        rows.append(("", f"NOT DISTINGUISHABLE: {speedup['distinguishable_why']}"))
+    rows.append(("", f"95 % interval over repeats (this machine's noise): {_interval(speedup['ci95_repeats'], 3)}"))
+    rows.append(
+        ("  end to end", f"{speedup['end_to_end']:.3f}x with prefill, interval {_interval(speedup['end_to_end_ci95'], 3)}")
+    )
+    slower = f"{speedup['share_slower']:.0%} of prompts slower than the baseline"
+    rows.append(("  by prompt", f"geometric mean {speedup['geomean']:.3f}x, worst 5 % at {speedup['worst5']:.3f}x, {slower}"))
+    return rows
+
+
+def _round_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("emitted per round", f"{_number(s['emitted_per_round'])} tokens per target forward ({s['num_rounds']:,} rounds)")]
+    if s["acceptance_rate"] is None:
+        return [*rows, ("acceptance", f"none: {s.get('acceptance_rate_why', 'nothing drafted')}")]
+    rows.append(
+        ("acceptance", f"{s['acceptance_rate']:.1%} of drafted positions, {_number(s['accepted_per_round'])} tokens per round")
+    )
+    positions = s["acceptance_by_position"] or []
+    shown = ", ".join(f"{rate:.0%}" for rate in positions[:12])
+    rows.append(("  by position", shown + (f", ... ({len(positions)} positions)" if len(positions) > 12 else "")))
+    thrown = f"{s['rollbacks']:,} rounds threw drafts away, {s['num_discarded']:,} tokens discarded"
+    return [*rows, ("rollbacks", f"{thrown}, {s['stale_rounds']:,} stale rounds")]
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values())
+    return ", ".join(f"{name.replace('_', ' ')} {value / total:.0%}" for name, value in seconds.items()) if total > 0 else "-"
+
+
+def _time_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    total = sum(s["seconds"].values())
+    rows = [("where the time went", f"{_shares(s['seconds'])} of {total:,.2f} s decoding, all repeats")]
+    if s.get("baseline_seconds"):
+        rows.append(("  baseline", f"{_shares(s['baseline_seconds'])} of {sum(s['baseline_seconds'].values()):,.2f} s"))
+    if s.get("concurrent_seconds"):
+        others = s["concurrent_seconds"]
+        named = ", ".join(f"{name.replace('_', ' ')} {value:,.2f} s" for name, value in others.items())
+        rows.append(("  draft worker", f"at the same time: {named}"))
+    return rows
+
+
+def _lossless_row(lossless: Mapping[str, Any]) -> tuple[str, str]:
+    verdict = str(lossless["verdict"]).replace("_", " ")
+    if lossless["verdict"] == "not_compared":
+        return "lossless", f"not compared: {lossless.get('verdict_why', 'no pairs')}"
+    text = f"{verdict}: {lossless['identical']} of {lossless['compared']} outputs identical to the baseline's"
+    first = lossless.get("first_divergence")
+    if first:
+        gap = "no gap measured" if first.get("gap") is None else f"gap {first['gap']:.2g}"
+        text += f"; {first['sample_id']} parts at token {first['position']} ({gap})"
+    return "lossless", text + f" (claim: {lossless['claim']})"
+
+
+def _cost_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    energy = s["energy"]
+    if energy.get("joules_per_token") is not None:
+        other = energy.get("baseline_joules_per_token")
+        beside = "" if other is None else f", baseline {other:.3f}"
+        rows.append(("energy", f"{energy['joules_per_token']:.3f} J/token gross{beside} ({energy['source']})"))
+        if energy.get("joules_by_part"):
+            rows.append(("  by part", f"{_shares(energy['joules_by_part'])}. {energy['attribution_rule']}"))
+    else:
+        rows.append(("energy", f"not measured: {energy.get('joules_per_token_why', 'no reason recorded')}"))
+    if s["memory_peak_bytes"] is not None:
+        rows.append(("peak memory", f"{s['memory_peak_bytes'] / 2**20:,.0f} MiB"))
+    return rows
+
+
+def final_table(summary: Mapping[str, Any], colour: bool = False) -> str:
+    """The summary as lines of at most 100 columns that a person can read aloud. `colour`: see `use_colour`."""
+    data, pair = summary["data"], summary["pair"]
+    repeats = f"{summary['repeats']} repeat{'' if summary['repeats'] == 1 else 's'}"
+    rows: list[tuple[str, str]] = [
+        ("run", f"{summary['method']} against {summary['baseline']}: {summary['status']}"),
+        ("pair", f"target {_name(pair.get('target'))}, draft {_name(pair.get('draft'))}"),
+        ("data", f"{data['name']}, {data['num_samples']} samples, {repeats}, source {data.get('source')}"),
+        *_speed_rows(summary),
+        *_round_rows(summary),
+        *_time_rows(summary),
+        _lossless_row(summary["lossless"]),
+        *_cost_rows(summary),
+        *((("warning" if i == 0 else ""), text) for i, text in enumerate(summary["warnings"])),
+        ("files", str(summary["run_folder"])),
+    ]
+    label_width = max(len(label) for label, _ in rows) + 2
+    lines: list[str] = []
+    in_warnings = False
+    for label, text in rows:
+        in_warnings = label == "warning" or (in_warnings and label == "")
+        for i, part in enumerate(_wrap(text, WIDTH - label_width)):
+            line = f"{label if i == 0 else '':<{label_width}}{part}"
+            lines.append(f"\033[33m{line}\033[0m" if colour and (in_warnings or part.startswith("NOT DIST")) else line)
+    return "\n".join(lines)
+
+
+def _name(part: Any) -> str:
+    """A model's name from run.json: a string, null, or a dictionary with name or path."""
+    if isinstance(part, Mapping):
+        part = part.get("name") or part.get("path")
+    return "none" if part is None else str(part)

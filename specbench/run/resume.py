@@ -1,0 +1,266 @@
+"""Opens the folder of a run: a new one, or one that was cut off, with what is finished in it.
+
+Kept are whole conversations: (sample with all its turns, repeat, arm). A conversation that was cut off between two turns is
+done again from its first turn, a failure is tried again, the warm-up is redone, and every new record carries the number of the
+session that made it. Options, models and data must be the same; code, packages and machine too, unless `allow_mixed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from specbench.config.options import ConfigError
+from specbench.config.schema import RunConfig, as_dict, from_dict
+from specbench.measure.records import store as files
+from specbench.measure.records.conditions import differences, first_difference
+from specbench.measure.records.events import FORMAT_VERSION, SampleRecord
+from specbench.measure.records.jsonfile import cut_torn_line, dumps, read_lines, write_atomically
+from specbench.measure.records.masking import mask_mapping
+from specbench.measure.records.store import RunStore, SampleKey, StoreError
+from specbench.processes.locks import hold_folder
+
+
+@dataclass
+class Opened:
+    """A run folder open for writing. finished: records of earlier sessions, by key. threads: what they chose, by arm."""
+
+    store: RunStore
+    finished: dict[SampleKey, SampleRecord] = field(default_factory=dict)
+    session: int = 0
+    threads: dict[str, int] = field(default_factory=dict)
+
+    def warmup_facts(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The warm-up's outcome as an entry of run.json: the first session's for the run, a later one's beside it."""
+        run = self.store.run
+        if self.session == 0 or "warmup" not in run:
+            return {"warmup": dict(chosen)}
+        sessions = [dict(entry) for entry in run["sessions"]]
+        sessions[-1]["warmup"] = dict(chosen)
+        return {"sessions": sessions}
+
+
+def folder_of(config: RunConfig) -> tuple[Path, str] | None:
+    """The folder that the configuration names, and the option that names it; None for a new folder by date."""
+    if config.resume is not None:
+        return Path(config.resume), "resume"
+    return (Path(config.run_folder), "run_folder") if config.run_folder is not None else None
+
+
+def finished(config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do; None if there is something. Raises ConfigError for another's folder."""
+    named = folder_of(config)
+    if named is None or not files.is_run_folder(named[0]):
+        return None
+    folder, _ = named
+    run = files.read_run(folder)
+    check_config(config, run, folder)
+    if run.get("status") != "success" or not (folder / files.SUMMARY_FILE).is_file():
+        return None
+    return {**files.read_summary(folder), "run_folder": str(folder)}
+
+
+def adopt(config: RunConfig, typed: Sequence[str]) -> RunConfig:
+    """`resume=RUN` alone is enough: the run's own options, with where and how this session runs from `config`.
+
+    typed: the overrides of the command line; one that says something else than the run's options is refused by name.
+    Raises ConfigError.
+    """
+    assert config.resume is not None
+    folder = Path(config.resume)
+    run = _read(folder, "resume")
+    stored = from_dict(run["config"])
+    for name in ("runs_dir", "resume", "allow_mixed", "device_lock", "track", "sweep"):
+        setattr(stored, name, getattr(config, name))
+    for override in typed:
+        key = override.partition("=")[0].lstrip("+~")
+        mine, theirs = _said(config, key), _said(stored, key)
+        if mine != theirs:
+            raise ConfigError(key, mine, f"{folder} was started with {theirs!r}; a run is continued with its own options")
+    # A value that looked like a secret is masked in run.json: then only the command line can say it.
+    return stored if files.config_hash(as_dict(stored)) == run.get("config_hash") else config
+
+
+_NAMES = {"method": "method_name", "method@baseline": "baseline_name", "data": "data.name", "pair": "pair.name"}
+
+
+def _said(config: RunConfig, key: str) -> Any:
+    """What a configuration holds under the key of an override; a choice of a file is compared by its name."""
+    value: Any = config
+    for part in _NAMES.get(key, key).split("."):
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+    # The choice of these groups leaves no name in the configuration: there is nothing to compare.
+    return None if key in ("engine", "launcher", "experiment") or key.startswith("hydra") else value
+
+
+def check_config(config: RunConfig, run: Mapping[str, Any], folder: Path) -> None:
+    """Raises ConfigError naming the first option that differs from the stored run's."""
+    mine = as_dict(config)
+    if files.config_hash(mine) == run.get("config_hash"):
+        return
+    shown = {key: value for key, value in mask_mapping(mine).items() if key not in files.NOT_HASHED}
+    theirs = {key: value for key, value in run.get("config", {}).items() if key not in files.NOT_HASHED}
+    key, new, old = first_difference(shown, theirs) or ("config", "***", "another value that is masked")
+    raise ConfigError(key, new, f"{folder} was measured with {old!r}; leave it out to go on, or start a new run")
+
+
+def _read(folder: Path, key: str) -> dict[str, Any]:
+    try:
+        return files.read_run(folder)
+    except StoreError as error:
+        raise ConfigError(key, str(folder), f"cannot be continued: {error}") from error
+
+
+@contextlib.contextmanager
+def open_run(
+    config: RunConfig, names: tuple[str, str, str], facts: Mapping[str, Any], turns: Mapping[str, Sequence[int]]
+) -> Iterator[Opened]:
+    """The run's folder, this process its only writer.
+
+    names: method, baseline and data set as the run calls them. facts: `pair`, `data`, `provenance` and `warnings` for run.json.
+    turns: by sample, the turns that are generated. Raises ConfigError for a folder that is no run's, another run's, or in use.
+    """
+    method, baseline, data_name = names
+    named = folder_of(config)
+    if named is None:
+        store = RunStore.create(config.runs_dir, config.method_name, data_name, as_dict(config))
+    else:
+        folder, key = named
+        if key == "resume":
+            _read(folder, key)
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_folder(store.folder if named is None else folder, "resume" if named is None else key))
+        if named is not None and files.is_run_folder(folder):
+            opened = _go_on(config, folder, key, facts, turns)
+        else:
+            if named is not None:
+                store = _create_at(folder, method, data_name, config)
+            opened = Opened(store)
+            store.write_run({"method": method, "baseline": baseline, **facts})
+        stack.enter_context(opened.store)
+        yield opened
+
+
+def _create_at(folder: Path, method: str, data_name: str, config: RunConfig) -> RunStore:
+    """What `RunStore.create` does, in a folder whose name somebody else has chosen."""
+    store = RunStore(folder, {})
+    stored = as_dict(config)
+    store.write_run(
+        {
+            "format_version": FORMAT_VERSION,
+            "status": "started",
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "method": method,
+            "data_name": data_name,
+            "config": stored,
+            "config_hash": files.config_hash(stored),
+        }
+    )
+    return store
+
+
+def _go_on(config: RunConfig, folder: Path, key: str, facts: Mapping[str, Any], turns: Mapping[str, Sequence[int]]) -> Opened:
+    run = _read(folder, key)
+    check_config(config, run, folder)
+    changed = check_conditions(run, facts, folder, config.allow_mixed)
+    redone = drop_unfinished(folder, turns, config.data.history)
+    store = RunStore.open(folder)
+    (folder / files.POWER_FILE).unlink(missing_ok=True)  # of an energy pass that is taken again, whole
+    kept = {record.key: record for record in files.read_samples(folder)}
+    sessions = [dict(entry) for entry in run.get("sessions", [])]
+    session = len(sessions) + 1
+    provenance = facts["provenance"]
+    sessions.append(
+        {
+            "session": session,
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "argv": provenance["argv"],
+            "conditions_hash": provenance["conditions_hash"],
+            "changed": changed,
+            "num_kept": len(kept),
+            "num_redone": redone,
+        }
+    )
+    notes = [note for note in run.get("warnings", facts["warnings"]) if not note.startswith("measured in ")]
+    if kept:
+        notes.append(f"measured in {session + 1} sessions: the run was cut off and continued (see `session` in samples.jsonl)")
+    if changed:
+        notes.append(f"mixed conditions (allow_mixed=true): {'; '.join(changed)}")
+    started = {"status": "started", "ended_at": None, "error": None}
+    missing = {name: value for name, value in facts.items() if name not in run}  # cut off before it was written
+    store.write_run({**missing, **started, "sessions": sessions, "warnings": notes})
+    print(f"specbench: {folder}: session {session} goes on, {len(kept)} records are kept", file=sys.stderr, flush=True)
+    chosen = {arm: entry.get("threads") for arm, entry in (run.get("warmup") or {}).items()}
+    return Opened(store, kept, session, {arm: threads for arm, threads in chosen.items() if threads})
+
+
+def check_conditions(run: Mapping[str, Any], facts: Mapping[str, Any], folder: Path, allow_mixed: bool) -> list[str]:
+    """Compare models, data, code, packages and machine with the stored run's; returns what differs and is allowed to.
+
+    Raises ConfigError naming the difference. Models and data may never differ.
+    """
+    for part in ("pair", "data"):
+        found = first_difference(facts[part], run[part]) if part in facts and part in run else None
+        if found:
+            key, new, old = found
+            raise ConfigError(f"{part}.{key}", new, f"{folder} was measured with {old!r}; it cannot be continued with another")
+    stored = run.get("provenance")
+    changed = differences(facts["provenance"], stored) if stored else []
+    if changed and not allow_mixed:
+        raise ConfigError(
+            "allow_mixed",
+            False,
+            f"conditions changed since {folder} was started: {'; '.join(changed)}; start a new run, "
+            "or allow_mixed=true goes on and says so",
+        )
+    return changed
+
+
+def drop_unfinished(folder: Path, turns: Mapping[str, Sequence[int]], history: str) -> int:
+    """Take out the records of conversations that were cut off or failed; returns how many records that were."""
+    path = folder / files.SAMPLES_FILE
+    cut_torn_line(path)
+    rows = read_lines(path)
+    records = files.read_samples(folder)
+    keep = finished_keys(records, turns, history)
+    if len(keep) == len(rows):
+        return 0
+    kept = [row for row, record in zip(rows, records, strict=True) if record.key in keep]
+    write_atomically(path, "".join(dumps(row, separators=(",", ":")) + "\n" for row in kept))
+    return len(rows) - len(kept)
+
+
+def finished_keys(records: Sequence[SampleRecord], turns: Mapping[str, Sequence[int]], history: str) -> set[SampleKey]:
+    """Keys of the records that belong to finished conversations.
+
+    A conversation is finished when all its turns are there, or when it ended early because a prompt was too long for the pair
+    (then the other arm's ended there too). A failure is not finished. With data.history=baseline the later turns of repeat 0
+    rest on the baseline's answers: without those they are not finished either.
+    """
+    good = {record.key: record for record in records if record.finish_reason != "error"}
+    too_long = {(r.sample_id, r.repeat): r.turn for r in good.values() if r.finish_reason == "prompt_too_long"}
+    arms = {record.arm for record in records}
+    conversations = {(record.sample_id, record.repeat, record.arm) for record in records}
+
+    def needed(sample_id: str, repeat: int) -> list[int]:
+        last = too_long.get((sample_id, repeat))
+        return [turn for turn in turns[sample_id] if last is None or turn <= last]
+
+    done = {
+        (sample, repeat, arm)
+        for sample, repeat, arm in conversations
+        if all((sample, turn, repeat, arm) in good for turn in needed(sample, repeat))
+    }
+    if history == "baseline" and "baseline" in arms:
+        done = {
+            (sample, repeat, arm)
+            for sample, repeat, arm in done
+            if repeat > 0 or len(needed(sample, repeat)) < 2 or (sample, 0, "baseline") in done
+        }
+    return {key for key, r in good.items() if (r.sample_id, r.repeat, r.arm) in done}

@@ -1,0 +1,66 @@
+"""`python -m specbench.train part=... pair=...`: makes the models that a pair needs (conf/train.yaml lists the options)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
+from specbench.train.card import write_pair_card
+from specbench.train.common import (
+    BUILTIN_FOLDER,
+)
+from specbench.train.evaluate import measure_pair
+from specbench.train.models import refine_target, train_draft, train_target
+from specbench.train.settings import Settings, settings_from
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Run one training command."""
+    torch.set_num_threads(settings.train.threads)
+    if settings.part == "card":
+        folder = Path(settings.train.out) if settings.train.out else BUILTIN_FOLDER
+        facts = (
+            measure_pair(folder, settings.train.card_samples, settings.train.new_tokens, 1) if settings.train.measure else None
+        )
+        return {"part": "card", "card": str(write_pair_card(folder, facts))}
+    kind = settings.chosen().kind
+    if kind == "target":
+        return train_target(settings)
+    if kind == "refine":
+        return refine_target(settings)
+    if kind == "draft":
+        return train_draft(settings)
+    if kind == "heads":
+        from specbench.train.heads import train_heads
+
+        return train_heads(settings)
+    raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target, refine, draft or heads")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+def main(config: DictConfig) -> None:
+    """Command line entry; the last line of stdout is a JSON document."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    plain["method_name"] = HydraConfig.get().runtime.choices.get("method")
+    try:
+        result = run(settings_from({str(key): value for key, value in plain.items()}))
+    except ConfigError as error:
+        sys.exit(f"specbench.train: {error}")
+    report = Path(config.train.work) / config.part / "report.json"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

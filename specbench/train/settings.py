@@ -1,0 +1,117 @@
+"""The typed shape of `python -m specbench.train`'s configuration (conf/train.yaml)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from specbench.config.options import ConfigError
+from specbench.config.schema import PairConfig
+from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS
+
+
+@dataclass
+class PartSettings:
+    """One part that can be trained; `conf/train.yaml` names the parts and their settings.
+
+    `kind`: target (language modelling on the corpus), refine (the target taught not to repeat itself), draft (distilled from
+    the pair's target) or heads (a method's heads on the target's hidden states).
+    """
+
+    kind: str = "draft"
+    layers: int = 2
+    tokens: int = 1_000_000
+    folder: str = "draft"  # name under train.out's default, specbench/models/builtin
+    copy_layers: list[int] | None = None  # layers of the target that a draft starts from; None: spread evenly
+    width: int | None = None  # None: train.width; also heads and feed_forward
+    heads: int | None = None
+    feed_forward: int | None = None
+    init: str | None = None  # None: train.init
+    own_text: float = 0.75  # share of distillation rows that are the target's own continuations, the rest is corpus text
+    length: int | None = None  # tokens per sequence; None: train.length
+    rows: int | None = None  # sequences per step; None: train.rows
+    rate: float = 1.0  # factor on both learning rates
+
+
+@dataclass
+class TrainSettings:
+    """`train.*`. None means: what the part says."""
+
+    out: str | None = None
+    work: str = "runs/train"
+    resume: bool = False
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 2
+    tokens: int | None = None
+    layers: int | None = None
+    width: int = 128
+    heads: int = 4
+    feed_forward: int = 384
+    vocab_size: int = 4096
+    max_positions: int = 16_384
+    rows: int = 16
+    length: int = 256
+    long_share: float = 0.15
+    matrix_lr: float = 0.02
+    other_lr: float = 0.004
+    decay: float = 0.3
+    compile: str = "auto"
+    mantissa_bits: int = 7
+    autocast: bool | str = "auto"
+    shares: dict[str, float] = field(default_factory=lambda: {"functions": 0.5, "code": 0.25, "docs": 0.25})
+    source: str = "machine"
+    source_licence: str = ""
+    max_package_bytes: int = 4_000_000
+    evaluation_folders: list[str] = field(default_factory=list)
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.7, 1.0])
+    new_tokens: int = 128
+    generate_rows: int = 256
+    pool_rows: int = 2048
+    reuse: float = 8.0
+    init: str = "auto"
+    strength: float = 20.0
+    mixed_back: float = 0.6
+    measure: bool = True
+    card_samples: int = 20
+
+
+@dataclass
+class Settings:
+    """The whole configuration of one training command."""
+
+    part: str = "target"
+    pair: PairConfig = field(default_factory=PairConfig)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    parts: dict[str, PartSettings] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)  # part=heads: whose heads, as a run's method node
+    method_name: str = ""
+    heads: dict[str, Any] = field(default_factory=dict)  # part=heads: options of the family
+
+    def chosen(self) -> PartSettings:
+        """The settings of the chosen part, with `train.*` overrides. Raises ConfigError for an unknown part."""
+        if self.part not in self.parts:
+            raise ConfigError("part", self.part, f"choose one of {', '.join(sorted(self.parts))} or card")
+        part = self.parts[self.part]
+        changes = {name: getattr(self.train, name) for name in ("tokens", "layers") if getattr(self.train, name) is not None}
+        return PartSettings(**(vars(part) | changes))
+
+
+def settings_from(plain: dict[str, Any]) -> Settings:
+    """Settings from Hydra's plain containers. Raises ConfigError for an unknown key and for what would fail only at the end."""
+    known = vars(TrainSettings())
+    for name in plain.get("train") or {}:
+        if name not in known:
+            raise ConfigError(f"train.{name}", plain["train"][name], f"no such option; there are {', '.join(sorted(known))}")
+    bits = (plain.get("train") or {}).get("mantissa_bits", BFLOAT16_MANTISSA_BITS)
+    if bits not in range(1, BFLOAT16_MANTISSA_BITS + 1):
+        raise ConfigError("train.mantissa_bits", bits, f"choose 1 to {BFLOAT16_MANTISSA_BITS}, the bits that bfloat16 has")
+    return Settings(
+        part=plain["part"],
+        pair=PairConfig(**(plain.get("pair") or {})),
+        train=TrainSettings(**(plain.get("train") or {})),
+        method=plain.get("method") or {},
+        method_name=plain.get("method_name") or "",
+        heads=plain.get("heads") or {},
+        parts={name: PartSettings(**(value or {})) for name, value in (plain.get("parts") or {}).items()},
+    )

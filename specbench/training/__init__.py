@@ -1,1 +1,0 @@
-"""Making the models a pair needs: corpus, tokenizer, training loop, distillation and the card that reports them."""
