@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-import specbench.two_processes as two_processes
 from specbench.check import GREEDY, SAMPLED, Bench
 from specbench.check.tiny import PROMPTS, make_tiny_pair
 from specbench.check.tiny_heads import with_tiny_heads
-from specbench.cli import compose
-from specbench.engine.steps import Progress
-from specbench.pair import PairSpec, load_model
+from specbench.config.compose import compose
+from specbench.pair import PairSpec
+from specbench.parts.schedules import two_sides
+from specbench.processes.steps import Progress
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = FOLDER / "rounds.json"
@@ -70,9 +70,9 @@ class SteppedWorker:
 
     pid = None
 
-    def __init__(self, role: str, spec: Any, program: Any, placement: Any, vocab_size: Any, *_: Any, **__: Any):
+    def __init__(self, role: str, load: Any, program: Any, *_: Any, **__: Any):
         self.program = program
-        program.open(load_model(spec, vocab_size))
+        program.open(load())
 
     def prepare(self, order: Any) -> None:
         self.program.prepare(order)
@@ -125,8 +125,8 @@ def rounds_of(variant: tuple[str, ...], pair: PairSpec) -> dict[str, Any]:
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Step the workers of two-process methods here."""
-    monkeypatch.setattr(two_processes, "Worker", SteppedWorker)
-    monkeypatch.setattr(two_processes, "drive", interleaved)
+    monkeypatch.setattr(two_sides, "Worker", SteppedWorker)
+    monkeypatch.setattr(two_sides, "drive", interleaved)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.schema import RunConfig
@@ -95,32 +96,32 @@ def test_overrides_arrive_with_their_types(door: Door) -> None:
 
 
 def test_a_changed_pair_does_not_keep_the_presets_name() -> None:
-    assert cli.compose(["pair.target=a/b", "pair.draft=c/d"]).pair.name == "custom"
-    assert cli.compose(["pair.target=a/b", "pair.name=mine"]).pair.name == "mine"
-    assert cli.compose(["pair.target_device=cpu"]).pair.name == "builtin"
+    assert compose(["pair.target=a/b", "pair.draft=c/d"]).pair.name == "custom"
+    assert compose(["pair.target=a/b", "pair.name=mine"]).pair.name == "mine"
+    assert compose(["pair.target_device=cpu"]).pair.name == "builtin"
 
 
 def test_a_file_carries_its_own_name() -> None:
     for pair in choices("pair"):
-        assert cli.compose([f"pair={pair}"]).pair.name == pair
+        assert compose([f"pair={pair}"]).pair.name == pair
     for data in choices("data"):
-        assert cli.compose([f"data={data}"]).data.name == data
+        assert compose([f"data={data}"]).data.name == data
 
 
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_composes_with_every_pair_and_data(method: str) -> None:
     for pair in choices("pair"):
         for data in choices("data"):
-            config = cli.compose([f"method={method}", f"pair={pair}", f"data={data}"])
+            config = compose([f"method={method}", f"pair={pair}", f"data={data}"])
             assert (config.method_name, config.pair.name, config.data.name) == (method, pair, data)
             assert "draft_length" in config.method, "declared for every method, so that sweeps over methods compose"
 
 
 @pytest.mark.parametrize("baseline", choices("method"))
 def test_every_method_composes_as_a_baseline(baseline: str) -> None:
-    config = cli.compose([f"method@baseline={baseline}"])
+    config = compose([f"method@baseline={baseline}"])
     assert config.baseline_name == baseline
-    assert config.baseline == cli.compose([f"method={baseline}"]).method
+    assert config.baseline == compose([f"method={baseline}"]).method
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -321,7 +322,7 @@ def test_an_installed_plugin_is_a_choice_and_may_run(tmp_path: Path) -> None:
     write_plugin(tmp_path)
     code = """
     from specbench.front.cli import compose
-    from specbench.config.create import create_method
+    from specbench.method import create_method
     config = compose(["method=echo", "method.times=3"])
     method = create_method(config.method)
     print(config.method_name, type(method).__module__, method.times)

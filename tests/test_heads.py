@@ -133,7 +133,7 @@ def test_where_there_are_no_heads_the_command_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             find_heads("medusa", name, "somebody/model")
         assert caught.value.key == "method.heads"
-    with pytest.raises(ConfigError, match=r"specbench.train.__main__ part=heads method=medusa"):
+    with pytest.raises(ConfigError, match=r"specbench.train part=heads method=medusa"):
         find_heads("medusa", None, "somebody/model")
     assert find_heads("medusa", str(tmp_path), "somebody/model") == tmp_path
 

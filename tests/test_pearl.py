@@ -31,7 +31,7 @@ from specbench.measure.metrics import RoundTable, accepted_run_length, check_ide
 from specbench.measure.records.events import Round, SampleRecord
 from specbench.method import Method
 from specbench.methods.overlap.pearl import Pearl
-from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
+from specbench.pair.load import check_pair, draft_loader, eos_ids, load_model, load_tokenizer
 from specbench.pair.spec import specify
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH, balanced_length
@@ -535,7 +535,7 @@ def test_two_processes_give_what_autoregression_gives(temperature: float, option
     pair = check_pair(pair, tokenizer)
     target = load_model(pair.target, pair.vocab_size)
     law, ends = SamplingLaw(temperature), eos_ids(target.module, tokenizer)
-    runtime = Runtime(pair, target, None, law, 24, ends, trace=bool(temperature))
+    runtime = Runtime(pair, target, None, law, 24, ends, trace=bool(temperature), load_draft=draft_loader(pair))
     reference, pearl = Method(), Pearl(**options)
     reference.open(runtime)
     samples, rounds = [], {}

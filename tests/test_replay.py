@@ -28,14 +28,14 @@ from specbench.measure.records import store
 from specbench.measure.records.events import Round
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
-from specbench.methods.overlap.pearl import draft as pearl_draft
-from specbench.methods.overlap.pearl import verify as pearl_verify
 from specbench.pair.load import check_pair, load_model, load_tokenizer, pair_facts
 from specbench.pair.scripted import ReplayModel, greedy_text
 from specbench.pair.spec import specify
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.free_running import draft as async_draft
 from specbench.parts.schedules.free_running import verify as async_verify
+from specbench.parts.schedules.lockstep import draft as pearl_draft
+from specbench.parts.schedules.lockstep import verify as pearl_verify
 from specbench.parts.schedules.lockstep.plan import Plan
 from specbench.processes.mailbox import Mailbox
 from specbench.processes.steps import Order

@@ -84,8 +84,8 @@ def configured(folder: Path, method: Mapping[str, Any] = SD, baseline: Mapping[s
         engine=EngineConfig(threads=1),
         method=dict(method),
         baseline=dict(baseline),
-        method_name=method["_target_"].split(".")[2],
-        baseline_name=baseline["_target_"].split(".")[2],
+        method_name=method["_target_"].split(".")[3],
+        baseline_name=baseline["_target_"].split(".")[3],
         runs_dir=str(folder / "runs"),
         device_lock="off",
     )

@@ -15,11 +15,12 @@ import pytest
 from run_folders import finished_run
 from wandb_files import OfflineRun, offline_runs
 
+from specbench.config.compose import compose as compose_line
 from specbench.config.options import ConfigError
 from specbench.config.schema import RunConfig
 from specbench.front import cli
 from specbench.measure.records.store import read_samples, read_summary
-from specbench.track import __main__ as track
+from specbench.track import mirror, tracker
 
 FAKE_KEYS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -39,13 +40,13 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def compose(*overrides: str) -> RunConfig:
-    return cli.compose(["method=speculative", *overrides])
+    return compose_line(["method=speculative", *overrides])
 
 
 def mirrored(folder: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]) -> str:
     """What the run's own process says about it."""
     capsys.readouterr()
-    track.mirror_apart(folder, config)
+    mirror.mirror_apart(folder, config)
     err = capsys.readouterr().err
     assert err.count("\n") == 1, err
     return err
@@ -139,7 +140,7 @@ def test_jobs_of_a_sweep_are_one_group(tmp_path: Path) -> None:
     job = tmp_path / "runs" / "sweeps" / "study" / "speculative_humaneval_00000000"
     job.parent.mkdir(parents=True)
     folder.rename(job)
-    assert track.tracked_run(job).group == "study"
+    assert mirror.tracked_run(job).group == "study"
 
 
 def test_a_failed_run_is_mirrored_as_failed(offline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +159,7 @@ def test_a_failed_run_is_mirrored_as_failed(offline: None, tmp_path: Path, capsy
 # ------------------------------------------------------------------------------------------------ what goes wrong
 TRACKERS = """
 import os, subprocess, sys, time
-from specbench.track.__main__ import Tracker
+from specbench.track.tracker import Tracker
 
 class Good(Tracker):
     def start(self, run): pass
@@ -249,9 +250,9 @@ def test_a_run_ends_the_same_with_a_tracker_that_fails(
 
 def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose()
-    assert track.create(config.track) is None
+    assert tracker.create(config.track) is None
     monkeypatch.setattr("specbench.run.run.run", lambda config: {"status": "success"})
-    monkeypatch.setattr(track, "mirror_apart", lambda *_: pytest.fail("nobody asked for a tracker"))
+    monkeypatch.setattr(mirror, "mirror_apart", lambda *_: pytest.fail("nobody asked for a tracker"))
     assert cli.run_tracked(config) == {"status": "success"}
 
 
@@ -261,7 +262,7 @@ def test_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         (["+track.projekt=x"], r"track\.projekt='x': WandbTracker takes no such option; did you mean track\.project\?"),
         (["track.mode=ofline"], r"track\.mode='ofline': possible: online, offline"),
         (["track._target_=os.system"], r"track\._target_='os\.system': points outside"),
-        (["track._target_=specbench.track.wandb.Tracker2"], r"is no Tracker; specbench\.trackers\.wandb has: WandbTracker"),
+        (["track._target_=specbench.track.wandb.Tracker2"], r"is no Tracker; specbench\.track\.wandb has: WandbTracker"),
     ],
 )
 def test_wrong_options_stop_a_run_before_it_starts(overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+from hydra._internal.utils import get_args_parser
 
 from specbench.check import CHECKS, SKIP, law
 from specbench.check.__main__ import compose, main
-from specbench.front import cli
 from specbench.method import Method, create_method
 
 PAGE = Path(__file__).resolve().parents[1] / "methods" / "README.md"
@@ -77,7 +77,7 @@ def test_its_check_command_passes_every_check(page: dict[str, str], capsys: pyte
 def test_its_run_command_names_the_method(page: dict[str, str]) -> None:
     words = shlex.split(page["sh"].splitlines()[1])
     assert words[:3] == ["python", "-m", "specbench"]
-    parsed = cli.get_args_parser().parse_args(words[3:])
+    parsed = get_args_parser().parse_args(words[3:])
     config = compose(parsed.overrides, [parsed.config_dir])
     assert (config.method_name, config.data.name) == ("my_lookup", "humaneval")
     assert type(create_method(config.method, config.allow_targets)).__name__ == "MyLookup"

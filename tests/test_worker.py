@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Pa
     program = Drafter(Mailbox.shared(8), SamplingLaw(), 4)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"worker draft: ConfigError: pair\.draft='nowhere': "):
-        Worker("draft", spec, program, Placement((), 1), None, 60.0)
+        Worker("draft", partial(load_model, spec), program, Placement((), 1), 60.0)
     assert time.monotonic() - start < 60.0
     assert not [child for child in children(os.getpid()) if "spawn_main" in command(child)], "a process is left"
 

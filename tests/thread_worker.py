@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import pytest
 
 import specbench.processes.worker as worker_module
-from specbench.pair.load import load_model
 from specbench.processes.worker import Worker, WorkerError
 
 
@@ -21,11 +20,11 @@ class ThreadWorker:
 
     pid = None
 
-    def __init__(self, role: str, spec: Any, program: Any, placement: Any, vocab_size: Any, timeout_seconds: float, **_: Any):
+    def __init__(self, role: str, load: Any, program: Any, placement: Any, timeout_seconds: float, **_: Any):
         self.role, self.program, self.timeout_seconds = role, program, timeout_seconds
         self.thread: threading.Thread | None = None
         self.answer: tuple[Any, BaseException | None] = (None, None)
-        program.open(load_model(spec, vocab_size))
+        program.open(load())
 
     def prepare(self, order: Any) -> None:
         if self.thread is not None:

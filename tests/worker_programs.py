@@ -18,7 +18,7 @@ from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import DraftTree
 from specbench.methods.overlap.amusd import Amusd
-from specbench.pair.load import load_model
+from specbench.pair.load import draft_loader, load_model
 from specbench.parts.schedules.free_running.draft import Drafter, DraftReport
 from specbench.processes.steps import Progress
 
@@ -146,7 +146,7 @@ def tiny_pair(folder: Path) -> PairSpec:
 def runtime(pair: PairSpec, temperature: float = 0.0, timeout_seconds: float = 60.0, trace: bool = False) -> Runtime:
     target = load_model(pair.target, VOCAB_SIZE)
     law = SamplingLaw(temperature)
-    return Runtime(pair, target, None, law, 40, frozenset({3}), timeout_seconds=timeout_seconds, trace=trace)
+    return Runtime(pair, target, None, law, 40, frozenset({3}), timeout_seconds, trace, draft_loader(pair))
 
 
 def request(number: int = 0, what: str = "sample", max_new_tokens: int = 40) -> Request:

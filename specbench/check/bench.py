@@ -16,7 +16,7 @@ from specbench.measure.lossless import LosslessReport, compare
 from specbench.measure.metrics import RoundTable, check_identities
 from specbench.measure.records.events import SampleRecord
 from specbench.method import Method, create_method
-from specbench.pair.load import load_model
+from specbench.pair.load import draft_loader, load_model
 from specbench.processes.placement import Placement
 
 GREEDY = SamplingLaw()
@@ -58,7 +58,8 @@ class Bench:
         """What this process has for the method: a draft model only if it wants one here."""
         if self.needs.draft == "local" and self._draft is None and self.pair.draft is not None:
             self._draft = load_model(self.pair.draft, self.pair.vocab_size)
-        return Runtime(self.pair, self.target, self._draft, law, MAX_NEW_TOKENS, self.eos_ids, self.timeout_seconds)
+        settings = (law, MAX_NEW_TOKENS, self.eos_ids, self.timeout_seconds)
+        return Runtime(self.pair, self.target, self._draft, *settings, load_draft=draft_loader(self.pair))
 
     def method(self, law: SamplingLaw) -> Method:
         """The method, open. Raises ConfigError when the pair lacks what it needs."""

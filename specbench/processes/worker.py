@@ -55,7 +55,8 @@ class Failure:
 class Worker:
     """The parent's handle on one child process. Raises WorkerError from any call when the child is gone or failed.
 
-    load: makes the model, in the child; picklable. timeout_seconds: how long the child may be silent when an answer is due; it then counts as hung and is killed.
+    load: makes the model, in the child; picklable.
+    timeout_seconds: how long the child may be silent when an answer is due; it then counts as hung and is killed.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ from specbench.measure.records.store import read_power, read_rounds, read_sample
 from specbench.measure.summary import build_summary
 from specbench.measure.timeline import build_trace
 from specbench.method import Method, create_method
-from specbench.pair.load import check_pair, context_length, eos_ids, load_model, load_tokenizer, pair_facts
+from specbench.pair.load import check_pair, context_length, draft_loader, eos_ids, load_model, load_tokenizer, pair_facts
 from specbench.pair.spec import specify
 from specbench.processes.locks import Held, hold
 from specbench.processes.placement import Placement, available_cores
@@ -209,7 +209,8 @@ def load(config: RunConfig, prepared: Prepared) -> Runtime:
         probe_rollback(draft, "draft", pair.draft.name)
     ends = eos_ids(target.module, prepared.tokenizer)
     decoding, timeout = config.decoding, config.engine.timeout_seconds
-    return Runtime(pair, target, draft, prepared.law, decoding.max_new_tokens, ends, timeout, config.measure.trace)
+    settings = (prepared.law, decoding.max_new_tokens, ends, timeout, config.measure.trace)
+    return Runtime(pair, target, draft, *settings, load_draft=draft_loader(pair))
 
 
 def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleRecord]) -> dict[str, Any]:
