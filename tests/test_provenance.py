@@ -80,8 +80,9 @@ def test_collect_names_the_conditions() -> None:
 def test_measure_does_not_import_torch() -> None:
     folder = Path(provenance.__file__).parent
     present = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    code = "import sys\n" + "".join(f"import specbench.measure.records.{m}\n" for m in present)
-    code += "import specbench.run.console\nprint([m for m in ('torch', 'transformers', 'hydra', 'omegaconf', 'datasets', 'wandb') if m in sys.modules])"
+    lines = ["import sys", *(f"import specbench.measure.records.{name}" for name in present), "import specbench.run.console"]
+    heavy = ("torch", "transformers", "hydra", "omegaconf", "datasets", "wandb")
+    code = "\n".join([*lines, f"print([m for m in {heavy} if m in sys.modules])"])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
