@@ -21,7 +21,7 @@ from specbench.check import GREEDY, SAMPLED, Bench
 from specbench.check.tiny import PROMPTS, make_tiny_pair
 from specbench.check.tiny_heads import with_tiny_heads
 from specbench.config.compose import compose
-from specbench.pair import PairSpec
+from specbench.config.specs import PairSpec
 from specbench.parts.schedules import two_sides
 from specbench.processes.steps import Progress
 
