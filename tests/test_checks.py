@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import Any
 
 import pytest
 
-from specbench.config.checks import validate
 from specbench.config.compose import compose
 from specbench.config.errors import schema_keys
 from specbench.config.options import ConfigError
-from specbench.config.schema import RunConfig
+from specbench.config.schema import RunConfig, validate
+
+COMPOSED = compose(["method=speculative"])
 
 
 def with_value(key: str, value: Any) -> RunConfig:
-    config = compose(["method=speculative"])
+    config = copy.deepcopy(COMPOSED)
     *sections, leaf = key.split(".")
     node: Any = config
     for section in sections:
@@ -57,6 +59,11 @@ def test_a_configuration_without_a_method_is_refused() -> None:
         ("pair.draft", ["a/b", None], ["", 3]),
         ("pair.draft_device", ["auto", "cpu", "cuda", "cuda:1"], ["gpu", "cuda:", "cuda:x", None]),
         ("runs_dir", ["runs"], ["", None]),
+        ("run_folder", [None, "runs/x"], ["", " ", 3]),
+        ("sweep.name", [None, "a", "A-1_b.c+d"], ["", "-a", "a/b", "a b", 3]),
+        ("device_lock", ["wait", "refuse", "off"], [False, None]),
+        ("allow_mixed", [True, False], [None, 1, "true"]),
+        ("measure.trace", [True, False], [None, 0]),
     ],
 )
 def test_ranges(key: str, good: list[Any], bad: list[Any]) -> None:
@@ -67,6 +74,33 @@ def test_ranges(key: str, good: list[Any], bad: list[Any]) -> None:
             validate(with_value(key, value))
         assert raised.value.key == key
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("pair.target_device", "gpu", "pair.target_device='gpu': possible: auto, cpu, cuda, cuda:<number>"),
+        ("decoding.top_p", 0, "decoding.top_p=0: possible: a number above 0 and up to 1, or null (no cut)"),
+        ("data.limit", 0, "data.limit=0: possible: an integer of at least 1, or null (all samples)"),
+        ("allow_mixed", 1, "allow_mixed=1: possible: true, false"),
+    ],
+)
+def test_a_refusal_is_one_line_with_the_remedy(key: str, value: Any, line: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        validate(with_value(key, value))
+    assert str(raised.value) == line
+
+
+def test_options_that_contradict_each_other() -> None:
+    config = with_value("pair.draft_errors", "every:2")
+    validate(config)
+    config.decoding.temperature = 1.0
+    with pytest.raises(ConfigError, match=r"pair\.draft_errors='every:2'"):
+        validate(config)
+    config = with_value("resume", "runs/a")
+    config.run_folder = "runs/b"
+    with pytest.raises(ConfigError, match="run_folder='runs/b'"):
+        validate(config)
 
 
 def test_schema_keys_reach_into_sections() -> None:

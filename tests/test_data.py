@@ -188,7 +188,7 @@ def test_what_the_user_names_is_never_passed_over(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("key", ["source", "template", "history"])
 def test_wrong_choices_name_the_possible_ones(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^data\.{key}='nonsense': possible are "):
+    with pytest.raises(ConfigError, match=rf"^data\.{key}='nonsense': possible: "):
         data.load(config_of("humaneval", **{key: "nonsense"}))
 
 

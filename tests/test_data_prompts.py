@@ -90,7 +90,7 @@ def test_chat_needs_a_chat_template(template: str) -> None:
 
 
 def test_unknown_template() -> None:
-    with pytest.raises(ConfigError, match="possible are auto, raw, chat, amusd"):
+    with pytest.raises(ConfigError, match="possible: auto, raw, chat, amusd"):
         render(QUESTION, 0, (), byte_tokenizer(False, CHAT), "vicuna")
 
 

@@ -18,12 +18,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from specbench.config.checks import validate
 from specbench.config.create import installed
 from specbench.config.errors import unknown
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
-from specbench.config.schema import RunConfig
+from specbench.config.schema import RunConfig, validate
 
 HYDRA_VERSION = "1.3"
 PLUGIN_PACKAGE = "hydra_plugins.specbench"  # Hydra takes plugins from its own package only

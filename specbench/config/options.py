@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
+from dataclasses import field, fields, is_dataclass
+from typing import Any
+
+ABOVE_ZERO = math.ulp(0.0)  # the smallest number that is
 
 
 class ConfigError(ValueError):
@@ -16,9 +22,12 @@ class ConfigError(ValueError):
         return type(self), (self.key, self.value, self.remedy)  # travels between processes
 
 
-def text(key: str, value: object, remedy: str) -> None:
-    """Refuse all but a text that says something."""
-    if not isinstance(value, str) or not value.strip():
+# ---------------------------------------------------------------------------------------------------- the four checkers
+def text(key: str, value: object, remedy: str, pattern: str = r".*\S.*", null: bool = False) -> None:
+    """Refuse all but a text that says something (that `pattern` matches as a whole); None too, where `null` allows it."""
+    if value is None and null:
+        return
+    if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
         raise ConfigError(key, value, remedy)
 
 
@@ -36,7 +45,33 @@ def whole(key: str, value: object, low: int, null: str | None = None) -> None:
         raise ConfigError(key, value, f"possible: an integer of at least {low}" + (f", or null ({null})" if null else ""))
 
 
-def number(key: str, value: object, low: float, high: float, possible: str) -> None:
-    """Refuse all but numbers from `low` to `high`; infinities and NaN whatever the bounds."""
+def number(key: str, value: object, low: float, high: float, possible: str, null: bool = False) -> None:
+    """Refuse all but numbers from `low` to `high`; infinities and NaN whatever the bounds; None too, where `null` allows it.
+
+    low: ABOVE_ZERO where 0 itself is none of them.
+    """
+    if value is None and null:
+        return
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
         raise ConfigError(key, value, f"possible: {possible}")
+
+
+# ---------------------------------------------------------------------------------------------------- ranges of dataclasses
+def option(default: Any, check: Callable[..., None], *limits: Any, **more: Any) -> Any:
+    """A dataclass field with its range, a checker and what it takes behind key and value: `seed: int = option(0, whole, 0)`."""
+    return field(default=default, metadata={"check": lambda key, value: check(key, value, *limits, **more)})
+
+
+def check_ranges(options: Any, prefix: str = "") -> None:
+    """Raise ConfigError for the first field of a dataclass, its sections included, that is outside the range of its `option`.
+
+    prefix: of the keys ("data."). Fields that are declared as bool are checked whatever they are made with.
+    """
+    for part in fields(options):
+        key, value = prefix + part.name, getattr(options, part.name)
+        if is_dataclass(value):
+            check_ranges(value, f"{key}.")
+        elif part.type in (bool, "bool") and not isinstance(value, bool):
+            raise ConfigError(key, value, "possible: true, false")
+        elif "check" in part.metadata:
+            part.metadata["check"](key, value)

@@ -1,17 +1,27 @@
-"""The typed shape of a run's configuration, and its range checks.
+"""The typed shape of a run's configuration, and the range of each option: what a type cannot say.
 
-Plain dataclasses, so that `run` works without hydra; `cli` registers the same classes as Hydra's schema. The `method` and
+Plain dataclasses, so that `run` works without hydra; `compose` registers the same classes as Hydra's schema. The `method` and
 `baseline` nodes stay open: a plugin's constructor checks its own options.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specbench.config.options import ConfigError
+from specbench.config.draft_errors import DraftErrors
+from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, number, one_of, option, text, whole
+
+TEMPLATES = ("auto", "raw", "chat", "amusd")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DEVICE = ("possible: auto, cpu, cuda, cuda:<number>", r"auto|cpu|cuda(:\d+)?")
+_A_MODEL = "name a Hugging Face repository, a local folder or builtin:"
+_A_PATTERN = "possible: a pattern of wrong drafts, or null for a draft of its own"
+_A_FOLDER = "possible: letters, digits and any of . _ + - (it names a folder), or null"
+_A_SHARE = "a number above 0 and up to 1, or null (no cut)"
 
 
 @dataclass
@@ -19,15 +29,16 @@ class PairConfig:
     """Which models: names of Hugging Face repositories, local folders, or `builtin:<part>`."""
 
     name: str = "custom"
-    target: str = ""
-    draft: str | None = None
-    target_dtype: str = "auto"  # auto | float32 | bfloat16 | float16
-    draft_dtype: str = "auto"
-    target_device: str = "auto"  # auto | cpu | cuda | cuda:<n>
-    draft_device: str = "auto"
+    target: str = option("", text, f"{_A_MODEL}target")
+    draft: str | None = option(None, text, f"{_A_MODEL}draft, or null for no draft", null=True)
+    target_dtype: str = option("auto", one_of, *_DTYPES)
+    draft_dtype: str = option("auto", one_of, *_DTYPES)
+    target_device: str = option("auto", text, *_DEVICE)
+    draft_device: str = option("auto", text, *_DEVICE)
     target_revision: str | None = None
     draft_revision: str | None = None
-    draft_errors: str | None = None  # instead of the draft's own words the target's, wrong where this says (draft_errors.py)
+    # Instead of the draft's own words the target's, wrong where this says (draft_errors.py).
+    draft_errors: str | None = option(None, text, _A_PATTERN, null=True)
     trust_remote_code: bool = False
 
 
@@ -35,15 +46,15 @@ class PairConfig:
 class DataConfig:
     """Which prompts. `source`: auto (path, SPECBENCH_DATA, hub, stand-in), path, hub or standin."""
 
-    name: str = "humaneval"
-    source: str = "auto"
+    name: str = option("humaneval", text, "name a data set")
+    source: str = option("auto", one_of, "auto", "path", "hub", "standin")
     path: str | None = None
-    limit: int | None = 20
+    limit: int | None = option(20, whole, 1, null="all samples")
     categories: list[str] | None = None
-    seed: int = 0
-    template: str = "auto"  # auto | raw | chat | amusd
-    history: str = "baseline"  # baseline | own | dataset
-    max_prompt_tokens: int | None = None
+    seed: int = option(0, whole, 0)
+    template: str = option("auto", one_of, *TEMPLATES)
+    history: str = option("baseline", one_of, "baseline", "own", "dataset")
+    max_prompt_tokens: int | None = option(None, whole, 1, null="the pair's context")
     # Facts of the data set itself (conf/data/<name>.yaml); users do not set these.
     file: str = ""  # file name looked for in data.path / SPECBENCH_DATA
     sha256: str | None = None
@@ -57,39 +68,41 @@ class DataConfig:
 class DecodingConfig:
     """The sampling law and the limits, the same for both arms."""
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
+    max_new_tokens: int = option(128, whole, 1)
+    temperature: float = option(0.0, number, 0.0, math.inf, "0 (greedy) or a positive number")
+    top_k: int | None = option(None, whole, 1, null="no cut")
+    top_p: float | None = option(None, number, ABOVE_ZERO, 1.0, _A_SHARE, null=True)
+    seed: int = option(0, whole, 0)
 
 
 @dataclass
 class MeasureConfig:
     """How often, in which mode, with which extras."""
 
-    repeats: int = 3
-    warmup: int = 2
-    mode: str = "paired"  # paired | aa
-    power: str = "auto"  # auto | off
+    repeats: int = option(3, whole, 1)
+    warmup: int = option(2, whole, 0)
+    mode: str = option("paired", one_of, "paired", "aa")
+    power: str = option("auto", one_of, "auto", "off")
     trace: bool = False
-    seed: int = 0  # order of the arms
+    seed: int = option(0, whole, 0)  # order of the arms
 
 
 @dataclass
 class EngineConfig:
     """How the models run."""
 
-    attention: str = "sdpa"  # sdpa | eager
-    threads: int | None = None  # CPU threads of each arm; None: chosen by speed in the warm-up
-    timeout_seconds: float = 60.0  # a worker that is silent this long counts as hung
+    attention: str = option("sdpa", one_of, "sdpa", "eager")
+    threads: int | None = option(None, whole, 1, null="chosen in the warm-up")  # CPU threads of each arm, chosen by speed
+    # A worker that is silent this long counts as hung.
+    timeout_seconds: float = option(60.0, number, ABOVE_ZERO, math.inf, "a positive number of seconds")
 
 
 @dataclass
 class SweepConfig:
     """How a sweep is kept."""
 
-    name: str | None = None  # its folder below <runs_dir>/sweeps; None: from the options that are swept and its jobs' hash
+    # Its folder below <runs_dir>/sweeps; None: from the options that are swept and its jobs' hash.
+    name: str | None = option(None, text, _A_FOLDER, r"[A-Za-z0-9][A-Za-z0-9._+-]*", null=True)
 
 
 @dataclass
@@ -105,16 +118,37 @@ class RunConfig:
     baseline: Any = field(default_factory=dict)
     method_name: str = "autoregressive"  # the YAML's file name
     baseline_name: str = "autoregressive"
-    runs_dir: str = "runs"
-    allow_targets: list[str] = field(
-        default_factory=list
-    )  # further packages that a method's `_target_` may name: it is code to run
-    resume: str | None = None  # a run folder to go on with
-    run_folder: str | None = None  # exactly this folder, continued if it is there (a sweep gives each job its own)
+    runs_dir: str = option("runs", text, "name a folder for run folders")
+    # Further packages that a method's `_target_` may name: it is code to run.
+    allow_targets: list[str] = field(default_factory=list)
+    resume: str | None = option(None, text, "name a run folder, or null", null=True)  # to go on with
+    # Exactly this folder, continued if it is there (a sweep gives each job its own).
+    run_folder: str | None = option(None, text, "name a run folder, or null", null=True)
     allow_mixed: bool = False  # go on although code, packages or machine changed since the run was started; the run says so
-    device_lock: str = "wait"  # while another run measures on the same device of this host: wait | refuse | off
+    # While another run measures on the same device of this host.
+    device_lock: str = option("wait", one_of, "wait", "refuse", "off")
     sweep: SweepConfig = field(default_factory=SweepConfig)
     track: Any = field(default_factory=dict)  # where finished numbers are mirrored to; empty: nowhere
+
+
+def validate(config: RunConfig) -> None:
+    """Raises ConfigError for the first option outside its range. A plugin's constructor checks the plugin's own options."""
+    check_ranges(config)
+    if config.data.categories is not None and not config.data.categories:
+        remedy = "selects nothing; name categories as [a,b], or null for all"
+        raise ConfigError("data.categories", config.data.categories, remedy)
+    pattern = config.pair.draft_errors
+    if pattern is not None:
+        DraftErrors.parse(pattern)
+        if config.decoding.temperature:
+            remedy = "the text that a draft replays is the target's greedy one: set decoding.temperature=0"
+            raise ConfigError("pair.draft_errors", pattern, remedy)
+    for name in ("method", "baseline"):
+        node = getattr(config, name)
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            raise ConfigError(f"{name}._target_", None, f"no {name} is chosen; it names a class as package.module.Class")
+    if config.resume is not None and config.run_folder is not None:
+        raise ConfigError("run_folder", config.run_folder, f"resume={config.resume} names the folder already; give one of them")
 
 
 # Where a run is kept, mirrored and queued: part of the command, not of what is measured.

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, check_ranges
 from specbench.config.paths import DATASETS_DIR
 from specbench.config.schema import DataConfig
 from specbench.data import hub
 from specbench.data.files import DATA_VARIABLE, find_local, read_rows, sha256_of
-from specbench.data.prompts import HISTORIES, TEMPLATES
 from specbench.data.published import PUBLISHED, is_published
 from specbench.data.samples import Dataset, content_digest, parse
 
-SOURCES = ("auto", "path", "hub", "standin")
 STANDIN_FOLDER = DATASETS_DIR / "standin"
 
 
@@ -28,7 +26,9 @@ def load(config: DataConfig) -> Dataset:
     that says why. `path` and `hub` never fall back. Raises ConfigError for a wrong option, a file that is not there, and a
     checksum that does not match, and a file that cannot be parsed.
     """
-    _check(config)
+    check_ranges(config, "data.")
+    if config.source in ("hub", "standin") and config.path:
+        raise ConfigError("data.path", config.path, f"contradicts data.source={config.source}; drop one of the two")
     if config.source == "standin":
         return load_standin(config.name)
     reasons: list[str] = []
@@ -120,15 +120,3 @@ def _unpublished(config: DataConfig, path: Path, source: str, file_sum: str) -> 
     if published is not None and published.content_sha256 is not None:
         fault += ", and the content differs from the published set"
     raise ConfigError(key, value, f"{fault}; {remedy}")
-
-
-def _check(config: DataConfig) -> None:
-    for key, value, known in (
-        ("data.source", config.source, SOURCES),
-        ("data.template", config.template, TEMPLATES),
-        ("data.history", config.history, HISTORIES),
-    ):
-        if value not in known:
-            raise ConfigError(key, value, f"possible are {', '.join(known)}")
-    if config.source in ("hub", "standin") and config.path:
-        raise ConfigError("data.path", config.path, f"contradicts data.source={config.source}; drop one of the two")

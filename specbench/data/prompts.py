@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, one_of
+from specbench.config.schema import TEMPLATES
 from specbench.data.samples import Sample
-
-TEMPLATES = ("auto", "raw", "chat", "amusd")
-HISTORIES = ("baseline", "own", "dataset")
 
 # Llama-3 templates write the date of the day into the system block, some from the clock: the same run would have other
 # prompts tomorrow. Their own default date is passed instead; templates that do not use it ignore it.
@@ -62,8 +60,7 @@ def render(sample: Sample, turn: int, history: Sequence[str], tokenizer: Any, te
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if template == "raw" or (template == "auto" and not has_chat):
         return list(tokenizer(raw_text(sample, turn, history))["input_ids"])
-    if template not in TEMPLATES:
-        raise ConfigError("data.template", template, f"possible are {', '.join(TEMPLATES)}")
+    one_of("data.template", template, *TEMPLATES)
     if not has_chat:
         raise ConfigError("data.template", template, "the pair's tokenizer has no chat template; set data.template=raw or auto")
     messages: list[dict[str, str]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, check_ranges
 from specbench.config.schema import DataConfig
 from specbench.data.load import load_standin, standin_names
 from specbench.data.prompts import turns_to_generate
@@ -19,15 +19,13 @@ def select(dataset: Dataset, config: DataConfig) -> tuple[Sample, ...]:
     sorted by category, so the first n would be a sample of one category; instead the categories give one sample each in turn,
     the largest first, of equal ones as in the file (a small draw of Spec-Bench is then of its own five tasks, and not MT-Bench
     again), each from its own order by sha256 of "<seed>:<sample_id>". A set without categories is one category.
-    The draw for a smaller limit is part of the draw for a larger one. Raises ConfigError for an unknown category, a limit
-    below 1, and samples that `data.history` cannot run.
+    The draw for a smaller limit is part of the draw for a larger one. Raises ConfigError for an unknown category, an
+    option outside its range, and samples that `data.history` cannot run.
     """
+    check_ranges(config, "data.")
     samples = _of_categories(dataset, config.categories)
-    if config.limit is not None:
-        if config.limit < 1:
-            raise ConfigError("data.limit", config.limit, "at least 1, or null for the whole set")
-        if config.limit < len(samples):
-            samples = _draw(samples, config.limit, config.seed)
+    if config.limit is not None and config.limit < len(samples):
+        samples = _draw(samples, config.limit, config.seed)
     for sample in samples:
         turns_to_generate(sample, config.history)
     return samples

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from specbench.config.draft_errors import DraftErrors
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, check_ranges
 from specbench.config.paths import MODELS_DIR
 from specbench.config.schema import PairConfig
 from specbench.config.specs import ModelSpec, PairSpec, Replay
 
 BUILTIN = "builtin:"
 _BUILTIN_DIR = MODELS_DIR / "builtin"
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def resolve_path(name: str, role: str = "target") -> str:
@@ -54,15 +53,12 @@ def resolve_device(device: str, role: str, key: str) -> str:
 
 
 def specify(config: PairConfig, attention: str = "sdpa") -> PairSpec:
-    """The picklable specification of a configured pair. Raises ConfigError for a missing target or an impossible device."""
-    if not config.target:
-        raise ConfigError("pair.target", config.target, "name a Hugging Face repository, a local folder or builtin:target")
+    """The picklable specification of a configured pair. Raises ConfigError for a wrong option or an impossible device."""
+    check_ranges(config, "pair.")
 
     def spec(role: str) -> ModelSpec:
         name = getattr(config, role)
         dtype, key = getattr(config, f"{role}_dtype"), f"pair.{role}_device"
-        if dtype not in _DTYPES:
-            raise ConfigError(f"pair.{role}_dtype", dtype, f"possible: {', '.join(_DTYPES)}")
         device = resolve_device(getattr(config, f"{role}_device"), role, key)
         if dtype == "auto":
             # The shipped weights are stored in bfloat16 but made to be compared bit by bit: float32 at work on a CPU.

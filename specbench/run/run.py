@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench import data
-from specbench.config.checks import validate
-from specbench.config.schema import RunConfig
+from specbench.config.schema import RunConfig, validate
 from specbench.config.specs import PairSpec
 from specbench.data import Dataset, Sample
 from specbench.engine.probe import probe_rollback

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ABOVE_ZERO, number, one_of
 from specbench.parts.heads.base import TargetParts, shifted
 
 OBJECTIVES = ("soft", "hard")
@@ -15,10 +15,8 @@ OBJECTIVES = ("soft", "hard")
 
 def check_loss_options(decay: float, objective: str) -> None:
     """Raise ConfigError (heads.decay, heads.objective) for what `depth_loss` does not take."""
-    if not isinstance(decay, (int, float)) or isinstance(decay, bool) or not 0.0 < decay <= 1.0:
-        raise ConfigError("heads.decay", decay, "give a number above 0 and up to 1")
-    if objective not in OBJECTIVES:
-        raise ConfigError("heads.objective", objective, f"possible: {', '.join(OBJECTIVES)}")
+    number("heads.decay", decay, ABOVE_ZERO, 1.0, "a number above 0 and up to 1")
+    one_of("heads.objective", objective, *OBJECTIVES)
 
 
 def depth_loss(
