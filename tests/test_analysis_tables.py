@@ -15,8 +15,9 @@ from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import comparisons, restrict
 from specbench.analysis.read.frames import load
 from specbench.analysis.show import check_tables, paper_tables, run_tables
-from specbench.analysis.show.latex import escape_latex, to_latex
-from specbench.analysis.show.tables import Cell, Column, Row, Table, mark_best, to_csv, to_html, to_markdown
+from specbench.analysis.show.document import Document
+from specbench.analysis.show.render import document_html, document_markdown, escape_latex, to_html, to_latex, to_markdown
+from specbench.analysis.show.table import Cell, Column, Row, Table, mark_best
 from specbench.measure import stats
 
 CATEGORIES = ("writing", "math")
@@ -199,8 +200,38 @@ def test_every_special_character_of_latex_is_escaped(character: str) -> None:
     assert escape_latex(character) != character
 
 
+def hostile(text: str) -> Table:
+    """The text in every place that a table has for one."""
+    column = Column("v", text, group=text, text=True)
+    return Table("t", text, [column], [Row({"v": Cell(text, bold=True)}, section=text)], text, [text])
+
+
+def test_no_place_of_a_page_takes_markup() -> None:
+    doc = Document("<b>\"&'", [])
+    doc.add(hostile("<b>\"&'"))
+    doc.warning("<b>\"&'")
+    doc.text("<b>\"&'")
+    page = document_html(doc, {})
+    assert page.count("&lt;b&gt;&#34;&amp;&#39;") == 12 and "<b>&lt;b&gt;" in page
+    assert page.count("<b>") == 1, "the bold cell's own"
+
+
+def test_no_place_of_markdown_takes_markup() -> None:
+    doc = Document("a|b*c`<i>_d", [])
+    doc.add(hostile("a|b*c`<i>_d\n# no"))
+    doc.warning("a|b*c`<i>_d")
+    shown = document_markdown(doc)
+    assert shown.count("a\\|b\\*c\\`\\<i>\\_d") == 9 and "a|b" not in shown and "\n# no" not in shown
+    assert "snake_case, 0.5 < 1 and [0.9, 1.1]" in to_markdown(hostile("snake_case, 0.5 < 1 and [0.9, 1.1]"))
+
+
+def test_no_place_of_latex_takes_markup() -> None:
+    text = to_latex(hostile(r"\input{x}%"))
+    assert text.count(r"\textbackslash{}input\{x\}\%") == 6 and r"\input" not in text
+
+
 def test_csv_keeps_full_precision_and_the_ends() -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(example()))))
+    rows = list(csv.DictReader(io.StringIO(example().to_csv())))
     assert rows[0]["speedup"] == "1.7349"
     assert (rows[0]["speedup_low"], rows[0]["speedup_high"]) == ("1.6123", "1.8511")
     assert rows[1]["speedup_low"] == ""

@@ -25,7 +25,7 @@ from specbench.analysis.read.frames import load
 from specbench.analysis.reports import experiments
 from specbench.analysis.reports.experiments import amusd_energy, amusd_paper, amusd_ratio
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.tables import Table
+from specbench.analysis.show.table import Table
 from specbench.front.launchers import IsolatedLauncher, SerialLauncher
 from specbench.measure import metrics
 from specbench.measure.metrics import RoundTable

@@ -17,7 +17,7 @@ from specbench.analysis.__main__ import main
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import experiments
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 from specbench.analysis.show.text import table_text
 from specbench.front.launchers import IsolatedLauncher, SerialLauncher, combinations
 from specbench.measure.records import provenance

@@ -20,7 +20,7 @@ from specbench.analysis.derive.scripted import Scripted, scripted, wilson
 from specbench.analysis.read.frames import load
 from specbench.analysis.reports import experiments
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.tables import Table
+from specbench.analysis.show.table import Table
 from specbench.config.compose import compose, register
 from specbench.front.launchers import combinations
 

@@ -10,8 +10,8 @@ from specbench.analysis.derive.conditions import groups
 from specbench.analysis.read.frames import load
 from specbench.analysis.reports.writing import document
 from specbench.analysis.show.document import Document
+from specbench.analysis.show.render import to_html
 from specbench.analysis.show.style import picture
-from specbench.analysis.show.tables import to_html
 
 # %% tags=["parameters"]
 runs = ["runs"]  # run folders, or folders that hold some

@@ -18,7 +18,7 @@ from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.show.captions import definitions, setting
 from specbench.analysis.show.paper_tables import cell, number
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 from specbench.measure import metrics
 from specbench.measure.metrics import RoundTable
 from specbench.measure.records.events import Round

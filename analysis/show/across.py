@@ -11,7 +11,7 @@ from specbench.analysis.derive.derive import is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.read.run_rows import options_text
 from specbench.analysis.show.captions import definitions, verdict_text
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 
 _OF_THE_MACHINE = ("conditions_hash", "device", "pair.target.device", "engine.threads")
 

@@ -9,7 +9,7 @@ from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting
 from specbench.analysis.show.paper_tables import number, part_of, sort_parts
-from specbench.analysis.show.tables import Cell, Column, Row, Table, mark_best
+from specbench.analysis.show.table import Cell, Column, Row, Table, mark_best
 
 
 def lossless_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Table:

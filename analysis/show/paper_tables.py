@@ -13,7 +13,7 @@ import pandas as pd
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, Estimate, agreement, is_lossy, is_ranked
 from specbench.analysis.show.captions import definitions, setting, verdict_text
-from specbench.analysis.show.tables import Cell, Column, Row, Table, mark_best
+from specbench.analysis.show.table import Cell, Column, Row, Table, mark_best
 
 LOSSY_PART = "Lossy methods (other text than the target's: not ranked)"
 WRONG_PART = "Output differs from the target's although the method claims otherwise: not ranked"

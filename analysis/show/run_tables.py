@@ -12,7 +12,7 @@ from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames, LeftOut
 from specbench.analysis.show.captions import definitions, setting, verdict_text
 from specbench.analysis.show.paper_tables import cell, number, part_of, sort_parts
-from specbench.analysis.show.tables import Cell, Column, Row, Table, mark_best
+from specbench.analysis.show.table import Cell, Column, Row, Table, mark_best
 from specbench.measure import stats
 
 MAX_HEAD_TO_HEAD = 5  # methods; the table grows with their square

@@ -10,7 +10,7 @@ from specbench.analysis.derive.derive import Comparison, comparisons, is_ranked
 from specbench.analysis.read.frames import Frames, load
 from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.run_tables import told_from_one
-from specbench.analysis.show.tables import Cell, Column, Table, label_spans
+from specbench.analysis.show.table import Cell, Column, Table, label_spans
 
 WIDTH = 120
 _HEADS = ("method", "n", "tokens/s", "speed-up [95 %]", "emitted", "acc. %", "lossless")

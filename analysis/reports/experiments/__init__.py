@@ -33,7 +33,7 @@ from specbench.analysis.reports import writing
 from specbench.analysis.show import text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.run_tables import left_out_table
-from specbench.analysis.show.tables import Table
+from specbench.analysis.show.table import Table
 
 
 class Experiment(Protocol):

@@ -21,7 +21,7 @@ from specbench.analysis.show.captions import setting
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.paper_tables import number
 from specbench.analysis.show.style import Drawing, filled, legend_below, new_figure, styled
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 from specbench.measure.attribution import PARTS, parts_of_work
 
 TITLE = "Where the energy of a token goes"

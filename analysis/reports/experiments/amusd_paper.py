@@ -22,7 +22,7 @@ from specbench.analysis.show import check_tables, figures_power, figures_speed
 from specbench.analysis.show.captions import definitions, setting, verdict_text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.paper_tables import cell, number
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 from specbench.measure import stats
 from specbench.measure.pairing import ArmTimes, FloatArray, PairedTimes
 

@@ -19,7 +19,7 @@ from specbench.analysis.show.document import Document
 from specbench.analysis.show.paper_tables import cell, number
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.analysis.show.style import Drawing, new_figure, styled
-from specbench.analysis.show.tables import Cell, Column, Row, Table, mark_best
+from specbench.analysis.show.table import Cell, Column, Row, Table, mark_best
 
 TITLE = "Draft size against target size in asynchronous drafting"
 METHOD = "amusd"

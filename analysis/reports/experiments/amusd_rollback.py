@@ -17,7 +17,7 @@ from specbench.analysis.show.document import Document
 from specbench.analysis.show.figures_rounds import drafting_runs
 from specbench.analysis.show.paper_tables import cell, number
 from specbench.analysis.show.style import Drawing, errors, legend_below, legend_of, new_figure, series, styled
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 
 TITLE = "Rollbacks of asynchronous drafting"
 MIN_ROLLBACKS = 20  # a distribution of fewer is not drawn

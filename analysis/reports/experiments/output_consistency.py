@@ -29,7 +29,7 @@ from specbench.analysis.show.captions import setting
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.paper_tables import number
 from specbench.analysis.show.style import COLOURS, Drawing, legend_below, legend_of, new_figure, styled
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 
 TITLE = "Consistency of the output"
 VARIED = ("decoding.temperature", "decoding.seed")

@@ -25,7 +25,7 @@ from specbench.analysis.show.captions import repeats_text, verdict_text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.paper_tables import cell, number
 from specbench.analysis.show.style import COLOURS, Drawing, legend_below, legend_of, new_figure, series, styled
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 
 TITLE = "Reproducibility"
 USES_REPETITIONS = True  # runs that differ in the order of the arms alone are no repetitions to be dropped

@@ -16,7 +16,7 @@ from specbench.analysis.show.captions import definitions, setting, verdict_text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.paper_tables import cell, number
 from specbench.analysis.show.style import Drawing, errors, legend_below, legend_of, new_figure, series, styled
-from specbench.analysis.show.tables import Cell, Column, Row, Table
+from specbench.analysis.show.table import Cell, Column, Row, Table
 from specbench.config.draft_errors import DraftErrors
 
 TITLE = "Drafts that are wrong on purpose"

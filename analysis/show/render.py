@@ -1,0 +1,90 @@
+"""Tables and documents in the forms that people read: HTML, Markdown and LaTeX, by the templates in `forms/`.
+
+Whatever a template prints is escaped by the rule of its form, what a macro made already excepted: a template cannot forget it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from specbench.analysis.show.document import Document
+    from specbench.analysis.show.table import Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "α": r"$\alpha$", "γ": r"$\gamma$", "±": r"$\pm$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "–": "--",
+}  # fmt: skip
+_MARKDOWN = re.compile(r"[\\`*|]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")  # a sign that would be read, not shown
+
+
+def escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def escape_markdown(text: str) -> str:
+    """One line, for prose and for cells of a table."""
+    return _MARKDOWN.sub(r"\\\g<0>", text.replace("\n", " "))
+
+
+def _form(name: str, rule: Callable[[str], str], **marks: Any) -> Any:
+    """The macros of a template. rule: how its form escapes text."""
+
+    def printed(value: object) -> Markup:
+        return value if isinstance(value, Markup) else Markup(rule(str(value)))
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "forms"), autoescape=True, finalize=printed, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, **marks,
+    )  # fmt: skip
+    return environment.get_template(f"{name}.j2").module
+
+
+@functools.cache
+def html() -> Any:
+    return _form("html", escape)
+
+
+@functools.cache
+def markdown() -> Any:
+    return _form("md", escape_markdown)
+
+
+@functools.cache
+def latex() -> Any:
+    """Marks of its own: braces and percent signs belong to LaTeX."""
+    return _form(
+        "tex", escape_latex, block_start_string="<%", block_end_string="%>", variable_start_string="<<",
+        variable_end_string=">>", comment_start_string="<#", comment_end_string="#>",
+    )  # fmt: skip
+
+
+def to_html(table: Table) -> str:
+    return str(html().table(table))
+
+
+def to_markdown(table: Table) -> str:
+    """The table, its caption below, and its notes."""
+    return str(markdown().table(table))
+
+
+def to_latex(table: Table) -> str:
+    r"""A whole `table` environment; the document needs \usepackage{booktabs,multirow,graphicx}."""
+    return str(latex().table(table))
+
+
+def document_html(document: Document, pictures: Mapping[str, str]) -> str:
+    """pictures: each figure's PNG by its name, in base64."""
+    return str(html().document(document, pictures))
+
+
+def document_markdown(document: Document) -> str:
+    return str(markdown().document(document))

@@ -1,0 +1,269 @@
+"""A table as data. `render` prints it for people; its CSV has full precision and the ends of intervals in columns of their own.
+
+    columns = [Column("method", "method", of=lambda line: line.label, text=True), Column("speedup", "speed-up", of=...)]
+    Table("overview", "All runs", columns, [row_of(columns, line) for line in lines], "What it shows.")
+
+A column says once what it is called and how a row's item fills it; a row may also be made of cells by column key.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MISSING = "-"
+UNBROKEN = 46  # characters that stay on one line
+PAGE = 105  # characters of small print on a text width
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry. `value` is a number, text or None (missing); low and high are the ends of its 95 % interval."""
+
+    value: float | str | None
+    low: float | None = None
+    high: float | None = None
+    digits: int = 2
+    bold: bool = False
+
+    @classmethod
+    def of(cls, value: float | None, low: float | None = None, high: float | None = None, digits: int = 2) -> Cell:
+        """A number; NaN counts as missing."""
+        ends = (_known(low), _known(high))
+        return cls(_known(value), *(ends if None not in ends else (None, None)), digits)
+
+    @property
+    def number(self) -> float | None:
+        return float(self.value) if isinstance(self.value, int | float) else None
+
+    @property
+    def shown(self) -> str:
+        """Without its interval."""
+        if self.value is None:
+            return MISSING
+        return self.value if isinstance(self.value, str) else f"{self.value:,.{self.digits}f}"
+
+    @property
+    def interval(self) -> str:
+        """`[1.61, 1.85]`; empty without one."""
+        if self.low is None or self.high is None or self.number is None:
+            return ""
+        return f"[{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
+
+    def text(self) -> str:
+        """As papers print it: `1.73 [1.61, 1.85]`."""
+        return f"{self.shown} {self.interval}" if self.interval else self.shown
+
+    @property
+    def is_long(self) -> bool:
+        return len(self.text()) > UNBROKEN
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+@dataclass(frozen=True)
+class Column:
+    """`key` names it in the CSV (with its unit), `label` in the other forms; `group` is a heading over several columns.
+
+    of: what a row's item says here: a number, an estimate (value, low, high), text, a cell, or None for a missing entry; a
+    column without it is filled by key. digits: behind the point. merge: equal entries in consecutive rows are one cell in
+    LaTeX and blank after the first in HTML and on a terminal. text: set to the left. best: which of the ranked rows
+    `rows_of` prints in bold, `largest` or `smallest`.
+    """
+
+    key: str
+    label: str
+    group: str = ""
+    merge: bool = False
+    text: bool = False
+    of: Callable[[Any], Any] | None = None
+    digits: int = 2
+    best: str = ""
+
+    @property
+    def heading(self) -> str:
+        return ": ".join(part for part in (self.group, self.label) if part)
+
+    def cell(self, item: Any) -> Cell:
+        value = self.of(item) if self.of is not None else None
+        if isinstance(value, Cell):
+            return value
+        if value is None or isinstance(value, str):
+            return Cell(value)
+        low, high = getattr(value, "low", None), getattr(value, "high", None)
+        return Cell.of(getattr(value, "value", value), low, high, self.digits)
+
+
+@dataclass
+class Row:
+    """Cells by column key. `section` heads a part of the table; `ranked` rows compete for bold print."""
+
+    cells: dict[str, Cell]
+    section: str = ""
+    ranked: bool = True
+
+    def cell(self, key: str) -> Cell:
+        return self.cells.get(key, Cell(None))
+
+
+def row_of(columns: Iterable[Column], item: Any, section: str = "", ranked: bool = True) -> Row:
+    """What the columns say of an item."""
+    return Row({column.key: column.cell(item) for column in columns}, section, ranked)
+
+
+def mark_best(rows: Iterable[Row], key: str, largest: bool = True) -> None:
+    """Print the best of the ranked rows in bold; equal ones all, a single one not at all."""
+    ranked = [row for row in rows if row.ranked and row.cell(key).number is not None]
+    if len(ranked) < 2:
+        return
+    best = (max if largest else min)(row.cell(key).number or 0.0 for row in ranked)
+    for row in ranked:
+        if row.cell(key).number == best:
+            row.cells[key] = replace(row.cell(key), bold=True)
+
+
+def mark_columns(columns: Iterable[Column], rows: Sequence[Row]) -> None:
+    """`mark_best` in every column that says which entry is its best."""
+    for column in columns:
+        if column.best:
+            mark_best(rows, column.key, column.best == "largest")
+
+
+class Entry(NamedTuple):
+    """A cell in its place. span: rows that it covers; 0 where it goes on from the row above."""
+
+    column: Column
+    cell: Cell
+    span: int
+
+
+class Line(NamedTuple):
+    """A row as it is printed. head: title of a section that begins here. rule: whether a line parts it from the row above."""
+
+    head: str
+    rule: bool
+    entries: list[Entry]
+
+
+@dataclass
+class Table:
+    """`name` is the file name; `caption` says n, estimator, hardware and what each column means."""
+
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    caption: str
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def drop_empty_columns(self) -> Table:
+        """Without columns in which no row has anything."""
+        self.columns = [c for c in self.columns if any(row.cell(c.key).value is not None for row in self.rows)]
+        return self
+
+    def fold(self, key: str) -> Table:
+        """With one and the same entry in every row, a text column moves into the caption."""
+        entries = {row.cell(key).text() for row in self.rows}
+        column = next((c for c in self.columns if c.key == key), None)
+        if column is not None and len(entries) == 1:
+            self.columns.remove(column)
+            self.caption = f"{column.label.capitalize()}: {entries.pop()}. {self.caption}"
+        return self
+
+    # ------------------------------------------------------------------------------------------------ as it is printed
+    @property
+    def grouped(self) -> bool:
+        return any(c.group for c in self.columns)
+
+    def groups(self) -> Iterator[tuple[str, int, int]]:
+        """The headings over the columns, each with the first and the last column that it covers, from 1."""
+        last = 0
+        for label, span in label_spans([c.group for c in self.columns]):
+            yield label, last + 1, last + span
+            last += span
+
+    def width(self, column: Column) -> int:
+        """Characters of the longest entry, the label included."""
+        return max(len(column.label), *(len(row.cell(column.key).text()) for row in self.rows))
+
+    def is_long(self, column: Column) -> bool:
+        return self.width(column) > UNBROKEN
+
+    @property
+    def is_wide(self) -> bool:
+        return sum(min(self.width(c), UNBROKEN) + 2 for c in self.columns) > PAGE
+
+    def lines(self, columns: Sequence[Column] | None = None) -> Iterator[Line]:
+        """The rows with merged cells worked out, of all columns or of some."""
+        columns = self.columns if columns is None else columns
+        merged = [c.key for c in columns if c.merge]
+        for number, row in enumerate(self.rows):
+            before = self.rows[number - 1] if number else None
+            begins = row.section != (before.section if before else "")
+            parted = before is not None and bool(merged) and before.cell(merged[0]).text() != row.cell(merged[0]).text()
+            entries = [
+                Entry(c, row.cell(c.key), self._span(number, merged[: merged.index(c.key) + 1]) if c.merge else 1)
+                for c in columns
+            ]
+            head = row.section if begins else ""
+            yield Line(head, before is not None if head else parted, entries)
+
+    def _span(self, number: int, keys: Sequence[str]) -> int:
+        """Rows that a merged cell starting here covers; 0 if it continues one from above."""
+
+        def face(row: Row) -> list[str]:
+            return [row.section, *(row.cell(key).text() for key in keys)]
+
+        if number and face(self.rows[number - 1]) == face(self.rows[number]):
+            return 0
+        end = number + 1
+        while end < len(self.rows) and face(self.rows[end]) == face(self.rows[number]):
+            end += 1
+        return end - number
+
+    def to_csv(self) -> str:
+        with_interval = {c.key for c in self.columns if any(row.cell(c.key).low is not None for row in self.rows)}
+        sections = any(row.section for row in self.rows)
+        header = ["section"] if sections else []
+        for column in self.columns:
+            header += [f"{column.key}{end}" for end in (("", "_low", "_high") if column.key in with_interval else ("",))]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(header)
+        for row in self.rows:
+            line: list[object] = [row.section] if sections else []
+            for column in self.columns:
+                cell = row.cell(column.key)
+                values = (cell.value, cell.low, cell.high) if column.key in with_interval else (cell.value,)
+                line += ["" if value is None else value for value in values]
+            writer.writerow(line)
+        return out.getvalue()
+
+    def save(self, folder: Path) -> list[Path]:
+        """name.tex, name.csv and name.md in the folder; returns the paths."""
+        from specbench.analysis.show.render import to_latex, to_markdown
+
+        folder.mkdir(parents=True, exist_ok=True)
+        forms = {"tex": to_latex(self), "csv": self.to_csv(), "md": to_markdown(self)}
+        for ending, text in forms.items():
+            (folder / f"{self.name}.{ending}").write_text(text, encoding="utf-8")
+        return [folder / f"{self.name}.{ending}" for ending in forms]
+
+
+def label_spans(labels: Sequence[str]) -> list[tuple[str, int]]:
+    """Consecutive equal labels with their number."""
+    spans: list[tuple[str, int]] = []
+    for label in labels:
+        count = spans.pop()[1] if spans and spans[-1][0] == label else 0
+        spans.append((label, count + 1))
+    return spans
