@@ -14,7 +14,7 @@ from analysis_runs import energy_of, write_run
 from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import comparisons, restrict
 from specbench.analysis.read.frames import load
-from specbench.analysis.show import check_tables, paper_tables, run_tables
+from specbench.analysis.show import check_tables, members, paper_tables, run_tables
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.render import document_html, document_markdown, escape_latex, to_html, to_latex, to_markdown
 from specbench.analysis.show.table import Cell, Column, Row, Table, mark_best
@@ -67,8 +67,8 @@ def test_lossy_and_wrong_outputs_are_never_ranked(root: Path, key: str) -> None:
     fastest = max(table.rows, key=lambda row: row.cell(key).number or 0.0)
     assert not fastest.ranked  # they would have won
     assert [row.cell("method").text() for row in table.rows if row.cell(key).bold] == ["amusd"]
-    assert row_of(table, "medusa").section == paper_tables.LOSSY_PART
-    assert row_of(table, "broken").section == paper_tables.WRONG_PART
+    assert row_of(table, "medusa").section == members.LOSSY_PART
+    assert row_of(table, "broken").section == members.WRONG_PART
     assert row_of(table, "broken").cell("lossless").text() == "DIFFERENT"
     assert [row.section for row in table.rows] == sorted(
         [row.section for row in table.rows], key=lambda s: (s != "", "Lossy" in s)

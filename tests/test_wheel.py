@@ -24,7 +24,7 @@ def expected(tree: Path) -> set[str]:
     names = set()
     for folder, inside in (MAPPED | DATA).items():
         for path in (tree / folder).rglob("*"):
-            if path.suffix in ({".py", ".csv", ".ipynb"} if folder in MAPPED else SUFFIXES):
+            if path.suffix in ({".py", ".csv", ".ipynb", ".j2"} if folder in MAPPED else SUFFIXES):
                 names.add(f"{inside}/{path.relative_to(tree / folder).as_posix()}")
     for path in (tree / "specbench" / "models").rglob("*"):
         if path.is_file():

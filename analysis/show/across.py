@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from specbench.analysis.derive.conditions import Group, conditions_of, data_key, draft_key, pair_key
-from specbench.analysis.derive.derive import is_ranked
+from specbench.analysis.derive.derive import Estimate, is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.read.run_rows import options_text
-from specbench.analysis.show.captions import definitions, verdict_text
-from specbench.analysis.show.table import Cell, Column, Row, Table
+from specbench.analysis.show.captions import definitions
+from specbench.analysis.show.members import DATA, LOSSLESS, PAIR
+from specbench.analysis.show.table import Column, Row, Table, row_of
 
 _OF_THE_MACHINE = ("conditions_hash", "device", "pair.target.device", "engine.threads")
 
@@ -33,45 +35,34 @@ def across_machines(frames: Frames, groups: Sequence[Group]) -> Table:
     for group in groups:
         for run in group.runs.index:
             found.setdefault(configuration_of(frames.facts[run]), []).append((group, run))
+
+    def commit(run: Mapping[str, Any]) -> str:
+        return str(((run.get("provenance") or {}).get("git") or {}).get("commit") or "unknown")[:8]
+
+    columns = [
+        Column("method", "method", merge=True, text=True, of=lambda item: item.label),
+        PAIR,
+        DATA,
+        Column("machine", "machine", text=True, of=lambda item: str(item.facts["machine"])),
+        Column("device", "device", text=True, of=lambda item: str(item.facts["device"])),
+        Column("conditions", "conditions", digits=0, of=lambda item: item.group.number),
+        Column("commit", "code", text=True, of=lambda item: commit(frames.facts[item.run])),
+        Column("emitted_per_round", "emitted/round", of=lambda item: item.facts["emitted_per_round"]),
+        Column("tokens_per_second", "tokens/s", digits=1, of=lambda item: item.facts["tokens_per_second"]),
+        Column("speedup", "speed-up", of=lambda item: Estimate(*item.facts[["speedup", "speedup_low", "speedup_high"]])),
+        Column("joules_per_token", "J/token", digits=3, of=lambda item: item.facts["joules_per_token"]),
+        LOSSLESS,
+    ]
     rows: list[Row] = []
     alone = 0
     for members in found.values():
         if len({group.number for group, _ in members}) < 2:
             alone += 1
             continue
-        label = Cell(str(members[0][0].runs.loc[members[0][1], "label"]))
+        label = str(members[0][0].runs.loc[members[0][1], "label"])
         for group, run in members:
-            facts = group.runs.loc[run]
-            commit = str(((frames.facts[run].get("provenance") or {}).get("git") or {}).get("commit") or "unknown")[:8]
-            cells = {
-                "method": label,
-                "pair": Cell(str(facts["pair_label"])),
-                "data": Cell(str(facts["data_label"])),
-                "machine": Cell(str(facts["machine"])),
-                "device": Cell(str(facts["device"])),
-                "conditions": Cell(float(group.number), digits=0),
-                "commit": Cell(commit),
-                "emitted_per_round": Cell.of(facts["emitted_per_round"]),
-                "tokens_per_second": Cell.of(facts["tokens_per_second"], digits=1),
-                "speedup": Cell.of(facts["speedup"], facts["speedup_low"], facts["speedup_high"]),
-                "joules_per_token": Cell.of(facts["joules_per_token"], digits=3),
-                "lossless": Cell(verdict_text(facts)),
-            }
-            rows.append(Row(cells, ranked=is_ranked(facts)))
-    columns = [
-        Column("method", "method", merge=True, text=True),
-        Column("pair", "pair", merge=True, text=True),
-        Column("data", "data", merge=True, text=True),
-        Column("machine", "machine", text=True),
-        Column("device", "device", text=True),
-        Column("conditions", "conditions"),
-        Column("commit", "code", text=True),
-        Column("emitted_per_round", "emitted/round"),
-        Column("tokens_per_second", "tokens/s"),
-        Column("speedup", "speed-up"),
-        Column("joules_per_token", "J/token"),
-        Column("lossless", "lossless", text=True),
-    ]
+            item = SimpleNamespace(facts=group.runs.loc[run], group=group, run=run, label=label)
+            rows.append(row_of(columns, item, ranked=is_ranked(item.facts)))
     notes = [f"{alone} configurations were run under one set of conditions only and are not listed."] if alone else []
     return Table(
         "across_machines",

@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, is_ranked
+from specbench.analysis.derive.derive import Comparison, Estimate, is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting
-from specbench.analysis.show.paper_tables import number, part_of, sort_parts
-from specbench.analysis.show.table import Cell, Column, Row, Table, mark_best
+from specbench.analysis.show.members import DATA, METHOD, PAIR, in_parts, part_of
+from specbench.analysis.show.table import Column, Table, mark_columns, row_of
 
 
 def lossless_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Table:
     """The verdict in full: claim, how many outputs agree, where the first one parts."""
+
+    def count(name: str) -> Column:
+        return Column(
+            name, name, "outputs", digits=0, of=lambda it: it.verdict.get(name) if it.verdict.get("compared") else None
+        )
+
+    def place(first: dict[str, Any]) -> str | None:
+        return f"{first['sample_id']} at token {first['position']}" if first else None
+
+    columns = [
+        PAIR,
+        DATA,
+        METHOD,
+        Column("claim", "claim", text=True, of=lambda item: item.verdict.get("claim")),
+        Column("verdict", "verdict", text=True, of=lambda item: str(item.verdict.get("verdict")).replace("_", " ")),
+        count("identical"),
+        count("compared"),
+        Column("first", "first divergence", text=True, of=lambda item: place(item.first)),
+        Column("gap", "gap", digits=5, of=lambda item: item.first.get("gap")),
+        Column("why", "reason", text=True, of=lambda item: item.first.get("reason") or item.verdict.get("verdict_why")),
+    ]
     rows = []
     for run, facts in group.runs.iterrows():
         verdict = frames.summaries[run].get("lossless") or {}
-        first = verdict.get("first_divergence") or {}
-        cells = {
-            "pair": Cell(str(facts["pair_label"])),
-            "data": Cell(str(facts["data_label"])),
-            "method": Cell(str(facts["label"])),
-            "claim": Cell(verdict.get("claim")),
-            "verdict": Cell(str(verdict.get("verdict")).replace("_", " ")),
-            "identical": Cell.of(verdict.get("identical"), digits=0) if verdict.get("compared") else Cell(None),
-            "compared": Cell.of(verdict.get("compared"), digits=0) if verdict.get("compared") else Cell(None),
-            "first": Cell(f"{first['sample_id']} at token {first['position']}" if first else None),
-            "gap": Cell.of(first.get("gap"), digits=5),
-            "why": Cell(first.get("reason") or verdict.get("verdict_why")),
-        }
-        rows.append(Row(cells, ranked=False))
-    columns = [
-        Column("pair", "pair", merge=True, text=True),
-        Column("data", "data", merge=True, text=True),
-        Column("method", "method", text=True),
-        Column("claim", "claim", text=True),
-        Column("verdict", "verdict", text=True),
-        Column("identical", "identical", "outputs"),
-        Column("compared", "compared", "outputs"),
-        Column("first", "first divergence", text=True),
-        Column("gap", "gap"),
-        Column("why", "reason", text=True),
-    ]
+        first, compared = verdict.get("first_divergence") or {}, verdict.get("compared")
+        item = SimpleNamespace(facts=facts, verdict=verdict, first=first, compared=compared)
+        rows.append(row_of(columns, item, ranked=False))
     return Table(
         "lossless",
         "Was the output the target's?",
@@ -56,26 +57,18 @@ def lossless_table(frames: Frames, group: Group, comparisons: Sequence[Compariso
 
 def noise_floor_table(group: Group) -> Table:
     """The baseline against itself: what this machine reports where there is nothing to find."""
-    rows = [
-        Row(
-            {
-                "pair": Cell(str(facts["pair"])),
-                "data": Cell(str(facts["data"])),
-                "n": number(facts["num_prompts"], 0),
-                "speedup": Cell.of(facts["speedup"], facts["speedup_low"], facts["speedup_high"], 3),
-                "repeats": Cell.of(facts["speedup"], facts["speedup_repeats_low"], facts["speedup_repeats_high"], 3),
-            },
-            ranked=False,
-        )
-        for _, facts in group.noise_floors.iterrows()
-    ]
+
+    def ratio(kind: str) -> Callable[[Any], Estimate]:
+        return lambda facts: Estimate(facts["speedup"], facts[f"{kind}_low"], facts[f"{kind}_high"])
+
     columns = [
-        Column("pair", "pair", text=True),
-        Column("data", "data", text=True),
-        Column("n", "n"),
-        Column("speedup", "ratio, interval over prompts"),
-        Column("repeats", "ratio, interval over repeats"),
+        Column("pair", "pair", text=True, of=lambda facts: str(facts["pair"])),
+        Column("data", "data", text=True, of=lambda facts: str(facts["data"])),
+        Column("n", "n", digits=0, of=lambda facts: facts["num_prompts"]),
+        Column("speedup", "ratio, interval over prompts", digits=3, of=ratio("speedup")),
+        Column("repeats", "ratio, interval over repeats", digits=3, of=ratio("speedup_repeats")),
     ]
+    rows = [row_of(columns, facts, ranked=False) for _, facts in group.noise_floors.iterrows()]
     machine = "; ".join(dict.fromkeys(group.noise_floors["machine"]))
     caption = f"The baseline ({group.conditions.get('baseline')}) measured against itself, hardware: {machine}. "
     return Table(
@@ -85,50 +78,46 @@ def noise_floor_table(group: Group) -> Table:
 
 def energy_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Table:
     """Joules per token of both arms where they were measured, gross first, and how they part."""
-    rows = []
+
+    def joules(name: str, label: str) -> Column:
+        return Column(name, label, "J/token", digits=3, of=lambda item: item.energy.get(name))
+
+    def saving(energy: dict[str, Any]) -> float | None:
+        baseline = energy.get("baseline_joules_per_token")
+        return 100 * (1 - energy["joules_per_token"] / baseline) if baseline else None
+
+    def part(name: str) -> Column:
+        return Column(name, name.replace("_", " "), "of which", digits=3, of=lambda item: share(item.energy, name))
+
+    def share(energy: dict[str, Any], name: str) -> float | None:
+        spent, tokens = (energy.get("joules_by_part") or {}).get(name), energy.get("num_output_tokens")
+        return spent / tokens if tokens and spent is not None else None
+
+    columns = [
+        PAIR,
+        DATA,
+        METHOD,
+        replace(joules("joules_per_token", "gross"), best="smallest"),
+        joules("net_joules_per_token", "net of idle"),
+        joules("baseline_joules_per_token", "baseline, gross"),
+        Column("saving_percent", "saving %", "J/token", digits=1, of=lambda item: saving(item.energy)),
+        *map(part, ("verify", "draft", "discarded_draft", "prefill", "wait")),
+        Column("source", "source", text=True, of=lambda item: str(item.energy.get("source"))),
+    ]
+    rows = {}
     for run, facts in group.runs.iterrows():
         energy = frames.summaries[run].get("energy") or {}
-        if energy.get("joules_per_token") is None:
-            continue
-        tokens = energy.get("num_output_tokens")
-        parts = energy.get("joules_by_part") or {}
-        ours, theirs = energy["joules_per_token"], energy.get("baseline_joules_per_token")
-        cells = {
-            "pair": Cell(str(facts["pair_label"])),
-            "data": Cell(str(facts["data_label"])),
-            "method": Cell(str(facts["label"])),
-            "joules_per_token": number(ours, 3),
-            "net_joules_per_token": number(energy.get("net_joules_per_token"), 3),
-            "baseline_joules_per_token": number(theirs, 3),
-            "saving_percent": number(100 * (1 - ours / theirs) if theirs else None, 1),
-            "source": Cell(str(energy.get("source"))),
-            **{part: number(joules / tokens, 3) for part, joules in parts.items() if tokens},
-        }
-        rows.append(Row(cells, part_of(facts), is_ranked(facts)))
-    for _, members in group.runs.groupby(["pair_label", "data_label"], sort=False):
-        labels = set(members["label"])
-        data = set(members["data_label"])
-        mark_best(
-            [r for r in rows if r.cell("method").text() in labels and r.cell("data").text() in data], "joules_per_token", False
-        )
-    parts = ("verify", "draft", "discarded_draft", "prefill", "wait")
-    columns = [
-        Column("pair", "pair", merge=True, text=True),
-        Column("data", "data", merge=True, text=True),
-        Column("method", "method", text=True),
-        Column("joules_per_token", "gross", "J/token"),
-        Column("net_joules_per_token", "net of idle", "J/token"),
-        Column("baseline_joules_per_token", "baseline, gross", "J/token"),
-        Column("saving_percent", "saving %", "J/token"),
-        *(Column(part, part.replace("_", " "), "of which") for part in parts),
-        Column("source", "source", text=True),
-    ]
+        if energy.get("joules_per_token") is not None:
+            item = SimpleNamespace(facts=facts, energy=energy)
+            rows[run] = row_of(columns, item, part_of(facts), is_ranked(facts))
+    for _, runs in group.runs.groupby(["pair_label", "data_label"], sort=False):
+        mark_columns(columns, [rows[run] for run in runs.index if run in rows])
     rules = {frames.summaries[run].get("energy", {}).get("attribution_rule") for run in group.runs.index} - {None}
     return Table(
         "energy",
         "Energy",
         columns,
-        sort_parts(rows),
+        in_parts(list(rows.values())),
         "Energy per output token from a pass of its own; every device of the method is charged, whether it works or waits. "
         + setting(group.conditions, comparisons) + " " + definitions("bold"),
         sorted(str(rule) for rule in rules),

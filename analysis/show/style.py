@@ -120,6 +120,60 @@ def new_figure(
     return figure, axes
 
 
+@dataclass
+class Panels:
+    """A figure of equal panels, in rows of as many as fit. left: those of the first column; lowest: the last of each column."""
+
+    figure: Figure
+    axes: list[Any]
+    left: list[Any]
+    lowest: list[Any]
+
+
+def new_panels(number: int, *, across: int, top: float, each: float, **options: Any) -> Panels:
+    """`number` panels, at most `across` side by side; top, each: inches for the whole figure and for each row."""
+    columns = min(across, number)
+    rows = -(-number // columns)
+    figure, axes = new_figure(rows, columns, height=top + each * rows, **options)
+    for axis in axes.flat[number:]:
+        axis.remove()
+    used = list(axes.flat[:number])
+    return Panels(figure, used, used[::columns], used[-columns:])
+
+
+class Ladder:
+    """Rows under bold headings, down the side of a chart. gap: between the last row and the next heading, in rows."""
+
+    def __init__(self, gap: float = 0.3):
+        self.gap, self.bottom = gap, 0.0
+        self.rungs: list[tuple[float, str, bool]] = []
+
+    def head(self, label: str) -> None:
+        self.bottom += self.gap if self.rungs else 0.0
+        self._rung(label, is_head=True)
+
+    def row(self, label: str) -> float:
+        """Its place on the axis."""
+        return self._rung(label, is_head=False)
+
+    def _rung(self, label: str, is_head: bool) -> float:
+        at = self.bottom
+        self.rungs.append((at, label, is_head))
+        self.bottom += 1
+        return at
+
+    def label(self, axes: Any, margin: float = -0.2) -> None:
+        """Label the first of the axes, which share it. margin: rows that are left free below the last one."""
+        first, *_ = every = list(np.ravel(axes))
+        first.set_yticks([at for at, _, _ in self.rungs], [label for _, label, _ in self.rungs])
+        for tick, (_, _, is_head) in zip(first.get_yticklabels(), self.rungs, strict=True):
+            tick.set_fontweight("bold" if is_head else "normal")
+        for axis in every:
+            axis.set_ylim(self.bottom + margin, -0.8)
+            axis.grid(axis="y", visible=False)
+            axis.tick_params(axis="y", length=0)
+
+
 def series(number: int) -> dict[str, Any]:
     """Colour, marker and line style of the n-th series of a line chart."""
     i = number % MAX_SERIES

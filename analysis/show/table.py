@@ -75,7 +75,7 @@ class Column:
     of: what a row's item says here: a number, an estimate (value, low, high), text, a cell, or None for a missing entry; a
     column without it is filled by key. digits: behind the point. merge: equal entries in consecutive rows are one cell in
     LaTeX and blank after the first in HTML and on a terminal. text: set to the left. best: which of the ranked rows
-    `rows_of` prints in bold, `largest` or `smallest`.
+    `mark_columns` prints in bold, `largest` or `smallest`.
     """
 
     key: str
@@ -90,6 +90,15 @@ class Column:
     @property
     def heading(self) -> str:
         return ": ".join(part for part in (self.group, self.label) if part)
+
+    def of_part(self, part: Callable[[Any], Any], **changes: Any) -> Column:
+        """The same column of a part of the item (None: missing), with changes."""
+
+        def cell(item: Any) -> Cell:
+            own = part(item)
+            return Cell(None) if own is None else self.cell(own)
+
+        return replace(self, of=cell, **changes)
 
     def cell(self, item: Any) -> Cell:
         value = self.of(item) if self.of is not None else None

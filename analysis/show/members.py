@@ -1,0 +1,87 @@
+"""A run as tables ask about it, and the columns that many tables have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from specbench.analysis.derive.derive import Comparison, Estimate, agreement, is_lossy, is_ranked
+from specbench.analysis.show.captions import verdict_text
+from specbench.analysis.show.table import Column, Row, mark_columns, row_of
+
+LOSSY_PART = "Lossy methods (other text than the target's: not ranked)"
+WRONG_PART = "Output differs from the target's although the method claims otherwise: not ranked"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of a comparison: its number, and its row of `Group.runs`."""
+
+    comparison: Comparison
+    run: int
+    facts: pd.Series
+
+    @cached_property
+    def speedup(self) -> Estimate | None:
+        return self.comparison.speedup(self.run)
+
+    @cached_property
+    def tokens_per_second(self) -> float | None:
+        return self.comparison.rates(self.run)[0]
+
+    @property
+    def ms_per_token(self) -> float | None:
+        return 1e3 / self.tokens_per_second if self.tokens_per_second else None
+
+    @property
+    def acceptance_percent(self) -> float | None:
+        share = self.per_round("acceptance_rate")
+        return None if share is None else 100 * share
+
+    @cached_property
+    def agreement(self) -> dict[str, float]:
+        return agreement(str(self.facts["folder"]), self.comparison.prompts if self.comparison.restricted else None)
+
+    def per_round(self, name: str) -> float | None:
+        return self.comparison.per_round(self.run, name)
+
+    @cached_property
+    def figures(self) -> dict[str, float | None]:
+        return self.comparison.figures(self.run)
+
+
+def members(comparison: Comparison) -> Iterator[Member]:
+    return (Member(comparison, int(run), facts) for run, facts in comparison.runs.iterrows())
+
+
+def part_of(facts: pd.Series) -> str:
+    """The section of a run's row: none for ranked ones."""
+    return "" if is_ranked(facts) else LOSSY_PART if is_lossy(facts) else WRONG_PART
+
+
+def in_parts(rows: Sequence[Row]) -> list[Row]:
+    """Ranked rows first; the order is kept otherwise."""
+    return sorted(rows, key=lambda row: ("", WRONG_PART, LOSSY_PART).index(row.section))
+
+
+def ranked_rows(columns: Sequence[Column], items: Sequence[Member]) -> list[Row]:
+    """A row for each of a comparison's runs, in the part where it belongs, the best of the ranked ones in bold."""
+    rows = [row_of(columns, item, part_of(item.facts), is_ranked(item.facts)) for item in items]
+    mark_columns(columns, rows)
+    return rows
+
+
+# Of anything with `facts`, a row of `Group.runs`
+PAIR = Column("pair", "pair", merge=True, text=True, of=lambda item: str(item.facts["pair_label"]))
+DATA = Column("data", "data", merge=True, text=True, of=lambda item: str(item.facts["data_label"]))
+METHOD = Column("method", "method", text=True, of=lambda item: str(item.facts["label"]))
+LOSSLESS = Column("lossless", "lossless", text=True, of=lambda item: verdict_text(item.facts))
+# Of members
+TOKENS_PER_SECOND = Column("tokens_per_second", "tokens/s", digits=1, best="largest", of=lambda m: m.tokens_per_second)
+MS_PER_TOKEN = Column("ms_per_token", "ms/token", best="smallest", of=lambda m: m.ms_per_token)
+SPEEDUP = Column("speedup", "speed-up", best="largest", of=lambda m: m.speedup)
+EMITTED = Column("emitted_per_round", "emitted/round", best="largest", of=lambda m: m.per_round("emitted_per_round"))
+ACCEPTED_RUN = Column("accepted_run_length", "accepted run", best="largest", of=lambda m: m.per_round("accepted_run_length"))
