@@ -1,89 +1,78 @@
-"""The README stays true: its tree is made from the modules' own first sentences, and the commands that it shows exist.
-
-python tests/test_readme.py      # writes the tree anew
-"""
+"""README and docs stay true: the rooms are those on disk, links lead somewhere, the commands that they show exist."""
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-START, END = "<!-- tree: python tests/test_readme.py -->", "<!-- end of tree -->"
-WIDTH = 128
-
-FOLDERS = {
-    "conf": "Hydra's YAML groups: method, pair, data, engine, track, launcher, sweep, experiment, train",
-    "datasets": "a card per data set, and the stand-in sets; no Python",
-    "specbench": "front door and the run",
-    "specbench/engine": "how tokens come to be",
-    "specbench/measure": "what is written down, and what it means",
-    "specbench/data": "a data configuration to samples, a sample to prompt ids",
-    "specbench/training": "the parts that a pair or a method needs, trained",
-    "specbench/check": "any method through the law and identity checks",
-    "specbench/trackers": "mirrors of finished numbers",
-    "specbench/models": "the built-in pair: weights and card",
-    "methods": "one idea per file",
-    "methods/pearl": "PEARL",
-    "analysis": "tables, figures, reports from stored runs",
-    "runs": "where run folders go",
-    "tests": "the tests; tests/bench holds benchmarks that compare side by side in one run",
-}
-LISTED = ("specbench", "methods", "analysis")  # a line per file; of the other folders one line each
+README, INDEX = ROOT / "README.md", ROOT / "docs" / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+MAX_LINES = 220  # a README of one sitting
+ROOMS = ("<!-- rooms:begin -->", "<!-- rooms:end -->")
+MODULE = re.compile(r"python -m (specbench(?:\.\w+)*)")
+CHOICE = re.compile(r"(?<![\w./])(method@baseline|method|pair|data|track|launcher|experiment)=([\w.,]+)")
 
 
-def tracked() -> list[str]:
+def rooms_on_disk() -> set[str]:
+    """Folders at the top that git knows, the package's own folders in place of the package."""
     found = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    return sorted(name for name in found.stdout.split() if (ROOT / name).is_file())
+    folders = [Path(name).parts[:-1] for name in found.stdout.splitlines() if (ROOT / name).is_file()]
+    inside = {f"{'/'.join(parts[:2])}/" for parts in folders if parts[:1] == ("specbench",) and len(parts) > 1}
+    return inside | {f"{parts[0]}/" for parts in folders if parts and parts[0] != "specbench" and parts[0][0] != "."}
 
 
-def sentence(path: Path) -> str:
-    """The first sentence of a module's docstring (of its leading comment where it is a notebook's source), on one line."""
-    source = path.read_text()
-    comment = [line.lstrip("# ") for line in source.splitlines() if line.startswith("# ") and not line.startswith("# %%")]
-    text = " ".join((ast.get_docstring(ast.parse(source)) or "\n".join(comment[:1])).split("\n\n")[0].split())
-    assert text, f"{path.relative_to(ROOT)} has no docstring"
-    return re.split(r"(?<=[a-z0-9`)\]])\.(?: (?=[A-Z`])|$)", text, maxsplit=1)[0].rstrip(".")
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def tree() -> str:
-    modules = [name for name in tracked() if name.endswith(".py") and name.partition("/")[0] in LISTED]
-    folders = sorted({str(Path(name).parent) for name in modules} | set(FOLDERS), key=lambda f: (f.partition("/")[0], f))
-    lines: list[str] = []
-    for folder in folders:
-        if not (ROOT / folder).is_dir():
-            continue
-        lines.append(f"{folder + '/':<28}{FOLDERS.get(folder, '')}".rstrip())
-        for name in modules:
-            if str(Path(name).parent) == folder and Path(name).name != "__init__.py":
-                line = f"  {Path(name).name:<26}{sentence(ROOT / name)}"
-                lines.append(line if len(line) <= WIDTH else line[: WIDTH - 4].rsplit(" ", 1)[0] + " ...")
-    return "\n".join(["```", *lines, "```"])
+def test_readme_is_one_sitting_long() -> None:
+    assert len(README.read_text().splitlines()) <= MAX_LINES
 
 
-def test_the_tree_is_true() -> None:
-    text = README.read_text()
-    written = text.split(START)[1].split(END)[0].strip()
-    assert written == tree(), "the README's tree is out of date: python tests/test_readme.py"
+def test_the_rooms_are_those_on_disk() -> None:
+    table = README.read_text().split(ROOMS[0])[1].split(ROOMS[1])[0]
+    listed = re.findall(r"^\| `([^`]+)` \|", table, re.M)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == rooms_on_disk()
 
 
-def test_the_commands_exist() -> None:
-    text, makefile = README.read_text(), (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^    make (\w+)", text, re.M):
+def test_every_page_is_in_the_index() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)", INDEX.read_text()))
+    assert {page.name for page in PAGES if page.parent == INDEX.parent and page != INDEX} <= linked
+    assert {path.name for path in INDEX.parent.iterdir() if path.suffix in (".png", ".svg", ".html")} <= set(
+        re.findall(r"[\w.]+", INDEX.read_text())
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_exist(page: Path) -> None:
+    text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^    |`)make (\w+)", text, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    for module in set(re.findall(r"python -m (specbench[.\w]*)", text)):
+    for module in set(MODULE.findall(text)):
         path = ROOT / module.replace(".", "/")
         mapped = ROOT / module.removeprefix("specbench.").replace(".", "/")  # methods/ and analysis/ stand at top level
         assert any(p.with_suffix(".py").is_file() or (p / "__main__.py").is_file() for p in (path, mapped)), module
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / link).exists(), link
-
-
-if __name__ == "__main__":
-    before, _, rest = README.read_text().partition(START)
-    README.write_text(before + START + "\n\n" + tree() + "\n\n" + END + rest.partition(END)[2])
+    for group, names in CHOICE.findall(text):
+        folder = ROOT / "conf" / group.partition("@")[0]
+        for name in names.strip(".,").split(","):
+            assert (folder / f"{name}.yaml").is_file(), f"{group}={name}"
+    for script in set(re.findall(r"(?:tests|conf|analysis|specbench|methods)/[\w./]+\.(?:py|yaml|md)", text)):
+        assert (ROOT / script).is_file(), script
