@@ -159,6 +159,14 @@ def test_a_table_fits_the_terminal_and_names_what_it_left_out() -> None:
     assert "tables/wide.csv" in shown and "column 19" in shown
 
 
+def test_text_is_plain_whatever_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No colour, no markup, no emoji: what a cell says is what is printed."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    column = Column("c", "[red]a[/red] :smile:", text=True)
+    shown = table_text(Table("t", "T", [column], [Row({"c": Cell("[bold]x 12.5")})], "Caption."))
+    assert shown.splitlines() == ["T", "[red]a[/red] :smile:", "-" * 20, "[bold]x 12.5"]
+
+
 def test_every_experiment_is_two_files() -> None:
     from specbench.config.paths import CONF_DIR
 

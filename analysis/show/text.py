@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
+
+from rich.box import Box
+from rich.console import Console, JustifyMethod
+from rich.table import Table as RichTable
 
 from specbench.analysis.derive.conditions import Group, differences, groups
 from specbench.analysis.derive.derive import Comparison, comparisons, is_ranked
 from specbench.analysis.read.frames import Frames, load
-from specbench.analysis.show.captions import verdict_text
+from specbench.analysis.show.members import EMITTED, LOSSLESS, SPEEDUP, TOKENS_PER_SECOND, Member, members
 from specbench.analysis.show.run_tables import told_from_one
-from specbench.analysis.show.table import Cell, Column, Table, label_spans
+from specbench.analysis.show.table import Column, Table, label_spans, row_of
 
 WIDTH = 120
-_HEADS = ("method", "n", "tokens/s", "speed-up [95 %]", "emitted", "acc. %", "lossless")
+RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # a line below the labels and nothing else
 _WORDS = "speed-up: ratio of totals over the run's own baseline, interval over prompts; emitted: tokens per target forward"
 _MAX_METHOD = 44
 
@@ -49,83 +56,72 @@ def _apart(frames: Frames, group: Group, main: Group) -> str:
 
 
 def _block(group: Group, comparison: Comparison) -> list[str]:
-    rows = []
-    for run, facts in comparison.runs.iterrows():
-        speed, acceptance = comparison.speedup(run), comparison.per_round(run, "acceptance_rate")
-        unclear = " ?" if (told_from_one(group, comparison, run) or "yes") != "yes" else ""
-        label = str(facts["label"]) + ("" if is_ranked(facts) else " *")
-        rows.append(
-            (
-                label if len(label) <= _MAX_METHOD else label[: _MAX_METHOD - 3] + "...",
-                Cell.of(comparison.figures(run)["num_prompts"], digits=0).text(),
-                Cell.of(comparison.rates(run)[0], digits=1).text(),
-                "-" if speed is None else Cell.of(speed.value, speed.low, speed.high).text() + unclear,
-                Cell.of(comparison.per_round(run, "emitted_per_round")).text(),
-                Cell.of(None if acceptance is None else 100 * acceptance, digits=1).text(),
-                verdict_text(facts),
-            )
-        )
-    widths = [max(len(row[i]) for row in [*rows, _HEADS]) for i in range(len(_HEADS))]
+    def told(m: Member) -> str:
+        return " ?" if (told_from_one(group, m.comparison, m.run) or "yes") != "yes" else ""
 
-    def line(cells: Sequence[str]) -> str:
-        shown = [
-            c.ljust(w) if i in (0, len(widths) - 1) else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(shown).rstrip()[:WIDTH]
+    def label(m: Member) -> str:
+        text = str(m.facts["label"]) + ("" if is_ranked(m.facts) else " *")
+        return text if len(text) <= _MAX_METHOD else text[: _MAX_METHOD - 3] + "..."
 
-    head = wrapped(f"{comparison.data}, {comparison.pair}, {comparison.runs['machine'].iloc[0]}", "")
-    below = [part for note in comparison.notes for part in wrapped(note, "  ")]
+    columns = [
+        Column("method", "method", text=True, of=label),
+        Column("n", "n", digits=0, of=lambda m: m.figures["num_prompts"]),
+        TOKENS_PER_SECOND,
+        Column("speedup", "speed-up [95 %]", of=lambda m: SPEEDUP.cell(m).text() + told(m)),
+        Column("emitted_per_round", "emitted", of=EMITTED.of),
+        Column("acceptance_percent", "acc. %", digits=1, of=lambda m: m.acceptance_percent),
+        LOSSLESS,
+    ]
+    rows = [row_of(columns, m) for m in members(comparison)]
+    lines = wrapped(f"{comparison.data}, {comparison.pair}, {comparison.runs['machine'].iloc[0]}", "")
+    lines += _grid(columns, [[row.cell(c.key).text() for c in columns] for row in rows])
+    lines += [part for note in comparison.notes for part in wrapped(note, "  ")]
     if not all(is_ranked(facts) for _, facts in comparison.runs.iterrows()):
-        below.append("  * not ranked: lossy, or the output is not the target's")
-    if any(" ?" in row[3] for row in rows):
-        below.append("  ? not told from 1: the interval contains it, lies in the noise floor, or there is none")
-    return [*head, line(_HEADS), "-" * min(WIDTH, sum(widths) + 2 * (len(widths) - 1)), *map(line, rows), *below]
+        lines.append("  * not ranked: lossy, or the output is not the target's")
+    if any(row.cell("speedup").text().endswith(" ?") for row in rows):
+        lines.append("  ? not told from 1: the interval contains it, lies in the noise floor, or there is none")
+    return lines
 
 
 def table_text(table: Table) -> str:
     """A report's table for a terminal: as many columns as fit, the others by name; title and notes around it."""
     columns = [c for c in table.columns if any(row.cell(c.key).value is not None for row in table.rows)]
-    widths = {c.key: max(len(c.label), *(len(row.cell(c.key).text()) for row in table.rows)) for c in columns}
-    for column in columns:  # a heading over one column widens it, a heading over several has room
-        if [c.group for c in columns].count(column.group) == 1:
-            widths[column.key] = max(widths[column.key], len(column.group))
-    shown: list[Column] = []
-    for column in columns:
-        if sum(widths[c.key] + 2 for c in shown) + widths[column.key] > WIDTH:
-            break
-        shown.append(column)
-
-    def line(cells: Sequence[str]) -> str:
-        parts = zip(shown, cells, strict=True)
-        padded = (text.ljust(widths[c.key]) if c.text else text.rjust(widths[c.key]) for c, text in parts)
-        return "  ".join(padded).rstrip()[:WIDTH]
-
+    alone = {label for label, number in Counter(c.group for c in columns).items() if number == 1}
+    # A heading over one column widens it, a heading over several has room.
+    widths = [max(table.width(c), len(c.group) if c.group in alone else 0) for c in columns]
+    ends = [sum(widths[: i + 1]) + 2 * i for i in range(len(columns))]
+    shown = columns[: max(1, sum(end <= WIDTH for end in ends))]
+    printed = list(table.lines(shown))
+    entries = [[entry.cell.text() if entry.span else "" for entry in line.entries] for line in printed]
+    head, rule, *body = _grid(shown, entries, widths)
     lines = wrapped(table.title, "")
     if any(c.group for c in shown):
-        place = iter(shown)
-        spans = [(label, [next(place) for _ in range(count)]) for label, count in label_spans([c.group for c in shown])]
-        rooms = [(label, sum(widths[c.key] + 2 for c in own) - 2) for label, own in spans]
-        lines.append("  ".join(label[:room].center(room) for label, room in rooms).rstrip())
-    lines.append(line([c.label for c in shown]))
-    lines.append("-" * min(WIDTH, sum(widths[c.key] + 2 for c in shown) - 2))
-    section = ""
-    before: dict[str, str] = {}
-    for row in table.rows:
-        if row.section != section:
-            section, before = row.section, {}
-            lines += wrapped(f"{section}:", "")
-        entries = {c.key: row.cell(c.key).text() for c in shown}
-        merged = [c.key for c in shown if c.merge]
-        same = {key for i, key in enumerate(merged) if all(before.get(k) == entries[k] for k in merged[: i + 1])}
-        lines.append(line(["" if c.key in same else entries[c.key] for c in shown]))
-        before = entries
-    rest = [_head(c) for c in columns[len(shown) :]]
-    lines += wrapped(f"further columns in tables/{table.name}.csv: {'; '.join(rest)}", "  ") if rest else []
+        rooms, at = [], 0
+        for label, span in label_spans([c.group for c in shown]):
+            room = ends[at + span - 1] - ends[at] + widths[at]
+            rooms.append(label[:room].center(room))
+            at += span
+        lines.append("  ".join(rooms).rstrip())
+    lines += [head, rule]
+    for line, text in zip(printed, body, strict=True):
+        lines += [*(wrapped(f"{line.head}:", "") if line.head else []), text]
+    rest = "; ".join(c.heading for c in columns[len(shown) :])
+    lines += wrapped(f"further columns in tables/{table.name}.csv: {rest}", "  ") if rest else []
     return "\n".join([*lines, *(part for note in table.notes for part in wrapped(note, "  "))])
 
 
-def _head(column: Column) -> str:
-    return ": ".join(part for part in (column.group, column.label) if part)
+def _grid(columns: Sequence[Column], rows: Iterable[Sequence[str]], widths: Iterable[int] = repeat(0)) -> list[str]:
+    """A line of labels, a rule and a line per row, cut at WIDTH. widths: the least of each column."""
+    grid = RichTable(box=RULE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for column, width in zip(columns, widths, strict=False):
+        side: JustifyMethod = "left" if column.text else "right"
+        grid.add_column(column.label, justify=side, no_wrap=True, min_width=width, overflow="crop")
+    for row in rows:
+        grid.add_row(*row)
+    out = io.StringIO()
+    to = Console(file=out, width=WIDTH, force_jupyter=False, color_system=None, markup=False, emoji=False, highlight=False)
+    to.print(grid)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def wrapped(text: str, indent: str = "") -> list[str]:
