@@ -18,8 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for room in ("specbench", "methods", "analysis") for path in sorted((ROOT / room).rglob("*.py"))]
-# Who may start another program: git for the provenance, a sweep's jobs, the tracker's own process.
-MAY_START_PROGRAMS = {"specbench/measure/records/provenance.py", "specbench/front/launchers.py", "specbench/track/mirror.py"}
+# Who may start another program: git for the provenance, a sweep's jobs and the tracker's own process.
+MAY_START_PROGRAMS = {"specbench/measure/records/provenance.py", "specbench/processes/child.py"}
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 UNPICKLES = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "joblib.load"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.config.options import ConfigError
+from specbench.config.say import say
 from specbench.config.schema import RunConfig
 
 OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
@@ -34,14 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return check_all(compose(options.overrides, options.config_dir))
     except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
+        say("interrupted")
+        return INTERRUPTED
     except Exception as error:
         from specbench.config.errors import explain
 
         line = str(error) if isinstance(error, ConfigError) else explain(error, options.overrides)
         if line is None:
             raise
-        return _say(line, WRONG_OPTION)
+        say(line)
+        return WRONG_OPTION
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str]) -> RunConfig:
@@ -126,11 +129,6 @@ def report(bench: Any, title: str, checks: Any) -> int:
         failed += result.status == FAIL
         print(f"{result.status}  {title}: {name}: {result.detail}", flush=True)
     return failed
-
-
-def _say(text: str, status: int) -> int:
-    print("specbench:", " ".join(text.split()), file=sys.stderr, flush=True)
-    return status
 
 
 if __name__ == "__main__":  # a worker process imports this module again, and must not run it

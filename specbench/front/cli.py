@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from specbench.config.compose import HYDRA_VERSION, compose, parse_arguments, re
 from specbench.config.errors import explain
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
+from specbench.config.say import say
 from specbench.config.schema import RunConfig
 from specbench.front import launchers
-from specbench.front.sweep import JobFailed, Sweep, plain_table, say
+from specbench.front.sweep import JobFailed, Sweep, plain_table
 
 OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -39,6 +41,26 @@ _AGENT = "WANDB_SWEEP_ID"  # set for the runs of a W&B sweep, whose grid knows n
 
 class RunFailed(RuntimeError):
     """The run ended, its summary is printed, and its status is not success."""
+
+
+@dataclass
+class Task:
+    """What Hydra calls with the configuration of the run, or of each job of a sweep."""
+
+    wants_tracebacks: bool
+    failures: list[Exception] = field(default_factory=list)  # of a single run: raised, Hydra would add a line of its own
+
+    def __call__(self, cfg: DictConfig) -> None:
+        try:
+            run_job(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep's other jobs go on, and it says how this one ended
+                if self.wants_tracebacks:
+                    traceback.print_exc()
+                raise JobFailed(_line(error, HydraConfig.get().overrides.task)[0]) from error
+            if self.wants_tracebacks:
+                raise
+            self.failures.append(error)
 
 
 def main(said: list[str] | None = None) -> int:
@@ -53,27 +75,13 @@ def main(said: list[str] | None = None) -> int:
     if "--version" in sys.argv[1:]:  # Hydra would print its own
         print(f"specbench {__version__}")
         return OK
-    wants_traceback = os.environ.get(_FULL_ERROR) == "1"
+    task = Task(wants_tracebacks=os.environ.get(_FULL_ERROR) == "1")
     overrides: list[str] = []
-    failures: list[Exception] = []
-
-    def job(cfg: DictConfig) -> None:
-        try:
-            run_job(cfg)
-        except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep's other jobs go on, and it says how this one ended
-                if wants_traceback:
-                    traceback.print_exc()
-                raise JobFailed(_line(error, HydraConfig.get().overrides.task)[0]) from error
-            if wants_traceback:
-                raise
-            failures.append(error)  # raised, Hydra would add a line of its own
-
     os.environ[_FULL_ERROR] = "1"  # Hydra raises its errors instead of printing them its own way: they are explained here
     try:
         overrides = parse_arguments(sys.argv[1:]).overrides
         register()
-        launchers.register(wants_traceback)
+        launchers.register()
         if _AGENT in os.environ:
             with contextlib.suppress(Exception):  # what is wrong with the options is said below
                 typed = sys.argv[1:]
@@ -81,18 +89,18 @@ def main(said: list[str] | None = None) -> int:
                 if used != typed:
                     say(f"{launchers.DRAFT_LENGTH} is left out: the sweep's method has none")
                 sys.argv[1:] = used
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base=HYDRA_VERSION)(job)()
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base=HYDRA_VERSION)(task)()
     except KeyboardInterrupt:
         return end("interrupted", INTERRUPTED)
     except Exception as error:
-        if wants_traceback:
+        if task.wants_tracebacks:
             raise
         return end(*_line(error, overrides))
     finally:
-        if not wants_traceback:
+        if not task.wants_tracebacks:
             del os.environ[_FULL_ERROR]
-    if failures:
-        return end(*_line(failures[0], overrides))
+    if task.failures:
+        return end(*_line(task.failures[0], overrides))
     sweep = launchers.take_ended()
     return OK if sweep is None else end_sweep(sweep)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from specbench.front import cli
 from specbench.front.launchers import OUTCOME_VARIABLE
-from specbench.processes.lifeline import end_with_parent
+from specbench.processes.child import end_with_parent
 
 
 def main() -> int:

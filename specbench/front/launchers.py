@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -34,6 +31,7 @@ from omegaconf import DictConfig, open_dict
 from specbench.config.compose import PLUGIN_PACKAGE, to_run_config
 from specbench.config.schema import RunConfig
 from specbench.front.sweep import Job, JobFailed, Sweep, SweepProgress
+from specbench.processes.child import death, run_module
 from specbench.processes.locks import hold_folder
 
 DRAFT_LENGTH = "method.draft_length"
@@ -41,9 +39,8 @@ OUTCOME_VARIABLE = "SPECBENCH_OUTCOME"  # names the file in which an isolated jo
 _ended: list[Sweep] = []  # Hydra drops what a sweeper returns
 
 
-def register(wants_tracebacks: bool = False) -> None:
-    """Make sweeper and launchers known to Hydra (their options are `config.compose`'s). wants_tracebacks: of isolated jobs."""
-    IsolatedLauncher.wants_tracebacks = wants_tracebacks
+def register() -> None:
+    """Make sweeper and launchers known to Hydra (their options are `config.compose`'s)."""
     for plugin in (SpecbenchSweeper, SerialLauncher, IsolatedLauncher):
         Plugins.instance().register(plugin)
     try:  # Hydra looks its plugins up by name: this module is known by that name too
@@ -220,10 +217,12 @@ class SerialLauncher(Launcher):
 
 
 class IsolatedLauncher(SerialLauncher):
-    """One job after another, each in a fresh process, in an order shuffled by `seed`: nothing leaks from one into the next."""
+    """One job after another, each in a fresh process, in an order shuffled by `seed`: nothing leaks from one into the next.
+
+    A job's process shows tracebacks if the task that it stands for `wants_tracebacks`.
+    """
 
     __module__ = PLUGIN_PACKAGE
-    wants_tracebacks: ClassVar[bool] = False
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -234,7 +233,8 @@ class IsolatedLauncher(SerialLauncher):
 
     def one(self, overrides: list[str], number: int) -> JobReturn:
         result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-        error = run_isolated([*config_arguments(sys.argv[1:]), *overrides, "hydra.mode=RUN"], self.wants_tracebacks)
+        tracebacks = getattr(self.task_function, "wants_tracebacks", False)
+        error = run_isolated([*config_arguments(sys.argv[1:]), *overrides, "hydra.mode=RUN"], tracebacks)
         if error is not None:
             result.status = JobStatus.FAILED
             result.return_value = JobFailed(error)
@@ -249,41 +249,16 @@ def config_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def run_isolated(options: Sequence[str], tracebacks: bool = False) -> str | None:
-    """One run in a process of its own, to its end, with tracebacks if wanted. Returns None, or what went wrong.
-
-    Ctrl-C reaches the child with the terminal's process group; it is given time to write down that it was interrupted.
-    """
+    """One run in a process of its own, to its end, with tracebacks if wanted. Returns None, or what went wrong."""
     with tempfile.TemporaryDirectory(prefix="specbench-") as folder:
         outcome = Path(folder) / "outcome.json"
-        child = subprocess.Popen(
-            [sys.executable, "-m", "specbench.front.isolated", *options],
-            stdin=subprocess.PIPE,  # its lifeline: it ends when this process does
-            env={**os.environ, OUTCOME_VARIABLE: str(outcome), "HYDRA_FULL_ERROR": "1" if tracebacks else "0"},
-        )
-        try:
-            status = child.wait()
-        except BaseException:
-            _stop(child)
-            raise
-        finally:
-            if child.stdin is not None:
-                child.stdin.close()
+        environment = {OUTCOME_VARIABLE: str(outcome), "HYDRA_FULL_ERROR": "1" if tracebacks else "0"}
+        status = run_module(["specbench.front.isolated", *options], environment=environment)
+        assert status is not None, "it was given all the time it wants"
         if status == 0:
             return None
         try:
             said = json.loads(outcome.read_text())["said"]
         except (OSError, ValueError):
             said = []
-        if said:
-            return str(said[-1])
-        return f"the job's process died of {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    for wait_seconds, stop in ((5.0, lambda: child.send_signal(signal.SIGINT)), (20.0, child.kill)):
-        try:
-            child.wait(wait_seconds)
-            return
-        except subprocess.TimeoutExpired:
-            stop()
-    child.wait()
+        return str(said[-1]) if said else f"the job's process {death(status)}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.config.options import ConfigError
+from specbench.config.say import say
 from specbench.config.schema import RunConfig, as_dict
 from specbench.measure.records import provenance
 from specbench.measure.records import store as files
@@ -260,10 +261,6 @@ def quoted(text: str) -> str:
 
 def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.")
-
-
-def say(text: str) -> None:
-    print("specbench:", " ".join(text.split()), file=sys.stderr, flush=True)
 
 
 def _interval(values: Sequence[float] | None) -> str:

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from specbench.config.options import ConfigError
+from specbench.config.say import say
 from specbench.measure.records.masking import mask_argv
 
 FOLDER_VARIABLE = "SPECBENCH_LOCKS"
@@ -79,13 +80,9 @@ class Held:
         return path.stat().st_size if path.exists() else 0
 
 
-def _say(text: str) -> None:
-    print(f"specbench: {text}", file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def hold(
-    devices: Iterable[str], mode: str = "wait", say: Callable[[str], None] = _say, folder: Path | None = None
+    devices: Iterable[str], mode: str = "wait", say: Callable[[str], None] = say, folder: Path | None = None
 ) -> Iterator[Held]:
     """Have torch devices ("cpu", "cuda:0") to oneself.
 

@@ -13,16 +13,15 @@ import gc
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn, Protocol
 
 from specbench.measure.sensors.clock import memory_peak_bytes, now
 from specbench.measure.sensors.memory import process_peak_rss_bytes, process_rss_bytes
+from specbench.processes.child import death, end_with_parent, stop, without_interrupts
 from specbench.processes.placement import Placement
 
 
@@ -81,7 +80,7 @@ class Worker:
             daemon=True,
         )
         try:
-            with _without_interrupts():
+            with without_interrupts():
                 self._process.start()
             child_pipe.close()
             lifeline.close()
@@ -177,13 +176,11 @@ class Worker:
 
     def _death(self) -> str:
         code = self._process.exitcode
-        if code is None:
-            return f"worker {self.role} closed its pipe"
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
-            return f"worker {self.role} died of {name}{hint}"
-        return f"worker {self.role} died with exit status {code}"
+        return f"worker {self.role} {'closed its pipe' if code is None else death(code)}"
+
+    def _ended(self, seconds: float) -> bool:
+        self._process.join(seconds)
+        return not self._process.is_alive()
 
     def close(self) -> None:
         """Stop the child: politely if it is listening, else by force. Safe to call twice."""
@@ -194,29 +191,8 @@ class Worker:
             self._pipe.send(("close", None))
         self._lifeline.close()
         if self._process.pid is not None:
-            self._process.join(0.1 if self._owed else 2.0)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join(5.0)
+            stop(self._ended, (0.1 if self._owed else 2.0, self._process.kill))
         self._pipe.close()
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """The child inherits a blocked SIGINT: Ctrl-C during its start would otherwise print its traceback over the parent's words.
-
-    Nothing is lost: an interrupt that comes in between reaches the parent at the end.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # Starting the tracker unblocks the signal as a side effect: it must be there before.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def held_bytes(model: Any, program: Program) -> dict[str, int]:
@@ -237,7 +213,8 @@ def _child_main(
 ) -> None:
     # Ctrl-C reaches the whole process group; the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    # Not while the polite way is still open: `close` sends its word first and then lets go of the lifeline.
+    end_with_parent(lifeline.fileno(), grace_seconds=1.0)
     try:
         placement.apply()
         model = load()
@@ -264,11 +241,3 @@ def _child_main(
         with contextlib.suppress(OSError):
             pipe.send(("failure", Failure(type(error).__name__, str(error), traceback.format_exc(limit=8))))
         os._exit(1)
-
-
-def _die_with_parent(lifeline: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()
-    # Not while the polite way is still open: `close` sends its word first and then lets go of the lifeline.
-    threading.Event().wait(1.0)
-    os._exit(0)

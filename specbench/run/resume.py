@@ -8,7 +8,6 @@ session that made it. Options, models and data must be the same; code, packages 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.config.options import ConfigError
+from specbench.config.say import say
 from specbench.config.schema import RunConfig, as_dict, from_dict
 from specbench.measure.records import store as files
 from specbench.measure.records.conditions import differences, first_difference
@@ -195,7 +195,7 @@ def _go_on(config: RunConfig, folder: Path, key: str, facts: Mapping[str, Any], 
     started = {"status": "started", "ended_at": None, "error": None}
     missing = {name: value for name, value in facts.items() if name not in run}  # cut off before it was written
     store.write_run({**missing, **started, "sessions": sessions, "warnings": notes})
-    print(f"specbench: {folder}: session {session} goes on, {len(kept)} records are kept", file=sys.stderr, flush=True)
+    say(f"{folder}: session {session} goes on, {len(kept)} records are kept")
     chosen = {arm: entry.get("threads") for arm, entry in (run.get("warmup") or {}).items()}
     return Opened(store, kept, session, {arm: threads for arm, threads in chosen.items() if threads})
 

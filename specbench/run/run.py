@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench import data
+from specbench.config.say import say
 from specbench.config.schema import RunConfig, validate
 from specbench.config.specs import PairSpec
 from specbench.data import Dataset, Sample
@@ -63,11 +64,11 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
     """
     validate(config)
     if (summary := resume.finished(config)) is not None:
-        print(f"specbench: {summary['run_folder']} is finished: nothing is measured again", file=sys.stderr)
+        say(f"{summary['run_folder']} is finished: nothing is measured again")
         return summary
     prepared = prepare(config)
     for warning in prepared.dataset.warnings:
-        print(f"specbench: {warning}", file=sys.stderr)
+        say(warning)
     method_name = config.baseline_name if config.measure.mode == "aa" else config.method_name
     names = (method_name, config.baseline_name, prepared.dataset.name)
     turns = {s.sample_id: data.turns_to_generate(s, config.data.history) for s in prepared.samples}

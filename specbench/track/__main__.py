@@ -14,16 +14,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from specbench.config.say import say
 from specbench.measure.records import store as files
 from specbench.measure.records.masking import mask_text
-from specbench.track.mirror import mirror, say
+from specbench.processes.child import end_with_parent
+from specbench.track.mirror import mirror
 from specbench.track.tracker import create
 
 
 def _by_order() -> int:
     """The child's side of `mirror_apart`."""
-    from specbench.processes.lifeline import end_with_parent
-
     order = json.loads(sys.stdin.buffer.readline())
     end_with_parent()
     tracker = create(order["track"], order["allow_targets"])

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from specbench.config.say import say
 from specbench.config.schema import RunConfig
 from specbench.measure.records import store as files
 from specbench.measure.records.masking import mask_mapping, mask_text
+from specbench.processes.child import run_module
 from specbench.track.rows import headlines, prompt_rows
-from specbench.track.tracker import _TIMEOUT_KEY, TIMEOUT_SECONDS, TrackedRun, Tracker
+from specbench.track.tracker import TIMEOUT_KEY, TIMEOUT_SECONDS, TrackedRun, Tracker
 
 
 # ---------------------------------------------------------------------------------------------------- from files to rows
@@ -90,34 +87,13 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
 
 def mirror_apart(folder: Path, config: RunConfig) -> None:
     """Mirror a run that has just ended, and come back whatever happens: after its end, its failure or its time."""
-    timeout_seconds = float(config.track.get(_TIMEOUT_KEY) or TIMEOUT_SECONDS)
+    timeout_seconds = float(config.track.get(TIMEOUT_KEY) or TIMEOUT_SECONDS)
     order = json.dumps({"folder": str(folder), "track": config.track, "allow_targets": config.allow_targets})
     name = str(config.track.get("_target_")).rpartition(".")[2]
     later = f"later: python -m specbench.track {folder}"
     try:
         with tempfile.TemporaryFile("w+") as said:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "specbench.track", "--order"],
-                stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-            assert child.stdin is not None
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    child.stdin.write(order + "\n")
-                    child.stdin.flush()  # left open: it ends when this process does
-                status: int | None = child.wait(timeout_seconds)
-            except subprocess.TimeoutExpired:
-                status = None
-            finally:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(child.pid, signal.SIGKILL)  # a tracker's own helpers too
-                child.wait()
-                with contextlib.suppress(BrokenPipeError):
-                    child.stdin.close()
+            status = run_module(["specbench.track", "--order"], order + "\n", output=said, timeout_seconds=timeout_seconds)
             said.seek(0)
             lines = [line for line in mask_text(said.read()).splitlines() if line.strip()]
     except Exception as error:
@@ -126,7 +102,3 @@ def mirror_apart(folder: Path, config: RunConfig) -> None:
         return say(f"mirrored by {name}: {lines[-1] if lines else 'done'}")
     why = f"stopped after {timeout_seconds:g} s" if status is None else (lines[-1] if lines else f"exit status {status}")
     return say(f"{name}: not mirrored: {why}; {later}")
-
-
-def say(text: str) -> None:
-    print(f"specbench: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_SECONDS = 180.0
-
-
-_TIMEOUT_KEY = "timeout_seconds"
+TIMEOUT_KEY, TIMEOUT_SECONDS = "timeout_seconds", 180.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Tracker:
         raise NotImplementedError
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """One prompt (sample, turn, repeat): see `trackers.rows.prompt_rows`. Values are numbers, texts or None."""
+        """One prompt (sample, turn, repeat): see `track.rows.prompt_rows`. Values are numbers, texts or None."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table: `prompts`, and every CSV file of the run folder."""
@@ -60,5 +57,5 @@ def create(node: Mapping[str, Any] | None, more_prefixes: Sequence[str] = ()) ->
 
     if not node:
         return None
-    options = {name: value for name, value in node.items() if name != _TIMEOUT_KEY}
+    options = {name: value for name, value in node.items() if name != TIMEOUT_KEY}
     return create_part(options, Tracker, more_prefixes, key="track")

@@ -1,0 +1,125 @@
+"""One way to start a child process, to give it time and to stop it; and the child's side: it ends with its parent.
+
+A child that was started to do one thing for another holds a lifeline, a descriptor whose other end the parent keeps open: when
+that end closes, whatever ended the parent, the child ends too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
+from typing import IO
+
+KILL_SECONDS = 5.0  # how long the system may take to end a killed process
+INTERRUPT_SECONDS, WRITE_SECONDS = 5.0, 20.0  # after Ctrl-C: until a child is told again, and until it is killed
+
+
+# ---------------------------------------------------------------------------------------------------- the child's side
+def end_with_parent(lifeline: int | None = None, grace_seconds: float = 0.0) -> None:
+    """From now on this process ends as soon as `lifeline` (None: standard input) does; what comes over it is not looked at.
+
+    Ends without cleaning up: files are written line by line, workers have lifelines of their own. grace_seconds: what is left
+    to end another way.
+    """
+    descriptor = os.dup(sys.stdin.fileno() if lifeline is None else lifeline)
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(descriptor, 4096):
+                pass
+        time.sleep(grace_seconds)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+# ---------------------------------------------------------------------------------------------------- the parent's side
+def run_module(
+    arguments: Sequence[str],
+    order: str = "",
+    environment: Mapping[str, str] | None = None,
+    output: IO[str] | None = None,
+    timeout_seconds: float | None = None,
+) -> int | None:
+    """`python -m <arguments>` to its end, or until it is stopped: its exit status (see `death`), None after `timeout_seconds`.
+
+    Its standard input begins with `order` and is its lifeline. With an `output`, which takes all that it prints, it has a
+    process group of its own, which ends with it; without, it has the terminal's: Ctrl-C reaches it there, and it is given time
+    to write down that it was interrupted.
+    """
+    apart = output is not None
+    child = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        start_new_session=apart,
+    )
+    assert child.stdin is not None
+
+    def ended(seconds: float | None) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+        return child.returncode is not None
+
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(order)
+            child.stdin.flush()  # left open
+        return child.returncode if ended(timeout_seconds) else None
+    except BaseException:
+        if not apart:
+            stop(ended, (INTERRUPT_SECONDS, lambda: child.send_signal(signal.SIGINT)), (WRITE_SECONDS, child.kill))
+        raise
+    finally:
+        if apart:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)  # what it has started itself too
+            child.wait()
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()
+
+
+def stop(ended: Callable[[float], bool], *steps: tuple[float, Callable[[], None]]) -> None:
+    """Each step: wait for the child's end so many seconds, then do something about it. ended: waits, and whether it has."""
+    for seconds, act in steps:
+        if ended(seconds):
+            return
+        act()
+    ended(KILL_SECONDS)
+
+
+def death(status: int) -> str:
+    """How a process ended, from its exit status; a negative one is the signal that ended it."""
+    if status >= 0:
+        return f"died with exit status {status}"
+    hint = "; the system may have run out of memory" if -status == signal.SIGKILL else ""
+    return f"died of {signal.Signals(-status).name}{hint}"
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """A child that is started in here inherits a blocked SIGINT: Ctrl-C during its start would otherwise print its traceback
+    over the parent's words.
+
+    Nothing is lost: an interrupt that comes in between reaches the parent at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Starting the tracker unblocks the signal as a side effect: it must be there before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
