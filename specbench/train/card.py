@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from specbench.train.replay import formula_speedup
+from specbench.measure.theory.formulas import speedup_sequential
 
 LIMITS = """\
 - The target has a few million parameters. It writes text that looks like Python; it does not solve problems. Scores such as
   pass@1 would be near zero.
 - It knows Python source, docstrings and the English of documentation. On chat, translation, mathematics or summarisation it
   writes continuations in the manner of documentation: such runs show mechanics, not findings.
-- Its acceptance rates and its ratio of draft time to target time are its own. They say nothing about larger pairs.
+- Its acceptance rates and its ratio of the draft model's time to the target's are its own. They say nothing about larger pairs.
 - It was trained on sequences of some hundreds of tokens. Longer prompts run (up to 16,384 positions), but the model's text
   beyond the trained range is worse, see the loss by position below.
 - Small models repeat themselves, and repeated text is easy to draft: see the share of distinct 4-grams."""
@@ -48,7 +48,7 @@ def write_pair_card(folder: Path, facts: dict[str, Any] | None) -> Path:
     lines = [
         "# The built-in pair",
         "",
-        "A deep, narrow Llama and its drafts, trained for this project so that everything runs offline.",
+        "A deep, narrow Llama with its draft models and heads, trained for this project so that everything runs offline.",
     ]
     lines += ["Weights are bfloat16 safetensors, run in float32 on a CPU; byte-level BPE; end of text is id 0.", ""]
     lines += ["Written by `python -m specbench.train part=card`; numbers in `card.json` and `*/training.json`.", ""]
@@ -132,7 +132,8 @@ def _measured(facts: dict[str, Any]) -> list[str]:
     ]
     lines += [*_table(head, rows), "", "## Acceptance and what it predicts", ""]
     lines += [
-        "Each draft read the target's greedy text once; rounds of 8 drafts were replayed on it. `of 4`: mean drafts kept of 4."
+        "Each draft model read the target's greedy text once; rounds of 8 drafted tokens were replayed on it. `of 4`: mean"
+        " tokens kept of 4."
         " `formula`: (1-a^(g+1))/((1-a)(1+gc)) at g = 4 and at the best g up to 8, a being the share of single tokens drafted"
         " right: Leviathan's, for whom the rows of a forward cost nothing. `replay`: the recorded rounds with the measured"
         " times, more rows costing more, at g = 4 and at the best g. `asynchronous`: AMUSD replayed, two devices;"
@@ -162,7 +163,7 @@ def _measured(facts: dict[str, Any]) -> list[str]:
 def _best_formula(worth: dict[str, Any]) -> str:
     if worth["token_acceptance"] is None:
         return ""
-    by_length = {g: formula_speedup(worth["token_acceptance"], g, worth["cost"]) for g in range(1, 9)}
+    by_length = {g: speedup_sequential(worth["token_acceptance"], g, worth["cost"]) for g in range(1, 9)}
     best = max(by_length, key=lambda g: by_length[g])
     return f"{by_length[best]:.2f} (g={best})"
 
