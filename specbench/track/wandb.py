@@ -96,7 +96,7 @@ class WandbTracker(Tracker):
 
         if not self.with_artifact:
             return
-        artifact = wandb.Artifact(name, type="run", description="the run folder: format in specbench/measure/store.py")
+        artifact = wandb.Artifact(name, type="run", description="the run folder: format in docs/run_folder.md")
         for inside, path in paths.items():
             artifact.add_file(str(path), name=inside, policy="immutable")
         self._run.log_artifact(artifact)
