@@ -1,65 +1,131 @@
-"""The contracts that method plugins implement.
+"""The authors' page: what a method is, and everything that a recipe is written with.
 
-A method is one file in `methods/` and one YAML in `conf/method/`: a class with a keyword-only constructor of plain options.
-It proposes; the engine verifies, commits, records and stops. A method sees requests and verdicts, never the clock, the store or
-the configuration. One that owns its schedule (AMUSD, PEARL) overrides `decode` and returns the same records.
+A method is one file in `methods/` and one YAML in `conf/method/`: a class whose constructor takes plain options and builds its
+parts from them (`super().__init__(drafter, rule=..., stop=..., schedule=..., adapter=...)`). The schedule asks the drafter for
+a tree, the target for its answer and the rule for a verdict, and books what happened; a method itself never sees the clock, the
+store or the configuration. What is not on the shelf (`specbench.parts`) is written in the method's own file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from functools import partial, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from specbench.config.create import create_part
-from specbench.config.options import ConfigError
-from specbench.engine.tree import EMPTY, DraftTree, Verdict
+from specbench.config.create import create_part, named_part
+from specbench.config.options import ConfigError, flag, number, one_of, whole
+from specbench.engine.request import Outcome, Request
+from specbench.engine.runtime import Runtime
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.target import Target, open_target
+from specbench.engine.tree import EMPTY, Contract, DraftTree, Evidence, Feedback, Riders, Verdict
+from specbench.parts.contracts import Adapter, Drafter, Needs, Part, Schedule, Setting, Shape, Stop
+from specbench.parts.drafts.choice import Choice
+from specbench.parts.drafts.model import ModelDraft
+from specbench.parts.rules.rule import RULES, Rule, exact_rules, get_rule, register, with_typical
+from specbench.parts.schedules.sequential import Sequential
+from specbench.parts.shapes.chain import Chain
+from specbench.parts.shapes.dynamic import Dynamic
+from specbench.parts.stops import make_stop
 
 if TYPE_CHECKING:
-    from specbench.engine.request import Outcome, Request
-    from specbench.engine.runtime import Runtime
-    from specbench.engine.sampling import SamplingLaw
     from specbench.parts.heads.base import Heads
-    from specbench.parts.rules.rule import Rule
     from specbench.processes.placement import Placement
 
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method asks for, so that others do not pay for it.
-
-    draft: "none", "local" (in the target's process) or "worker" (in a process of its own, which the method starts).
-    taps: which of transformers' hidden_states the target's forwards leave behind (-1: the LM head's input).
-    scope: how long the method's state lives; "session" makes prompt order part of the result, and reports say so.
-    """
-
-    draft: Literal["none", "local", "worker"] = "none"
-    taps: tuple[int, ...] = ()
-    scope: Literal["sample", "session"] = "sample"
+__all__ = [
+    "EMPTY",
+    "RULES",
+    "Adapter",
+    "Chain",
+    "Choice",
+    "ConfigError",
+    "Contract",
+    "DraftTree",
+    "Drafter",
+    "Dynamic",
+    "Evidence",
+    "Feedback",
+    "Method",
+    "ModelDraft",
+    "Needs",
+    "Outcome",
+    "Part",
+    "Request",
+    "Riders",
+    "Rule",
+    "Runtime",
+    "SamplingLaw",
+    "Schedule",
+    "Sequential",
+    "Setting",
+    "Shape",
+    "Stop",
+    "Target",
+    "Verdict",
+    "create_method",
+    "exact_rules",
+    "flag",
+    "get_rule",
+    "make_stop",
+    "named_part",
+    "number",
+    "one_of",
+    "partial",
+    "register",
+    "whole",
+    "with_typical",
+]
 
 
 class Method:
-    """Base of all methods. Subclasses set `needs` and override `begin`, `propose`, `observe` (or `decode`)."""
+    """A drafter, a stop, a rule, a schedule and, where the draft learns, an adapter.
 
-    needs: ClassVar[Needs] = Needs()
+    rule: name or object; None: the one whose output equals AR's token for token. rules: the names that fit this recipe (a rule
+    of a plugin's own is held to its contract instead). draft_length: what is reported, None where it does not apply.
+    Raises ConfigError for a rule that does not fit and parts that are none.
+    """
+
     heads_class: ClassVar[type[Heads] | None] = None  # trained heads that it drafts with: `part=heads method=...` makes them
-    placement: Placement | None = None  # cores and threads of the target's process, for methods that share them with workers
 
-    def __init__(self, *, draft_length: int | None = None, rule: str | None = None):
-        self.draft_length = draft_length
-        self.rule = rule
+    def __init__(
+        self,
+        drafter: Drafter | None = None,
+        *,
+        rule: str | Rule | None = None,
+        rules: Sequence[str] | None = None,
+        stop: Stop | None = None,
+        schedule: Schedule | None = None,
+        adapter: Adapter | None = None,
+        draft_length: int | None = None,
+    ):
+        if rule is not None and not isinstance(rule, Rule) and rules is not None and rule not in rules:
+            raise ConfigError("method.rule", rule, f"possible for this draft: {', '.join(rules)}")
+        if adapter is not None and not isinstance(adapter, Adapter):
+            raise ConfigError("method.adapter", adapter, "give a node that names an Adapter, or null")
+        self.drafter = drafter if drafter is not None else Drafter()
+        self.stop = stop if stop is not None else Stop()
+        self.schedule = schedule if schedule is not None else Sequential()
+        self.adapter, self.rule, self.draft_length = adapter, rule, draft_length
+
+    @property
+    def _parts(self) -> list[Part]:
+        return [part for part in (self.drafter, self.schedule, self.adapter) if part is not None]
 
     # What the method is.
+
+    @property
+    def needs(self) -> Needs:
+        """What its parts need, together."""
+        return reduce(or_, (part.needs for part in self._parts))
 
     def rule_for(self, law: SamplingLaw) -> Rule:
         """The acceptance rule under a sampling law: the configured one, else the one whose output equals AR's token for token.
 
         Raises ConfigError for an unknown rule and for `greedy_match` at a temperature above 0.
         """
-        from specbench.parts.rules.rule import get_rule
-
         rule = get_rule(self.rule or ("greedy_match" if law.greedy else "sample_match"))
-        if rule.name == "greedy_match" and not law.greedy:
+        if rule.claim == "greedy-exact" and not law.greedy:
             raise ConfigError("method.rule", rule.name, "is not exact at decoding.temperature > 0: use sample_match or ratio")
         return rule
 
@@ -73,53 +139,59 @@ class Method:
     def same_ids(self, law: SamplingLaw) -> bool:
         """Whether the output must equal the baseline's token for token (and not only in law)."""
         rule = self.rule_for(law)
-        return rule.claim != "lossy" and (law.greedy or rule.needs == "choice")
+        return rule.claim != "lossy" and (law.greedy or rule.reads == "choice")
 
     @property
     def max_nodes(self) -> int:
         """Upper bound of nodes in a proposed tree: room reserved in the target's cache."""
-        return self.draft_length or 0
+        return max(self.drafter.max_nodes, self.schedule.max_nodes)
 
-    # Life cycle. `open` once per run, `begin` / `propose` / `observe` per sample, `close` at the end whatever happened.
+    @property
+    def placement(self) -> Placement | None:
+        """Cores and threads of the target's process, for methods that share them with workers."""
+        return self.schedule.placement
+
+    # Life cycle. `open` once per run, `decode` per sample, `close` at the end whatever happened.
 
     def open(self, runtime: Runtime) -> None:
         """Take hold of models; build sessions; start workers. Raises ConfigError when the pair lacks what the method needs."""
-        from specbench.engine.session import Session
-
-        self.runtime = runtime
-        self.target = Session(runtime.target, taps=self.needs.taps)
-
-    def begin(self, request: Request, first_token: int) -> None:
-        """A new sample: forget the last one. `first_token` is the target's own, now pending; prefill drafts here."""
-
-    def propose(self, max_depth: int) -> DraftTree:
-        """Draft for one round, at most `max_depth` deep (0: nothing can be kept). An empty tree is one plain step."""
-        return EMPTY
-
-    def observe(self, verdict: Verdict) -> None:
-        """What the target made of the last proposal (not called after the last round)."""
+        if self.adapter is not None:
+            runtime = self.adapter.adopt(runtime)
+        self.target = open_target(runtime.target, self.needs.taps)
+        missing = self.needs.of_target - self.target.can
+        if missing:
+            remedy = f"it cannot give {', '.join(sorted(missing))}, which this method needs: choose another target or method"
+            raise ConfigError("pair.target", runtime.pair.target.name, remedy)
+        self.setting = Setting(runtime, self.target, self.rule_for(runtime.law))
+        for part in self._parts:
+            part.open(self.setting)
+        if self.adapter is not None:
+            self.adapter.attach(self.drafter)
 
     def decode(self, request: Request) -> Outcome:
-        """Continue one prompt. The default is the sequential schedule."""
-        from specbench.parts.schedules.sequential import sequential
+        """Continue one prompt."""
+        return self.schedule.run(self, request)
 
-        return sequential(self, self.target, self.runtime, request)
+    def sessions(self) -> dict[str, Any]:
+        """Sessions of this process by role, target and draft: what they hold can be compared with fresh ones."""
+        return reduce(or_, (part.sessions() for part in self._parts), {"target": self.target})
 
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes of KV cache by role, for the footprint table."""
-        return {"target_kv": self.target.cache.nbytes}
+        """Bytes by part, for the footprint table."""
+        return reduce(or_, (part.memory_bytes() for part in self._parts), {"target_kv": self.target.nbytes})
 
     def facts(self) -> dict[str, float | int | str]:
-        """What the method settled for itself in `open` (a measured draft length, say), for run.json."""
-        return {}
+        """What the parts settled for themselves in `open` (a measured draft length, say), for run.json."""
+        return reduce(or_, (part.facts() for part in self._parts))
 
     def pids(self) -> list[int]:
         """Process ids of the method's workers."""
-        worker = getattr(self, "worker", None)
-        return [worker.pid] if worker is not None and worker.pid is not None else []
+        return self.schedule.pids()
 
     def close(self) -> None:
-        """Free what `open` took; must be safe to call twice and after a failed `open`."""
+        """Free what `open` took; safe to call twice and after a failed `open`."""
+        for part in self._parts:
+            part.close()
 
 
 def create_method(node: Mapping[str, Any], more_prefixes: Sequence[str] = (), key: str = "method") -> Method:

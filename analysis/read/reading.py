@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from specbench.measure import metrics, pairing
 from specbench.measure.metrics import RoundTable, SampleKey
 from specbench.measure.records import store
-from specbench.measure.records.events import ROUND_FIELDS, SampleRecord
+from specbench.measure.records.events import LATER_FIELDS, PARTS, ROUND_FIELDS, SampleRecord
 from specbench.measure.summary import rebuild
 
 TIMES = ("t_start", "t_end")
-DURATIONS = ("draft_seconds", "verify_seconds", "wait_seconds")
-COUNTS = tuple(name for name in ROUND_FIELDS if name not in (*TIMES, *DURATIONS, "stale", "mode"))
+DURATIONS = tuple(f"{part}_seconds" for part in PARTS)
+SHARES = ("target_share",)
+COUNTS = tuple(name for name in ROUND_FIELDS if name not in (*TIMES, *DURATIONS, *SHARES, "stale", "mode"))
 
 Array = NDArray[Any]
 Parsed = tuple[list[SampleKey], Array, dict[str, Array]]
@@ -136,7 +137,7 @@ def _rounds_of(folder: Path, samples: Sequence[SampleRecord], parsed: Future[Par
 
 def narrow(columns: Mapping[str, Array]) -> dict[str, Array]:
     """Counts as int32, durations as float32 (a billionth of a second in a hundred), stamps as float64."""
-    kinds: dict[str, Any] = dict.fromkeys(COUNTS, np.int32) | dict.fromkeys(DURATIONS, np.float32)
+    kinds: dict[str, Any] = dict.fromkeys(COUNTS, np.int32) | dict.fromkeys((*DURATIONS, *SHARES), np.float32)
     return {name: values.astype(kinds[name]) if name in kinds else values for name, values in columns.items()}
 
 
@@ -150,6 +151,7 @@ def _by_arrow(path: Path) -> Parsed:
         return [], np.zeros(0, np.int64), narrow(RoundTable.of({}).columns)
     kinds = {name: pa.int32() for name in COUNTS} | {name: pa.float64() for name in TIMES}
     kinds |= {name: pa.float32() for name in DURATIONS} | {"stale": pa.bool_(), "mode": pa.string()}
+    kinds |= {name: pa.float32() for name in SHARES}
     key_types = {"sample_id": pa.string(), "turn": pa.int64(), "repeat": pa.int64(), "arm": pa.string()}
     schema = pa.schema(
         [pa.field(name, kind) for name, kind in key_types.items()]
@@ -167,6 +169,9 @@ def _by_arrow(path: Path) -> Parsed:
     columns: dict[str, Array] = {}
     for name in ROUND_FIELDS:
         column = batch[name]
+        if name in LATER_FIELDS and column.null_count == len(column):  # format version 1
+            columns[name] = np.full(int(lengths.sum()), LATER_FIELDS[name], kinds[name].to_pandas_dtype())
+            continue
         own = np.asarray(pc.list_value_length(column))
         values = pc.list_flatten(column).combine_chunks()
         if column.null_count or values.null_count or not np.array_equal(own, lengths):

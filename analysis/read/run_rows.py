@@ -67,7 +67,7 @@ def run_row(files: RunFiles) -> dict[str, Any]:
         **{name: as_float(summary.get(name)) for name in numbers},
         **{
             f"seconds_{part}": as_float((summary.get("seconds") or {}).get(part))
-            for part in ("draft", "verify", "wait", "other")
+            for part in ("draft", "verify", "wait", "learn", "other")
         },
         **{
             f"concurrent_{part}": as_float((summary.get("concurrent_seconds") or {}).get(part))

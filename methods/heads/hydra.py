@@ -10,16 +10,18 @@ By default the heads share the target's LM head; `own_lm_head` is the paper's fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbench.config.options import ConfigError
-from specbench.parts.heads.base import Heads, TargetParts, rank_of, shifted
+from specbench.method import Method, Rule, Stop, exact_rules, flag, make_stop, whole, with_typical
+from specbench.parts.drafts.heads import HeadDraft
+from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, rank_of, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
-from specbench.parts.heads.tree_heads import TreeHeads
+from specbench.parts.shapes.plan import Level
 
 
 class HydraHead(nn.Module):
@@ -47,12 +49,13 @@ class HydraHead(nn.Module):
         return state
 
 
-class HydraHeads(Heads):
+class HydraHeads(TreeHeads):
     """num_heads: depths guessed. num_layers: layers of a head's network. own_lm_head: an LM head of its own per head (starts as
     the target's). decay, objective: see `heads_loss.depth_loss`.
     """
 
     family = "hydra"
+    level_by_level = True
 
     def __init__(
         self,
@@ -65,11 +68,9 @@ class HydraHeads(Heads):
         objective: str = "soft",
     ):
         super().__init__(target)
-        for name, value in (("num_heads", num_heads), ("num_layers", num_layers)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"heads.{name}", value, "give a whole number from 1 up")
-        if not isinstance(own_lm_head, bool):
-            raise ConfigError("heads.own_lm_head", own_lm_head, "give true or false")
+        whole("heads.num_heads", num_heads, 1)
+        whole("heads.num_layers", num_layers, 1)
+        flag("heads.own_lm_head", own_lm_head)
         check_loss_options(decay, objective)
         self.options = {
             "num_heads": num_heads,
@@ -111,6 +112,18 @@ class HydraHeads(Heads):
         path = [self.embed(shifted(ids, k).clamp(min=0)).to(hidden.dtype) for k in range(1, depth + 1)]
         return self.logits(hidden, torch.cat(path, dim=-1), depth)
 
+    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
+        # paths [nodes of the level, depth * embedding width]: the root's is the pending token alone.
+        paths = self.embed(torch.tensor([pending], device=hidden.device))
+        tokens = []
+        for k, level in enumerate(levels, start=1):
+            above = paths[level.above]
+            logits = self.logits(hidden.expand(len(above), -1), above, k)
+            tokens.append(candidates(logits, k)[level.parent, level.choice])
+            if k < len(levels):
+                paths = torch.cat([above[level.parent], self.embed(tokens[-1])], dim=-1)
+        return torch.cat(tokens)
+
     def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
         depths = range(1, self.max_depth + 1)
         decay, objective = self.options["decay"], self.options["objective"]
@@ -121,22 +134,22 @@ class HydraHeads(Heads):
         return torch.stack([rank_of(self.on_text(ids, hidden, k), shifted(ids, k + 1)) for k in depths])
 
 
-class Hydra(TreeHeads):
-    """Options: see `TreeHeads`."""
+class Hydra(Method):
+    """Options: as Medusa's, without a published tree."""
 
     heads_class = HydraHeads
-    heads: HydraHeads
-    level_by_level = True
 
-    def fill(self, hidden: Tensor, pending: int, depth: int) -> Tensor:
-        assert self.plan is not None
-        # paths [nodes of the level, depth * embedding width]: the root's is the pending token alone.
-        paths = self.heads.embed(torch.tensor([pending], device=hidden.device))
-        tokens = []
-        for k, level in enumerate(self.plan.levels[:depth], start=1):
-            above = paths[level.above]
-            logits = self.heads.logits(hidden.expand(len(above), -1), above, k)
-            tokens.append(self.candidates(logits, k)[level.parent, level.choice])
-            if k < depth:
-                paths = torch.cat([above[level.parent], self.heads.embed(tokens[-1])], dim=-1)
-        return torch.cat(tokens)
+    def __init__(
+        self,
+        *,
+        heads: str | None = None,
+        tree: str | Sequence[Sequence[int]] = "auto",
+        num_nodes: int | str = "auto",
+        stop: str | Stop | None = None,
+        rule: str | Rule | None = None,
+        epsilon: float = 0.09,
+        delta: float = 0.3,
+    ):
+        drafter = HeadDraft(HydraHeads, heads, tree, num_nodes)
+        rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
+        super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None))

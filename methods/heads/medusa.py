@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from specbench.config.options import ConfigError
-from specbench.parts.heads.base import Heads, TargetParts, rank_of, shifted
+from specbench.method import ConfigError, Method, Rule, Stop, exact_rules, flag, make_stop, whole, with_typical
+from specbench.parts.drafts.heads import HeadDraft
+from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, rank_of, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
-from specbench.parts.heads.tree_heads import TreeHeads
+from specbench.parts.shapes.plan import Level
 from specbench.parts.shapes.static import Node
 
 # The tree of 63 nodes that the authors publish for their 7B heads (FasterDecoding/Medusa, `mc_sim_7b_63`), as first, second ...
@@ -52,7 +53,7 @@ _PUBLISHED: dict[Node, int] = {
 MC_SIM_7B_63: list[Node] = [(*prefix, choice) for prefix, count in _PUBLISHED.items() for choice in range(count)]
 
 
-class MedusaHeads(Heads):
+class MedusaHeads(TreeHeads):
     """num_heads: tokens guessed ahead. num_layers: residual blocks a head. own_lm_head: an LM head of its own per head (starts
     as the target's). decay, objective: see `heads_loss.depth_loss`.
     """
@@ -70,11 +71,9 @@ class MedusaHeads(Heads):
         objective: str = "soft",
     ):
         super().__init__(target)
-        for name, value in (("num_heads", num_heads), ("num_layers", num_layers)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"heads.{name}", value, "give a whole number from 1 up")
-        if not isinstance(own_lm_head, bool):
-            raise ConfigError("heads.own_lm_head", own_lm_head, "give true or false")
+        whole("heads.num_heads", num_heads, 1)
+        whole("heads.num_layers", num_layers, 1)
+        flag("heads.own_lm_head", own_lm_head)
         check_loss_options(decay, objective)
         self.options = {
             "num_heads": num_heads,
@@ -116,6 +115,10 @@ class MedusaHeads(Heads):
         if len(self.lm_heads):
             return torch.stack([self.logits(hidden, k) for k in range(1, depth + 1)])
         return self.target.lm_head(torch.stack([self.state(hidden, k) for k in range(1, depth + 1)]))
+
+    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
+        logits = self.all_logits(hidden, len(levels))
+        return torch.cat([candidates(logits[k - 1], k)[level.choice] for k, level in enumerate(levels, start=1)])
 
     def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
         depths = range(1, self.max_depth + 1)
@@ -180,15 +183,25 @@ def _published_state(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-class Medusa(TreeHeads):
-    """Options: see `TreeHeads`; tree may be `mc_sim_7b_63` (needs four heads)."""
+class Medusa(Method):
+    """heads: folder, builtin:<part>, Hub repository or null (the built-in pair's). tree: auto, mc_sim_7b_63 (needs four heads),
+    or a list of paths. num_nodes: auto (by measured cost) or a number, for tree=auto. stop: caps the levels of a round. rule:
+    greedy_match | sample_match | delta | typical; null = match. epsilon, delta: typical acceptance's threshold.
+    """
 
     heads_class = MedusaHeads
-    heads: MedusaHeads
-    presets: ClassVar[Mapping[str, Sequence[Node]]] = {"mc_sim_7b_63": MC_SIM_7B_63}
 
-    def fill(self, hidden: Tensor, pending: int, depth: int) -> Tensor:
-        assert self.plan is not None
-        logits = self.heads.all_logits(hidden, depth)
-        levels = enumerate(self.plan.levels[:depth], start=1)
-        return torch.cat([self.candidates(logits[k - 1], k)[level.choice] for k, level in levels])
+    def __init__(
+        self,
+        *,
+        heads: str | None = None,
+        tree: str | Sequence[Sequence[int]] = "auto",
+        num_nodes: int | str = "auto",
+        stop: str | Stop | None = None,
+        rule: str | Rule | None = None,
+        epsilon: float = 0.09,
+        delta: float = 0.3,
+    ):
+        drafter = HeadDraft(MedusaHeads, heads, tree, num_nodes, {"mc_sim_7b_63": MC_SIM_7B_63})
+        rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
+        super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None))

@@ -10,7 +10,6 @@ from dataclasses import replace
 from specbench.check.bench import GREEDY, SAMPLED, Bench
 from specbench.check.result import SKIP, Result
 from specbench.config.options import ConfigError
-from specbench.engine.session import Session
 from specbench.method import create_method
 
 NONSENSE = "no such thing"
@@ -20,9 +19,9 @@ def declared_needs(bench: Bench) -> Result:
     """Without the draft that it declares it refuses to open; what it does not declare it neither needs nor takes."""
     needs, method = bench.needs, bench.method(GREEDY)
     bench.decode(GREEDY, bench.request(0))  # the bench gives what is declared and nothing else
-    session = getattr(method, "target", None)
-    if isinstance(session, Session) and tuple(session.tap_layers) != tuple(needs.taps):
-        return Result.of(f"taps {session.tap_layers} are taken, {needs.taps} are declared", "")
+    taken = tuple(method.target.tap_layers)
+    if taken != tuple(needs.taps):
+        return Result.of(f"taps {taken} are taken, {needs.taps} are declared", "")
     if method.pids() and needs.draft != "worker":
         return Result.of(f"it starts processes, and declares draft={needs.draft!r}", "")
     if needs.draft == "none":

@@ -27,8 +27,8 @@ def caches(bench: Bench) -> Result:
                     ids = [*request.prompt_ids, *outcome.output_ids]
                     last_round = outcome.rounds[-1].num_emitted if outcome.rounds else 0
                     # The last token is pending; what the draft holds behind the last verdict may have been rejected by it.
-                    for role, known in (("target", len(ids) - 1), ("draft", len(ids) - last_round)):
-                        session = getattr(method, role, None)
+                    for role, session in method.sessions().items():
+                        known = len(ids) - 1 if role == "target" else len(ids) - last_round
                         if not isinstance(session, Session):
                             continue
                         if role == "target" and session.length < known:

@@ -16,7 +16,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,7 +58,22 @@ def create_part(node: Mapping[str, Any], base: type[Part], more_prefixes: Sequen
     missing = [a for a in accepted if parameters[a].default is inspect.Parameter.empty and a not in options]
     if missing:
         raise ConfigError(f"{key}.{missing[0]}", None, f"{cls.__name__} needs this option; write {key}.{missing[0]}=<value>")
-    return cls(**options)
+    return cls(**{name: _inner(value, more_prefixes, f"{key}.{name}") for name, value in options.items()})
+
+
+def _inner(value: Any, more_prefixes: Sequence[str], key: str) -> Any:
+    """An option that names a class itself is made first: its owner checks what it is."""
+    is_node = isinstance(value, Mapping) and "_target_" in value
+    return create_part(value, object, more_prefixes, key) if is_node else value
+
+
+def named_part(key: str, value: object, base: type[Part], known: Mapping[str, Callable[[], Part]]) -> Part:
+    """A part that an option means: its name, or an object that its node has become. Raises ConfigError naming `key`."""
+    if isinstance(value, base):
+        return value
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(key, value, f"possible: {', '.join(known)}, or a node that names a {base.__name__}")
+    return known[value]()
 
 
 def _load_class(node: Mapping[str, Any], base: type[Part], more_prefixes: Sequence[str], key: str) -> type[Part]:

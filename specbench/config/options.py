@@ -31,10 +31,10 @@ def text(key: str, value: object, remedy: str, pattern: str = r".*\S.*", null: b
         raise ConfigError(key, value, remedy)
 
 
-def one_of(key: str, value: object, *possible: str) -> None:
+def one_of(key: str, value: object, *possible: str | None) -> None:
     """Refuse all but the listed values."""
     if value not in possible:
-        raise ConfigError(key, value, f"possible: {', '.join(possible)}")
+        raise ConfigError(key, value, f"possible: {', '.join('null' if p is None else p for p in possible)}")
 
 
 def whole(key: str, value: object, low: int, null: str | None = None) -> None:
@@ -75,3 +75,9 @@ def check_ranges(options: Any, prefix: str = "") -> None:
             raise ConfigError(key, value, "possible: true, false")
         elif "check" in part.metadata:
             part.metadata["check"](key, value)
+
+
+def flag(key: str, value: object) -> None:
+    """Refuse all but true and false."""
+    if not isinstance(value, bool):
+        raise ConfigError(key, value, "possible: true, false")

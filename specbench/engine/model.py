@@ -30,6 +30,7 @@ class Model:
     num_cache_layers: int
     num_rows: int
     tree_refusal: str | None = None
+    is_recurrent: bool = False  # keeps a state instead of a cache: see engine.backends.recurrent
 
     @classmethod
     def wrap(cls, module: Any, vocab_size: int | None = None) -> Model:

@@ -1,9 +1,12 @@
-"""DraftTree: what a method proposes for one round, and the contract that says how its tokens were chosen."""
+"""The values of a round: what is proposed (DraftTree, Riders), what the target answers (Evidence), what stands (Verdict).
+
+Nothing here needs torch at import; tensors are carried and not looked at.
+"""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +33,9 @@ class DraftTree:
     same warping as the target's) from which node i's sibling set was drawn; siblings share it.
     num_forwards: draft forwards that this tree cost. num_wasted: drafted tokens that the method dropped itself before the
     target saw them; stale: they were dropped because the target had left their prefix. mode: the method's own phase name.
+    riders: rows that ride in the target's forward and are never committed. start_layer, hidden: the draft has run pending and
+    all nodes through the target's layers below start_layer already; hidden [1 + N, width] is what came out, and verification
+    goes on from there.
     """
 
     tokens: list[int]
@@ -40,6 +46,9 @@ class DraftTree:
     num_wasted: int = 0
     stale: bool = False
     mode: str = ""
+    riders: Riders | None = None
+    start_layer: int = 0
+    hidden: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -81,6 +90,45 @@ class DraftTree:
 EMPTY = DraftTree([])
 
 
+@dataclass(slots=True)
+class Riders:
+    """Rows that ride in a target's forward: answered, seen by no node, and never committed (Lookahead, PPD).
+
+    tokens: R ids, or embeddings [R, width] in their place: what enters layer `start_layer`, 0 being the first. parents: the row
+    that each hangs on, in the tree's numbering: -1 the root, 0 to N - 1 the nodes, N + j rider j (j < own index); a rider sees
+    the text, its ancestors and itself. positions: places behind the root's, by default one more than the parent's.
+    """
+
+    parents: list[int]
+    tokens: list[int] | None = None
+    embeddings: torch.Tensor | None = None
+    positions: list[int] | None = None
+    start_layer: int = 0
+
+    def __post_init__(self) -> None:
+        assert (self.tokens is None) != (self.embeddings is None), "riders have tokens or embeddings"
+        assert self.tokens is None or self.start_layer == 0, "tokens enter at the first layer"
+        given = self.tokens if self.tokens is not None else self.embeddings
+        assert given is not None and len(given) == len(self.parents), "one parent per rider"
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What one forward of the target answered, rejected rows included.
+
+    logits [1 + N, vocab]: row 0 after pending, row i + 1 after node i (a prefill: [1, vocab], after the prompt). taps: by layer
+    [rows, width] of the same rows, or of the whole prompt. riders [R, vocab]. share: layers that the forward ran, of all.
+    """
+
+    logits: torch.Tensor
+    taps: Mapping[int, torch.Tensor]
+    riders: torch.Tensor | None = None
+    share: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the target made of a tree: the accepted path (node indices from the root down) and one more token of its own."""
@@ -96,3 +144,22 @@ class Verdict:
     def extra(self) -> int:
         """The target's own token: it becomes the pending one."""
         return self.tokens[-1]
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the forward that are committed: pending and the accepted path."""
+        return [0, *(node + 1 for node in self.path)]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """All that a round was, for the parts that learn from it."""
+
+    tree: DraftTree
+    evidence: Evidence
+    verdict: Verdict
+
+    def tap(self, layer: int) -> torch.Tensor:
+        """The hidden states [1 + accepted, width] of the rows that were committed."""
+        hidden, rows = self.evidence.taps[layer], self.verdict.rows
+        return hidden if len(rows) == len(hidden) else hidden[rows]

@@ -28,13 +28,14 @@ def parts_of_work(
 ) -> dict[str, dict[str, float]]:
     """Active seconds by role for `energy_pass.Work`.
 
-    seconds: {draft, verify, wait, other} of the target's process; concurrent: {draft, discarded_draft, idle} of a draft worker,
-    empty without one. discarded_share: discarded over drafted tokens, which splits the drafting time of a sequential method;
-    a worker's own record splits its time. `other` (bookkeeping on the host) leaves the device idle, as `wait` does.
+    seconds: {draft, verify, wait, learn, other} of the target's process; concurrent: {draft, discarded_draft, idle} of a draft
+    worker, empty without one. discarded_share: discarded over drafted tokens, which splits the drafting time of a sequential
+    method; a worker's own record splits its time. `other` (bookkeeping on the host) leaves the device idle, as `wait` does. Learning is
+    work on the draft and counted as drafting.
     """
     assert 0 <= discarded_share <= 1, "a share"
     target = {"verify": seconds.get("verify", 0.0), "prefill": prefill_seconds}
-    own_draft = seconds.get("draft", 0.0)
+    own_draft = seconds.get("draft", 0.0) + seconds.get("learn", 0.0)
     draft = {"draft": own_draft * (1 - discarded_share), "discarded_draft": own_draft * discarded_share}
     for part in draft:
         draft[part] += concurrent.get(part, 0.0)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.measure.records.events import ROUND_FIELDS, Round, SampleRecord
+from specbench.measure.records.events import PARTS, ROUND_FIELDS, Round, SampleRecord
 
 SampleKey = tuple[str, int, int, str]
 IntArray = NDArray[np.int64]
@@ -27,11 +27,12 @@ FloatArray = NDArray[np.float64]
 
 _INTEGERS = (
     "num_drafted", "num_accepted", "num_emitted", "num_discarded", "num_target_rows", "num_draft_forwards", "draft_depth",
-    "rollback_depth", "epoch",
+    "rollback_depth", "epoch", "num_rider_rows", "draft_version",
 )  # fmt: skip
-_SECONDS = ("t_start", "t_end", "draft_seconds", "verify_seconds", "wait_seconds")
+_SECONDS = ("t_start", "t_end", *(f"{part}_seconds" for part in PARTS))
+_FLOATS = (*_SECONDS, "target_share")
 
-PARTITION_TOLERANCE = 0.01  # draft + verify + wait may exceed the decode time by this share, and no more
+PARTITION_TOLERANCE = 0.01  # the parts may exceed the decode time by this share, and no more
 
 
 class IdentityError(ValueError):
@@ -68,7 +69,7 @@ class RoundTable:
         columns: dict[str, NDArray[Any]] = {}
         for name, values in gathered.items():
             kind: Any = (
-                np.int64 if name in _INTEGERS else np.float64 if name in _SECONDS else bool if name == "stale" else object
+                np.int64 if name in _INTEGERS else np.float64 if name in _FLOATS else bool if name == "stale" else object
             )
             columns[name] = np.asarray(values, dtype=kind)
         return cls(keys, np.repeat(np.arange(len(keys)), lengths), columns)
@@ -201,12 +202,12 @@ def rollback_depth_histogram(table: RoundTable) -> dict[str, int]:
 
 # ---------------------------------------------------------------------------------------------------- time
 def seconds(table: RoundTable, samples: Iterable[SampleRecord]) -> dict[str, float]:
-    """The wall time of the process that owns the target, parted into draft, verify, wait and other; they sum to decode time.
+    """The wall time of the target's process, parted into draft, verify, wait, learn and other; they sum to decode time.
 
     `samples` are the finished samples whose rounds the table holds. Other is what no round claims: sampling, bookkeeping.
     """
     decode = sum(record.decode_seconds or 0.0 for record in samples)
-    parts = {name: float(table.columns[f"{name}_seconds"].sum()) for name in ("draft", "verify", "wait")}
+    parts = {name: float(table.columns[f"{name}_seconds"].sum()) for name in PARTS}
     return {**parts, "other": max(0.0, decode - sum(parts.values()))}
 
 
@@ -224,13 +225,13 @@ def check_identities(samples: Iterable[SampleRecord], table: RoundTable) -> None
     """Raise IdentityError at the first finished sample whose records contradict themselves.
 
     Tokens: rounds emit all but the first token, and never more than accepted + 1. Drafts: accepted <= depth <= drafted.
-    Time: rounds run forward and do not overlap, and draft + verify + wait stay within the decode time (1 %).
+    Time: rounds run forward and do not overlap, and their parts stay within the decode time (1 %).
     Failed samples (with `error` or without times) must have no numbers.
     """
     index = {key: i for i, key in enumerate(table.keys)}
     _check_rounds(table)
     emitted, counts = table.sums("num_emitted"), table.counts()
-    claimed = table.sums("draft_seconds") + table.sums("verify_seconds") + table.sums("wait_seconds")
+    claimed = np.sum([table.sums(f"{part}_seconds") for part in PARTS], axis=0)
     for record in samples:
         if record.error is not None or record.finish_reason in ("error", "prompt_too_long"):
             numbers = (record.prefill_seconds, record.decode_seconds, record.num_emitted, record.num_rounds)
@@ -250,7 +251,7 @@ def check_identities(samples: Iterable[SampleRecord], table: RoundTable) -> None
             raise IdentityError(record.key, "a finished sample has times", "prefill_seconds or decode_seconds is null")
         if at is not None and claimed[at] > record.decode_seconds * (1 + PARTITION_TOLERANCE) + 1e-6:
             found = f"{claimed[at]:.6f} s > {record.decode_seconds:.6f} s"
-            raise IdentityError(record.key, "draft + verify + wait <= decode_seconds (1 %)", found)
+            raise IdentityError(record.key, "draft + verify + wait + learn <= decode_seconds (1 %)", found)
 
 
 def _check_rounds(table: RoundTable) -> None:
@@ -266,7 +267,8 @@ def _check_rounds(table: RoundTable) -> None:
         "draft_depth > 0 where something is drafted": (table.draft_depth > 0) == (table.num_drafted > 0),
         "0 <= num_emitted <= num_accepted + 1": (table.num_emitted >= 0) & (table.num_emitted <= table.num_accepted + 1),
         "counts are not negative": np.minimum.reduce([table.columns[name] for name in _INTEGERS]) >= 0,
-        "num_target_rows >= num_drafted": table.num_target_rows >= table.num_drafted,
+        "num_target_rows >= num_drafted + num_rider_rows": table.num_target_rows >= table.num_drafted + table.num_rider_rows,
+        "0 < target_share <= 1": (table.target_share > 0) & (table.target_share <= 1),
         "seconds are not negative": np.minimum.reduce([table.columns[name] for name in _SECONDS[2:]]) >= 0,
         "t_start <= t_end": table.t_start <= table.t_end,
         "rounds do not overlap": ~same | (table.t_start >= previous_end - 1e-6),

@@ -105,7 +105,7 @@ def _sample_events(
     for number, r in enumerate(rounds):
         facts = {"round": number, "drafted": r.num_drafted, "accepted": r.num_accepted, "emitted": r.num_emitted}
         at = r.t_start
-        for part, track in (("draft", _DRAFT), ("wait", _TARGET), ("verify", _TARGET)):
+        for part, track in (("draft", _DRAFT), ("wait", _TARGET), ("verify", _TARGET), ("learn", _DRAFT)):
             until = min(at + float(getattr(r, f"{part}_seconds")), r.t_end)  # rounding must not make slices overlap
             if until > at:
                 events.append(_slice(pid, track, part, begin + at, begin + until, facts))

@@ -103,7 +103,7 @@ def greedy_text(target: Model, prompt_ids: tuple[int, ...], num_tokens: int) -> 
     """The target's argmax tokens behind a prompt, past any EOS, one row at a time."""
     session = Session(target)
     session.start(len(prompt_ids) + num_tokens)
-    text = session.prefill(prompt_ids).argmax(-1).tolist()
+    text = session.prefill(prompt_ids).logits.argmax(-1).tolist()
     while len(text) < num_tokens:
         text += session.feed(text[-1:], last_only=True).argmax(-1).tolist()
     return text

@@ -12,7 +12,7 @@ from specbench.config.specs import PairSpec
 from specbench.engine.request import Request
 from specbench.engine.runtime import Runtime
 from specbench.measure import attribution
-from specbench.measure.records.events import SampleRecord
+from specbench.measure.records.events import PARTS, SampleRecord
 from specbench.measure.records.store import RunStore
 from specbench.measure.sensors import energy_pass, memory, nvml
 from specbench.measure.sensors.clock import clock_for
@@ -89,7 +89,7 @@ def run_block(
 ) -> energy_pass.Work:
     """Decode whole prompts of one arm, in order and again from the start, until `min_seconds` have passed."""
     tokens = drafted = discarded = 0
-    seconds = dict.fromkeys(("draft", "verify", "wait", "other"), 0.0)
+    seconds = dict.fromkeys((*PARTS, "other"), 0.0)
     concurrent: dict[str, float] = {}
     prefill, start, index = 0.0, clock(), 0
     while index == 0 or clock() - start < min_seconds:
@@ -101,11 +101,7 @@ def run_block(
         prefill += record.prefill_seconds or 0.0
         drafted += sum(r.num_drafted for r in rounds)
         discarded += sum(r.num_drafted - r.num_accepted for r in rounds)
-        parts = {
-            "draft": sum(r.draft_seconds for r in rounds),
-            "verify": sum(r.verify_seconds for r in rounds),
-            "wait": sum(r.wait_seconds for r in rounds),
-        }
+        parts = {part: sum(getattr(r, f"{part}_seconds") for r in rounds) for part in PARTS}
         for name, value in parts.items():
             seconds[name] += value
         seconds["other"] += record.decode_seconds - sum(parts.values())

@@ -16,7 +16,7 @@ from specbench.config.paths import CONF_DIR
 from specbench.config.schema import DataConfig
 from specbench.engine.model import Model
 from specbench.engine.session import Session
-from specbench.train import replay
+from specbench.measure.theory import formulas, recorded
 from specbench.train.generate import distinct_share
 
 DATASETS = ("humaneval", "mt_bench", "specbench", "refactorchat")
@@ -44,7 +44,7 @@ def greedy_text(model: Model, prompt: list[int], new_tokens: int, eos_ids: set[i
     """What the model writes after `prompt`, up to and with its end-of-text token."""
     session = Session(model)
     session.start(len(prompt) + new_tokens)
-    token = int(session.prefill(prompt).argmax())
+    token = int(session.prefill(prompt).logits.argmax())
     written = [token]
     while token not in eos_ids and len(written) < new_tokens:
         token = int(session.feed([token]).argmax())
@@ -107,25 +107,25 @@ def _worth(
     draft: Model, texts: list[tuple[list[int], list[int]]], draft_ms: dict[int, float], target_ms: dict[int, float]
 ) -> dict[str, Any]:
     """Acceptance and predicted speed-ups of one draft on one data set."""
-    recorded = [matches(draft, prompt, written) for prompt, written in texts]
+    right = [matches(draft, prompt, written) for prompt, written in texts]
     cost = draft_ms[1] / target_ms[1]
-    share = sum(map(sum, recorded)) / max(sum(map(len, recorded)), 1)
-    by_position = replay.acceptance_by_position(recorded, DEPTH)
+    share = sum(map(sum, right)) / max(sum(map(len, right)), 1)
+    by_position = recorded.acceptance_by_position(right, DEPTH)
 
     def rows_cost(rows: int) -> float:
         return next((ms for n, ms in sorted(target_ms.items()) if n >= rows), target_ms[max(ROWS)]) / target_ms[1]
 
-    best = max(range(1, DEPTH + 1), key=lambda g: replay.speculative_speedup(recorded, g, cost, rows_cost))
-    speculative = {g: replay.speculative_speedup(recorded, g, cost, rows_cost) for g in sorted({4, best})}
+    best = max(range(1, DEPTH + 1), key=lambda g: recorded.speculative_speedup(right, g, cost, rows_cost))
+    speculative = {g: recorded.speculative_speedup(right, g, cost, rows_cost) for g in sorted({4, best})}
     return {
         "cost": cost,
         "token_acceptance": share,
         "acceptance_by_position": by_position,
-        "accepted_of_4": sum(replay.acceptance_by_position(recorded, 4)),
-        "formula_speedup_4": replay.formula_speedup(share, 4, cost),
+        "accepted_of_4": sum(recorded.acceptance_by_position(right, 4)),
+        "formula_speedup_4": formulas.speedup_sequential(share, 4, cost),
         "speculative_speedup_4": speculative[4],
         "best_draft_length": best,
         "speculative_speedup_best": speculative[best],
-        "asynchronous_speedup": replay.asynchronous_speedup(recorded, DEPTH, cost, rows_cost),
-        "asynchronous_bound": replay.asynchronous_bound(cost),
+        "asynchronous_speedup": recorded.asynchronous_speedup(right, DEPTH, cost, rows_cost),
+        "asynchronous_bound": formulas.bound_free_running(cost),
     }

@@ -12,29 +12,39 @@ keyed noise: the token that the target will choose is then among its first ones 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from specbench.config.options import ConfigError
-from specbench.engine.request import Request
-from specbench.engine.runtime import Runtime
-from specbench.engine.sampling import keyed_gumbel
-from specbench.engine.tree import EMPTY, Contract, DraftTree, Verdict
-from specbench.method import Method, Needs
+from specbench.method import (
+    EMPTY,
+    Choice,
+    ConfigError,
+    Drafter,
+    DraftTree,
+    Dynamic,
+    Evidence,
+    Feedback,
+    Method,
+    Needs,
+    Request,
+    Rule,
+    Setting,
+    Stop,
+    exact_rules,
+    make_stop,
+    whole,
+)
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
 from specbench.parts.heads.base import open_heads
-from specbench.parts.rules.rule import RULES
 from specbench.parts.shapes.cost import measure_costs
-from specbench.parts.shapes.dynamic import ROOT, Growth, likeliest
+from specbench.parts.shapes.dynamic import likeliest
 from specbench.parts.shapes.static import fastest_tree, seconds_of_rows
 
-# The exact ones among those that take a fixed set of children.
-FITTING_RULES = [
-    rule.name for rule in RULES.values() if Contract.FIXED_SET in rule.accepts and rule.claim != "lossy" and not rule.chain_only
-]
+TAP = -1  # the LM head's input
 
 
 class Eagle(Method):
@@ -42,11 +52,10 @@ class Eagle(Method):
 
     num_nodes: nodes shown to the target per round, or "auto": these and the number of levels are then what the heads' measured
     accuracies, the measured cost of rows and the time that a level takes on this machine make right.
-    heads: folder of the trained layer, builtin:<part> or Hub repository; null: the built-in pair's.
-    rule: greedy_match | sample_match | delta; null = match. Raises ConfigError for values out of range.
+    heads: folder of the trained layer, builtin:<part> or Hub repository; null: the built-in pair's. stop: caps the levels of a
+    round. rule: greedy_match | sample_match | delta; null = match. Raises ConfigError for values out of range.
     """
 
-    needs = Needs(taps=(-1,))
     heads_class = EagleHeads
 
     def __init__(
@@ -56,17 +65,25 @@ class Eagle(Method):
         top_k: int = 8,
         num_nodes: int | str = "auto",
         heads: str | None = None,
-        rule: str | None = None,
+        stop: str | Stop | None = None,
+        rule: str | Rule | None = None,
     ):
-        for name, value in (("draft_length", draft_length), ("top_k", top_k), ("num_nodes", num_nodes)):
-            automatic = name == "num_nodes" and value == "auto"
-            if not automatic and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"method.{name}", value, f"give {'auto or ' * (name == 'num_nodes')}a whole number from 1 up")
-        if rule is not None and rule not in FITTING_RULES:
-            raise ConfigError("method.rule", rule, f"possible for a deterministic tree: {', '.join(FITTING_RULES)}")
-        super().__init__(draft_length=draft_length, rule=rule)
-        self.draft_length: int = draft_length
-        self.top_k, self.num_nodes, self.heads_name = top_k, num_nodes, heads
+        whole("method.draft_length", draft_length, 1)
+        whole("method.top_k", top_k, 1)
+        if num_nodes != "auto":
+            whole("method.num_nodes", num_nodes, 1)
+        drafter = EagleDraft(heads, draft_length, top_k, num_nodes)
+        stop = make_stop(stop, draft_length)
+        super().__init__(drafter, rule=rule, rules=exact_rules(trees=True), stop=stop, draft_length=draft_length)
+
+
+class EagleDraft(Drafter):
+    """The trained layer as a source, and the dynamic tree that grows on it."""
+
+    needs = Needs(taps=(TAP,))
+
+    def __init__(self, heads: str | None, draft_length: int, top_k: int, num_nodes: int | str):
+        self.heads_name, self.draft_length, self.top_k, self.num_nodes = heads, draft_length, top_k, num_nodes
         self.size = num_nodes if isinstance(num_nodes, int) else 0  # nodes per round; an automatic one is settled in `open`
         self.levels = draft_length  # as is the number of levels then
         self._facts: dict[str, float | int | str] = {}
@@ -75,8 +92,8 @@ class Eagle(Method):
     def max_nodes(self) -> int:
         return self.size
 
-    def open(self, runtime: Runtime) -> None:
-        super().open(runtime)
+    def open(self, setting: Setting) -> None:
+        runtime, self.target = setting.runtime, setting.target
         if self.top_k > 1 and runtime.target.tree_refusal is not None:
             raise ConfigError(
                 "method.top_k", self.top_k, f"the target takes chains only ({runtime.target.tree_refusal}); use 1"
@@ -86,9 +103,8 @@ class Eagle(Method):
         self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
         if self.num_nodes == "auto":
             self.size, self.levels = self._measured_size(heads.calibration.get("accuracies"))
-        self.width = min(self.top_k, self.size)
-        self.law = runtime.law
-        self.shares_noise = not self.law.greedy and self.rule_for(self.law).needs == "choice"
+        self.shape, self.stop = Dynamic(self.top_k, self.size), Stop()
+        self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.draft.device)
 
     def _measured_size(self, accuracies: list[list[float]] | None) -> tuple[int, int]:
         """Nodes and levels that emit most tokens per second if the tree were a static one of these accuracies.
@@ -128,27 +144,28 @@ class Eagle(Method):
             if level + 1 < levels:
                 features = self.draft.descend(features.expand(width, -1), [0] * width, range(width))
 
-    def begin(self, request: Request, first_token: int) -> None:
-        self.request = request
-        self.num_committed = len(request.prompt_ids) + 1
-        most_rows = len(request.prompt_ids) + request.max_new_tokens + self.draft_length + 1
-        self.draft.start(most_rows + self.width * self.draft_length)
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
+        self.prompt_length = len(request.prompt_ids)
+        self.num_committed = self.prompt_length + 1
+        most_rows = self.prompt_length + request.max_new_tokens + self.draft_length + 1
+        self.draft.start(most_rows + min(self.top_k, self.size) * self.draft_length)
         self.num_true = 0  # rows of the draft's cache that were computed from the target's own features
         # Row t is fed the feature after token t and the token behind it; the last one's is the pending token.
-        self._feed(self.target.taps[-1], (*request.prompt_ids[1:], first_token))
+        self._feed(evidence.taps[TAP], (*request.prompt_ids[1:], first_token))
         self.unfed: tuple[Tensor, tuple[int, ...]] | None = None
+        self.choice.begin(request)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, feedback: Feedback) -> None:
         if self.unfed is not None:  # a round without a draft in between
             self._feed(*self.unfed)
-        self.num_committed += len(verdict.tokens)
+        self.num_committed += len(feedback.verdict.tokens)
         # Fed when the next draft begins, so that its time is counted as drafting.
-        self.unfed = (self.target.taps[-1], verdict.tokens)
+        self.unfed = (feedback.tap(TAP), feedback.verdict.tokens)
 
     def _feed(self, features: Tensor, tokens: tuple[int, ...]) -> None:
         """Feed the target's own features [n, width] and the tokens chosen there, in place of what was guessed."""
         self.draft.rollback(self.num_true)
-        self.root = self.draft.extend(features, tokens)
+        self.features = self.draft.extend(features, tokens)
         self.num_true = self.draft.length
 
     @torch.inference_mode()
@@ -157,37 +174,33 @@ class Eagle(Method):
         if depth < 1:
             return EMPTY
         forwards = self.draft.num_forwards
+        tree = self.shape.grow(self, depth, self.choice, self.num_committed - self.prompt_length, self.stop)
+        tree.num_forwards = self.draft.num_forwards - forwards
+        return tree
+
+    # As a source.
+
+    num_forwards = 0  # the layer counts its own calls
+
+    def root(self) -> Tensor:
         if self.unfed is not None:
             self._feed(*self.unfed)
             self.unfed = None
-        growth = Growth(self.width, self.size)
-        features, frontier = self.root, [ROOT]
-        position = self.num_committed - len(self.request.prompt_ids)  # of the tokens that the next level guesses
-        for level in range(depth):
-            tokens, log_probs = likeliest(self._scores(features, position + level), self.width)
-            nodes, frontier = frontier, growth.offer(frontier, tokens, log_probs)
-            if not frontier or level + 1 == depth:
-                break
-            row_of = {node: row for row, node in enumerate(nodes)}
-            rows = [row_of[growth.parents[node]] for node in frontier]
-            above = features if len(nodes) == len(rows) == 1 else features[rows]
-            features = self.draft.descend(above, [growth.tokens[node] for node in frontier], rows)
-        chosen, parents = growth.best()
-        return DraftTree(chosen, None if self.top_k == 1 else parents, num_forwards=self.draft.num_forwards - forwards)
+        self.last = self.features  # predictions of the last level; self.features: the root's
+        self.first_of_level = -1  # the number of its first node
+        self.num_given = 0
+        return self.draft.logits(self.last)
 
-    def _scores(self, features: Tensor, position: int) -> Tensor:
-        """What ranks tokens, [n, vocab]: logits; at a temperature warped as the target's, plus its noise where that counts."""
-        logits = self.draft.logits(features)
-        if self.law.greedy:
-            return logits
-        scores = self.law.warp(logits)
-        if self.shares_noise:
-            scores = scores + keyed_gumbel(self.request.noise_key, [position], logits.shape[1], logits.device)
-        return scores
+    def next(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        rows = [parent - self.first_of_level for parent in parents]
+        above = self.last if len(self.last) == len(rows) == 1 else self.last[rows]
+        self.first_of_level, self.num_given = self.num_given, self.num_given + len(tokens)
+        self.last = self.draft.descend(above, tokens, rows)
+        return self.draft.logits(self.last)
 
     def memory_bytes(self) -> dict[str, int]:
         heads = sum(p.numel() * p.element_size() for p in self.draft.heads.parameters())
-        return super().memory_bytes() | {"draft_kv": self.draft.nbytes, "heads_weights": heads}
+        return {"draft_kv": self.draft.nbytes, "heads_weights": heads}
 
     def facts(self) -> dict[str, float | int | str]:
         return self._facts

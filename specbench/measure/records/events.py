@@ -8,8 +8,11 @@ for every sample: the sum of `num_emitted` over rounds + 1 equals the output len
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+PARTS = ("draft", "verify", "wait", "learn")  # <part>_seconds of a round; what they leave of its wall time is "other"
 
 ARMS = ("method", "baseline")
 FINISH_REASONS = ("eos", "length", "prompt_too_long", "error")
@@ -19,8 +22,8 @@ FINISH_REASONS = ("eos", "length", "prompt_too_long", "error")
 class Round:
     """One target forward while decoding (design: "canonical round").
 
-    Times are seconds since the sample's decode clock started (the end of prefill). `draft_seconds`, `verify_seconds` and
-    `wait_seconds` are spent by the process that owns the target; they do not overlap.
+    Times are seconds since the sample's decode clock started (the end of prefill). The seconds of `PARTS` are spent by the
+    process that owns the target; they do not overlap. The last four columns came with format version 2.
     """
 
     t_start: float
@@ -39,9 +42,17 @@ class Round:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     wait_seconds: float = 0.0
+    learn_seconds: float = 0.0  # spent by an adapter that changes the draft between rounds
+    num_rider_rows: int = 0  # rows of the forward that were answered and never committed
+    target_share: float = 1.0  # layers of the target that this round's forward ran, of all
+    draft_version: int = 0  # how often the draft's weights had been changed when this round was drafted
 
 
 ROUND_FIELDS = tuple(Round.__dataclass_fields__)
+LATER_FIELDS: dict[str, Any] = {  # columns that a folder of format version 1 lacks, and what it means there
+    name: Round.__dataclass_fields__[name].default
+    for name in ("learn_seconds", "num_rider_rows", "target_share", "draft_version")
+}
 
 
 @dataclass(frozen=True, slots=True)

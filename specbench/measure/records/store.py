@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from specbench.measure.records.events import FORMAT_VERSION, ROUND_FIELDS, Round, SampleRecord
+from specbench.measure.records.events import FORMAT_VERSION, LATER_FIELDS, ROUND_FIELDS, Round, SampleRecord
 from specbench.measure.records.jsonfile import StoreError as StoreError
 from specbench.measure.records.jsonfile import TornLineWarning as TornLineWarning
 from specbench.measure.records.jsonfile import canonical_json, cut_torn_line, dumps, read_json, read_lines, write_atomically
@@ -244,6 +244,9 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
     path = Path(folder) / ROUNDS_FILE
     table: dict[SampleKey, RoundColumns] = {}
     for number, row in enumerate(read_lines(path), start=1):
+        for name, value in LATER_FIELDS.items():  # format version 1
+            if name not in row and "t_start" in row:
+                row[name] = [value] * len(row["t_start"])
         missing = [name for name in (*KEY_FIELDS, *ROUND_FIELDS) if name not in row]
         if missing:
             raise StoreError(f"{path}:{number}: without {', '.join(missing)}")

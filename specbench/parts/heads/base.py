@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -24,6 +25,9 @@ from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS, round_mantiss
 
 if TYPE_CHECKING:
     from specbench.engine.runtime import Runtime
+    from specbench.parts.shapes.plan import Level
+
+Candidates = Callable[[Tensor, int], Tensor]
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "heads.json", "heads.safetensors"
@@ -110,6 +114,19 @@ class Heads(nn.Module):
     def from_published(cls, folder: Path, target: TargetParts) -> Heads | None:
         """Heads in a format that others publish, or None if this folder is not of that format."""
         return None
+
+
+class TreeHeads(Heads):
+    """Families that fill a static tree. level_by_level: whether that costs a draft forward a level, or one in all."""
+
+    level_by_level: ClassVar[bool] = False
+
+    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
+        """Tokens of all nodes of the levels, int64 [nodes], from h [width] and the pending token.
+
+        candidates(logits, depth): the ids by rank [rows, width of the tree] that logits [rows, vocab] rank first.
+        """
+        raise NotImplementedError
 
 
 def rank_of(logits: Tensor, tokens: Tensor) -> Tensor:

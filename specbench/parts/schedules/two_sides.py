@@ -1,6 +1,7 @@
-"""Base of methods whose draft runs in a process of its own: start it, run a sample on both sides, supervise, report, stop.
+"""Schedules of two processes: the target's side here, the draft's in a worker; start it, run a sample on both, report, stop.
 
-What is theirs: the draft's program and the target's side, two step functions over a mailbox (`engine.steps`).
+A schedule of this kind says what the draft's program is and what the target's side: two step functions over a mailbox
+(`processes.steps`). The side that decides keeps the books.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from typing import Any, Protocol
 
 from specbench.config.options import ConfigError
 from specbench.engine.request import Outcome
-from specbench.engine.runtime import Runtime
-from specbench.measure.records.events import Round
 from specbench.measure.sensors.clock import now
-from specbench.method import Method, Needs
+from specbench.parts.contracts import Needs, Schedule, Setting
+from specbench.parts.schedules.books import Books
 from specbench.processes.mailbox import Mailbox, PeerLost
 from specbench.processes.placement import split
 from specbench.processes.steps import Order, Side, drive
@@ -22,12 +22,9 @@ from specbench.processes.worker import Program, Worker, WorkerError
 
 
 class TargetSide(Side, Protocol):
-    """The side that decides: it holds the output and the rounds of the sample."""
+    """The side that decides: it keeps the books of the sample."""
 
-    output: list[int]
-    finish: str | None
-    rounds: list[Round]
-    decode_start: float
+    books: Books
 
     def prepare(self, order: Any) -> None: ...
 
@@ -36,7 +33,7 @@ class TargetSide(Side, Protocol):
 
 
 @dataclass
-class Conversation:
+class Exchange:
     """One sample, done: when it began and ended on the machine's clock, and the draft's report."""
 
     start: float
@@ -44,30 +41,35 @@ class Conversation:
     report: Any
 
 
-class TwoProcessMethod(Method):
-    """The target stays in this process; the draft is loaded and run in a worker."""
+class TwoSides(Schedule):
+    """The target stays in this process; the draft is loaded and run in a worker on `draft_cores` cores of its own."""
 
     needs = Needs(draft="worker")
     worker: Worker | None = None
     mailbox: Mailbox
 
-    def start_worker(self, runtime: Runtime, program: Program, draft_cores: int) -> None:
-        """Start the draft's process with cores of its own; `self.mailbox` is there already, and the program holds it too.
+    def __init__(self, draft_cores: int):
+        self.draft_cores = draft_cores
+
+    def open(self, setting: Setting) -> None:
+        self.setting, self.number = setting, 0
+
+    def start_worker(self, program: Program) -> None:
+        """Start the draft's process; `self.mailbox` is there already, and the program holds it too.
 
         Raises ConfigError without a draft, WorkerError if it fails.
         """
+        runtime = self.setting.runtime
         pair = runtime.pair
-        if pair.draft is None:
-            raise ConfigError("pair.draft", None, f"{type(self).__name__.lower()} needs a draft model")
-        self.placement, draft_placement = split(pair.target.device, pair.draft.device, draft_cores)
-        self.number = 0
+        if pair.draft is None or runtime.load_draft is None:
+            raise ConfigError("pair.draft", None, "this method drafts with a model in a process of its own: name one")
+        self.placement, draft_placement = split(pair.target.device, pair.draft.device, self.draft_cores)
         try:
-            assert runtime.load_draft is not None
             self.worker = Worker("draft", runtime.load_draft, program, draft_placement, runtime.timeout_seconds)
         finally:
             self.mailbox.unlink()  # both sides hold it now: nothing is left behind, whatever ends the run
 
-    def converse(self, side: TargetSide, order: Order) -> Conversation:
+    def exchange(self, side: TargetSide, order: Order) -> Exchange:
         """Run one sample. Raises WorkerError when the draft's process is lost; after any other error the next may come."""
         assert self.worker is not None, "open first"
         side.prepare(order)
@@ -75,7 +77,7 @@ class TwoProcessMethod(Method):
         start = now()
         try:
             self.worker.go()
-            drive(side, self.worker.check, self.runtime.timeout_seconds)
+            drive(side, self.worker.check, self.setting.runtime.timeout_seconds)
             end = now()
         except WorkerError:
             raise
@@ -85,20 +87,15 @@ class TwoProcessMethod(Method):
             with contextlib.suppress(PeerLost):
                 side.stop()
             raise
-        return Conversation(start, end, self.worker.result())
+        return Exchange(start, end, self.worker.result())
 
-    def outcome(
-        self, side: TargetSide, done: Conversation, rounds: list[Round], concurrent_seconds: dict[str, float]
-    ) -> Outcome:
+    def outcome(self, books: Books, done: Exchange, concurrent_seconds: dict[str, float]) -> Outcome:
         """The sample's outcome; spans come out on the rounds' clock, without what lies outside the decoding."""
-        zero, end = side.decode_start, done.end
+        zero, end = books.decode_start, done.end
         inside = [(a, b, what) for a, b, what in sorted(done.report.spans) if zero < b and a < end]
-        return Outcome(
-            output_ids=side.output,
-            finish_reason=str(side.finish),
+        return books.outcome(
             prefill_seconds=zero - done.start,
             decode_seconds=end - zero,
-            rounds=rounds,
             concurrent_seconds=concurrent_seconds,
             started_at=zero,
             spans=[(max(0.0, a - zero), min(b, end) - zero, what) for a, b, what in inside],
@@ -107,11 +104,14 @@ class TwoProcessMethod(Method):
     def memory_bytes(self) -> dict[str, int]:
         """The draft's parts are counted in its own process; a draft that no longer answers leaves them out."""
         if self.worker is None:
-            return super().memory_bytes()
-        parts = super().memory_bytes() | {"mailbox": self.mailbox.nbytes}
+            return {}
+        parts = {"mailbox": self.mailbox.nbytes}
         with contextlib.suppress(WorkerError):
             parts |= {f"draft_{part}": size for part, size in self.worker.memory_bytes().items()}
         return parts
+
+    def pids(self) -> list[int]:
+        return [self.worker.pid] if self.worker is not None and self.worker.pid is not None else []
 
     def close(self) -> None:
         if self.worker is not None:

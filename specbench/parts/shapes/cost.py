@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from specbench.engine.session import Session
+from specbench.engine.target import Target
 from specbench.engine.tree import DraftTree, Verdict
 from specbench.measure.sensors.clock import clock_for
 from specbench.parts.rules.chain import path_to
@@ -22,7 +23,7 @@ _TURNS = 16
 
 
 def measure_costs(
-    session: Session, drafting: Sequence[Callable[[], Any]] = (), rows: Sequence[int] = ROWS
+    session: Target, drafting: Sequence[Callable[[], Any]] = (), rows: Sequence[int] = ROWS
 ) -> tuple[dict[int, float], list[float]]:
     """Seconds of one target forward by its number of rows, and of each drafting step; the session is left empty.
 
@@ -32,6 +33,7 @@ def measure_costs(
     lower quartile of the turns counts (other load makes a time longer, never shorter), and more never costs less.
     """
     model, device = session.model, str(session.model.device)
+    assert isinstance(session, Session), "rows are timed by going back"
     context = _fill(session, max(rows))
 
     def forward(count: int) -> None:
@@ -47,7 +49,7 @@ def measure_costs(
     return dict(zip(sizes, forwards, strict=True)), drafts
 
 
-def measure_rounds(session: Session, drafts: Sequence[Callable[[], DraftTree]]) -> list[float]:
+def measure_rounds(session: Target, drafts: Sequence[Callable[[], DraftTree]]) -> list[float]:
     """Seconds of a whole round with each draft: drafting, the target's forward, its choice read, one path of the tree kept.
 
     drafts: each returns what it drafts, at most MAX_NODES nodes. What a tree costs is not its rows alone: a larger one takes
@@ -55,10 +57,12 @@ def measure_rounds(session: Session, drafts: Sequence[Callable[[], DraftTree]]) 
     made monotonous; the session is left empty.
     """
 
+    assert isinstance(session, Session), "rows are timed by going back"
+
     def round_with(draft: Callable[[], DraftTree]) -> None:
         session.pending = 1 % session.model.vocab_size
         tree = draft()
-        choice = session.forward(tree).argmax(-1).tolist()
+        choice = session.forward(tree).logits.argmax(-1).tolist()
         path = path_to(tree, len(tree.tokens) - 1)
         session.commit(Verdict(path, (*(tree.tokens[node] for node in path), choice[-1])))
         session.rollback(context)

@@ -16,8 +16,16 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from specbench.engine.tree import DraftTree
+from specbench.parts.contracts import Shape
+
+if TYPE_CHECKING:
+    from specbench.parts.contracts import Source, Stop
+    from specbench.parts.drafts.choice import Choice
 
 ROOT = -1
 
@@ -91,3 +99,35 @@ class Growth:
         """Tokens and parents of the tree that stays, as `DraftTree` takes them."""
         kept = keep_best(self.scores, self.parents, self.num_nodes)
         return [self.tokens[node] for node in kept], renumber(kept, self.parents)
+
+
+class Dynamic(Shape):
+    """Level by level where the source is confident (`Growth`). num_nodes: shown to the target; top_k: see `Growth`."""
+
+    def __init__(self, top_k: int, num_nodes: int):
+        self.top_k, self.num_nodes = top_k, num_nodes
+
+    @property
+    def branches(self) -> bool:
+        return self.top_k > 1
+
+    def max_nodes(self, max_depth: int) -> int:
+        return self.num_nodes
+
+    def grow(self, source: Source, max_depth: int, choice: Choice, position: int, stop: Stop) -> DraftTree:
+        width = min(self.top_k, self.num_nodes)
+        growth = Growth(width, self.num_nodes)
+        logits, frontier, fed = source.root(), [ROOT], 0
+        number_of: dict[int, int] = {ROOT: ROOT}  # of the nodes that the source was given, in its numbering
+        for level in range(max_depth):
+            tokens, log_probs = likeliest(choice.scores(logits, position + level), width)
+            frontier = growth.offer(frontier, tokens, log_probs)
+            if not frontier or level + 1 == max_depth:
+                break
+            above = [number_of[growth.parents[node]] for node in frontier]
+            logits = source.next([growth.tokens[node] for node in frontier], above)
+            for node in frontier:
+                number_of[node] = fed
+                fed += 1
+        chosen, parents = growth.best()
+        return DraftTree(chosen, parents if self.branches else None)

@@ -1,4 +1,7 @@
-"""AMUSD's schedule: the draft never waits, the target verifies whatever stands in the mailbox and rolls back.
+"""Free-running speculative decoding (AMUSD, McDanel 2410.17375): draft and target run at once, each in its own process.
 
-`verify` is the authority on what is committed; `draft` may be ahead, behind or wrong at any time.
+The draft free-runs: one token after the other, never waiting for a window to fill, at most `max_lookahead` ahead of what is
+verified. The target verifies whatever is published. When they disagree the draft rolls back to the agreed prefix and goes on
+from the target's token. `draft.Drafter` and `verify.Verifier` are step functions, the same in two processes and under a test's
+scheduler in one.
 """

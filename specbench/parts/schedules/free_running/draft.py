@@ -12,6 +12,7 @@ from typing import Any
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.measure.sensors.clock import now
+from specbench.parts.contracts import Stop
 from specbench.processes.mailbox import DONE, Mailbox
 from specbench.processes.steps import Order, Progress, drive
 
@@ -37,11 +38,23 @@ class DraftReport:
 
 
 class Drafter:
-    """Look for verdicts, draft one token, look again, publish. A `Program` for `engine.worker.Worker` and a `Side`."""
+    """Look for verdicts, draft one token, look again, publish. A `Program` for `processes.worker.Worker` and a `Side`.
 
-    def __init__(self, mailbox: Mailbox, law: SamplingLaw, max_lookahead: int, trace: bool = False):
+    stop: may hold the draft back until the next verdict, but never below the `waited_for` drafts that the target waits for.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        law: SamplingLaw,
+        max_lookahead: int,
+        trace: bool = False,
+        stop: Stop | None = None,
+        waited_for: int = 0,
+    ):
         self.inbox, self.drafts = mailbox.verdicts, mailbox.drafts
         self.law, self.max_lookahead, self.trace = law, max_lookahead, trace
+        self.stop_policy, self.waited_for = stop if stop is not None else Stop(), waited_for
 
     def open(self, model: Any) -> None:
         self.session: Any = Session(model)
@@ -57,6 +70,8 @@ class Drafter:
         self.seen_version = -1
         self.report = DraftReport()
         self.finished = False
+        self.paused = False  # the stop wants a verdict before another token
+        self.stop_policy.begin()
         self._next = self._prefill
 
     def run(self) -> DraftReport:
@@ -92,7 +107,10 @@ class Drafter:
 
     def _may_draft(self) -> bool:
         request, length = self.order.request, len(self.tokens)
-        if self.verified == 0 or length - self.verified >= self.max_lookahead:
+        ahead = length - self.verified
+        if self.verified == 0 or ahead >= self.max_lookahead:
+            return False
+        if ahead >= max(1, self.waited_for) and (self.paused or ahead >= self.stop_policy.budget(self.max_lookahead)):
             return False
         # The last token is the target's own, and nothing drafted behind an EOS can be kept.
         return length < request.max_new_tokens - 1 and self.tokens[-1] not in request.eos_ids
@@ -102,6 +120,7 @@ class Drafter:
         prompt_length, position = len(self.order.request.prompt_ids), len(self.tokens)
         logits = self.session.feed(self.tokens[self.session.length - prompt_length :], last_only=True)
         self.tokens.append(self.law.choose(logits, [position], self.order.request.noise_key)[0])
+        self.paused = not self.stop_policy.goes_on(logits, self.tokens[-1])
         self.forwards.append((start, now()))
         self.report.num_forwards += 1
         self._next = self._look_again
@@ -132,14 +151,19 @@ class Drafter:
         if message.sample != self.order.number:
             return
         self.epoch = message.epoch
+        judged = stood = max(0, min(len(self.tokens), message.length) - self.verified)  # of the own drafts
         for index, token in enumerate(message.tokens, start=message.start):
             if index < len(self.tokens) and self.tokens[index] == token:
                 continue
+            stood = max(0, index - self.verified)
+            judged = max(stood, len(self.tokens) - self.verified)
             self._discard_from(index)
             adopted = message.tokens[index - message.start :]
             self.tokens += adopted
             self.forwards += [None] * len(adopted)
             break
+        self.stop_policy.learn(judged, stood)
+        self.paused = False
         self.verified = message.length
         if message.flag == DONE:
             self._discard_from(self.verified)

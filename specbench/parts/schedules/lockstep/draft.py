@@ -10,14 +10,14 @@ import torch
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.measure.sensors.clock import now
+from specbench.parts.contracts import Stop
+from specbench.parts.drafts.choice import OWN_STREAM
 from specbench.parts.rules.rule import TorchRng
 from specbench.parts.schedules.lockstep.calibration import Calibration, forward_seconds
 from specbench.parts.schedules.lockstep.plan import KEPT, Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.processes.mailbox import DONE, Mailbox
 from specbench.processes.steps import Progress, drive
-
-_OWN_STREAM = 0x5DEECE66D  # the draft's coins must not be the rule's: with one seed for both the output would be biased
 
 
 @dataclass
@@ -37,13 +37,22 @@ class DraftReport:
 
 
 class Drafter:
-    """Look for the verdict, draft a block token by token, publish it. A `Program` for `engine.worker.Worker` and a `Side`.
+    """Look for the verdict, draft a block token by token, publish it. A `Program` for `processes.worker.Worker` and a `Side`.
 
     choice: "keyed" (the target's own noise) or "greedy". rows: where the laws of drawn tokens go; tokens are then drawn from
-    these laws with a stream of the draft's own, whatever `choice` says.
+    these laws with a stream of the draft's own, whatever `choice` says. stop: may end a block early, behind its first token.
     """
 
-    def __init__(self, mailbox: Mailbox, law: SamplingLaw, choice: str, rows: RowBuffer | None = None, trace: bool = False):
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        law: SamplingLaw,
+        choice: str,
+        rows: RowBuffer | None = None,
+        trace: bool = False,
+        stop: Stop | None = None,
+    ):
+        self.stop = stop if stop is not None else Stop()
         self.inbox, self.drafts = mailbox.verdicts, mailbox.drafts
         self.law, self.rows, self.trace = law, rows, trace
         self.token_law = SamplingLaw() if choice == "greedy" else law
@@ -65,7 +74,8 @@ class Drafter:
         self.step_number = 0
         self.seen_version = -1
         self.report = DraftReport()
-        self.rng: Any = TorchRng.seeded(self.request.noise_key ^ _OWN_STREAM)
+        self.rng: Any = TorchRng.seeded(self.request.noise_key ^ OWN_STREAM)
+        self.stop.begin()
         self._next = self._prefill
 
     def run(self) -> Any:
@@ -105,6 +115,7 @@ class Drafter:
         if message.flag == DONE:
             return Progress.FINISHED
         self.room = self.plan.block_length(self.tokens, len(self.tokens) - self.committed)
+        self.room = min(self.room, max(1, self.stop.budget(self.room)))
         self.block_start = len(self.tokens)
         if self.room == 0:
             self.step_number += 1
@@ -124,6 +135,7 @@ class Drafter:
         if self.trace:
             self.report.spans.append((start, end, "draft"))
         complete = len(self.tokens) - self.block_start == self.room or self.tokens[-1] in self.request.eos_ids
+        complete = complete or not self.stop.goes_on(logits, self.tokens[-1])
         self._next = self._publish if complete else self._draft
         return Progress.WORKED
 
@@ -151,6 +163,10 @@ class Drafter:
             if ours != theirs:
                 break
             agreed += 1
+        if self.committed and len(self.tokens) > self.committed:
+            # A block accepted on trust counts by what of it is known; the rest when that is.
+            judged = length - self.committed if kept else len(self.tokens) - self.committed
+            self.stop.learn(judged, agreed - self.committed)
         if not kept:
             self._discard_from(agreed)
             adopted = news[agreed - self.committed :]

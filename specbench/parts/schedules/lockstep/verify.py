@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 
-from specbench.engine.request import cut
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import Contract, DraftTree, Verdict
-from specbench.measure.records.events import Round
 from specbench.measure.sensors.clock import clock_for, now
 from specbench.parts.rules.rule import RULES, Rule, TorchRng
+from specbench.parts.schedules.books import Books
 from specbench.parts.schedules.lockstep.plan import CUT, KEPT, Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
-from specbench.parts.schedules.sequential import judge
 from specbench.processes.mailbox import DONE, Mailbox
 from specbench.processes.steps import Progress
 
@@ -46,16 +44,13 @@ class Verifier:
     def prepare(self, plan: Plan) -> None:
         self.plan, self.request = plan, plan.request
         self.session.start(len(self.request.prompt_ids) + self.request.max_new_tokens + 1)
-        self.output: list[int] = []
-        self.finish: str | None = None
+        self.books = Books(self.request)
         self.unverified: list[int] = []  # accepted on trust: the rest of a block whose first token stood
         self.unverified_laws: list[torch.Tensor] = []
         self.step_number = 0
         self.epoch = 0  # blocks thrown away so far
         self.seen_version = -1
-        self.rounds: list[Round] = []
         self.rng: Any = TorchRng.seeded(self.request.noise_key)
-        self.waited_seconds = self.verify_seconds = 0.0
         self.num_drafted = 0  # forwards of the draft since the last round
         self._next = self._prefill
 
@@ -63,24 +58,25 @@ class Verifier:
         return self._next()
 
     def waited(self, seconds: float) -> None:
-        self.waited_seconds += seconds
+        self.books.add("wait", seconds)
 
     def stop(self) -> None:
         """End the sample here, whatever happened, so that the draft stops too and is ready for the next."""
-        self.verdicts.publish(self.plan.number, self.step_number + 1, 0, self.output, flag=DONE)
+        self.verdicts.publish(self.plan.number, self.step_number + 1, 0, self.books.output, flag=DONE)
 
     def _prefill(self) -> Progress:
-        first = self.law.choose(self.session.prefill(self.request.prompt_ids), [0], self.request.noise_key)[0]
+        self.books.start()
+        first = self.law.choose(self.session.prefill(self.request.prompt_ids).logits, [0], self.request.noise_key)[0]
         self.session.pending = first
-        self.output, self.finish = cut([first], self.request.max_new_tokens, self.request.eos_ids)
-        self.verdicts.publish(self.plan.number, 0, 0, self.output, flag=DONE if self.finish else CUT)
-        self.decode_start = self.round_start = now()
+        self.books.first(first)
+        self.verdicts.publish(self.plan.number, 0, 0, self.books.output, flag=DONE if self.books.finished else CUT)
+        self.books.decode()
         self._next = self._forward
-        return Progress.FINISHED if self.finish else Progress.WORKED
+        return Progress.FINISHED if self.books.finished else Progress.WORKED
 
     def _forward(self) -> Progress:
         """Verify what is there while the draft drafts on."""
-        tokens, unverified = [*self.output, *self.unverified], len(self.unverified)
+        tokens, unverified = [*self.books.output, *self.unverified], len(self.unverified)
         self.block: list[int] = []
         self.block_laws: list[torch.Tensor] = []
         room = self.plan.block_length(tokens, unverified)
@@ -89,20 +85,20 @@ class Verifier:
         if self.rests:
             return Progress.WORKED
         start = now()
-        self.logits = self.session.forward(DraftTree(self.unverified))
+        self.evidence = self.session.forward(DraftTree(self.unverified))
         if self.rows is None:
             self.verdict = self._judge(self.rule, DraftTree(self.unverified))
         else:
             self.clock.synchronize()  # the wait that follows must not hide the device's work
-        self.verify_seconds = now() - start
+        self.books.add("verify", now() - start)
         return Progress.WORKED
 
     def _judge(self, rule: Rule, tree: DraftTree) -> Verdict:
-        return judge(rule, tree, self.logits, self.law, len(self.output), self.request.noise_key, self.rng)
+        return rule.judge(tree, self.evidence, self.law, self.books.position, self.request.noise_key, self.rng)
 
     def _meet(self) -> Progress:
         """The barrier: take in the block of this step; IDLE until it is there."""
-        message = self.inbox.read(len(self.output) + len(self.unverified))
+        message = self.inbox.read(len(self.books.output) + len(self.unverified))
         self.seen_version = message.version
         if message.sample != self.plan.number or message.epoch != self.step_number:
             return Progress.IDLE
@@ -118,43 +114,36 @@ class Verifier:
         self.num_drafted += len(self.block)
         if self.rests:
             self.unverified, self.unverified_laws = self.block, self.block_laws
-            self.verdicts.publish(self.plan.number, self.step_number, len(self.output), [], flag=KEPT)
+            self.verdicts.publish(self.plan.number, self.step_number, len(self.books.output), [], flag=KEPT)
             self._next = self._forward
             return Progress.WORKED
-        start, before, unverified = now(), len(self.output), len(self.unverified)
+        books, start, before, unverified = self.books, now(), self.books.position, len(self.unverified)
         window, drafted = unverified + len(self.block[:1]), unverified + len(self.block)
         accepted, tokens = self._decide()
         stands = accepted == window
-        kept, self.finish = cut(tokens, self.request.max_new_tokens - before, self.request.eos_ids)
-        self.output += kept
+        kept = books.emit(tuple(tokens))
+        shown = DraftTree([*self.unverified, *self.block[:1]])
         self.unverified, self.unverified_laws = (self.block[1:], self.block_laws[1:]) if stands else ([], [])
-        flag = DONE if self.finish else KEPT if self.unverified else CUT
+        flag = DONE if books.finished else KEPT if self.unverified else CUT
         self.verdicts.publish(self.plan.number, self.step_number, before, kept, flag=flag)
         self.session.commit(Verdict(tuple(range(min(accepted, unverified))), tuple(tokens)))
-        end = now()
         discarded = 0 if stands else drafted - accepted
-        self.rounds.append(
-            Round(
-                t_start=self.round_start - self.decode_start,
-                t_end=end - self.decode_start,
-                num_drafted=window,
-                num_accepted=accepted,
-                num_emitted=len(kept),
-                num_discarded=discarded,
-                num_target_rows=1 + unverified,
-                num_draft_forwards=self.num_drafted,
-                draft_depth=window,
-                rollback_depth=discarded,
-                epoch=self.epoch,
-                mode="post" if unverified else "pre",
-                verify_seconds=self.verify_seconds + end - start,
-                wait_seconds=self.waited_seconds,
-            )
+        books.add("verify", now() - start)
+        books.round(
+            shown,
+            Verdict(tuple(range(accepted)), tuple(tokens)),
+            num_discarded=discarded,
+            num_target_rows=1 + unverified,
+            num_draft_forwards=self.num_drafted,
+            rollback_depth=discarded,
+            epoch=self.epoch,
+            mode="post" if unverified else "pre",
         )
+        books.end_round()
         self.epoch += not stands
-        self.round_start, self.waited_seconds, self.verify_seconds, self.num_drafted = end, 0.0, 0.0, 0
+        self.num_drafted = 0
         self._next = self._forward
-        return Progress.FINISHED if self.finish else Progress.WORKED
+        return Progress.FINISHED if books.finished else Progress.WORKED
 
     def _decide(self) -> tuple[int, list[int]]:
         """How much of the window stands, and the tokens that this commits: one more if something fell or nothing was begun."""

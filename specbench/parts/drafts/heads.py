@@ -1,7 +1,7 @@
-"""Base of methods that draft one static tree per round with heads on the target's last hidden state (Medusa, Hydra).
+"""One static tree per round, filled by heads on the target's last hidden state (Medusa, Hydra).
 
 The tree's shape is chosen once: given, or built from how often each head's candidates were right on calibration text and from
-what rounds of several levels and sizes cost on this machine (`engine.static_tree`). A round fills it with tokens; the target
+what rounds of several levels and sizes cost on this machine (`shapes.static`). A round fills it with tokens; the target
 verifies all nodes in one forward. Exact under the match rules and `delta`, since the children are a fixed set; `typical` is
 lossy.
 """
@@ -10,104 +10,44 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, whole
 from specbench.engine.request import Request
-from specbench.engine.runtime import Runtime
-from specbench.engine.sampling import SamplingLaw, keyed_gumbel
-from specbench.engine.tree import EMPTY, DraftTree, Verdict
-from specbench.method import Method, Needs
-from specbench.parts.heads.base import open_heads
-from specbench.parts.rules.rule import Rule
+from specbench.engine.sampling import keyed_gumbel
+from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
+from specbench.parts.contracts import Drafter, Needs, Setting
+from specbench.parts.heads.base import TreeHeads, open_heads
 from specbench.parts.shapes.cost import MAX_NODES, measure_rounds
-from specbench.parts.shapes.static import (
-    Node,
-    build_static_tree,
-    expected_accepted_length,
-    fastest_tree,
-    parents_of,
-)
+from specbench.parts.shapes.plan import TreePlan
+from specbench.parts.shapes.static import Node, build_static_tree, expected_accepted_length, fastest_tree
 
 SIZES = (1, 3, 8, 16, 32)  # nodes of the trees that are measured, beside the largest; between them lies a straight line
-EXACT_RULES = ("greedy_match", "sample_match", "delta")
+TAP = -1  # the LM head's input
 
 
-@dataclass(frozen=True)
-class Level:
-    """The nodes of one depth, to be filled together.
-
-    above: the nodes of the depth before that have children, by their place in that depth (depth 1: the root, [0]). parent: for
-    every node of this depth the place of its parent in `above`; choice: which of its parent's candidates it is.
-    """
-
-    above: Tensor
-    parent: Tensor
-    choice: Tensor
-
-
-class TreePlan:
-    """A static tree in the order in which it is drafted: by depth, siblings by rank. Any beginning of its levels is a tree."""
-
-    def __init__(self, nodes: Sequence[Node], device: torch.device):
-        self.nodes = sorted(nodes, key=lambda node: (len(node), node))
-        self.parents = parents_of(self.nodes)
-        self.depth = max((len(node) for node in self.nodes), default=0)
-        self.width = 1 + max((node[-1] for node in self.nodes), default=0)  # candidates needed of a head
-        self.ends = [sum(len(node) <= depth for node in self.nodes) for depth in range(self.depth + 1)]
-        self.levels: list[Level] = []
-        places: dict[Node, int] = {(): 0}
-        for depth in range(1, self.depth + 1):
-            here = [node for node in self.nodes if len(node) == depth]
-            above = sorted({places[node[:-1]] for node in here})
-            parent = [above.index(places[node[:-1]]) for node in here]
-            choice = [node[-1] for node in here]
-            self.levels.append(Level(*(torch.tensor(values, device=device) for values in (above, parent, choice))))
-            places = {node: place for place, node in enumerate(here)}
-
-    def tree(self, tokens: list[int], depth: int, num_forwards: int) -> DraftTree:
-        """The first `depth` levels filled with tokens; as a chain where no node has a sibling."""
-        parents: list[int] | None = self.parents[: self.ends[depth]]
-        if parents == list(range(-1, len(tokens) - 1)):
-            parents = None
-        return DraftTree(tokens, parents, num_forwards=num_forwards)
-
-
-class TreeHeads(Method):
+class HeadDraft(Drafter):
     """heads: folder, builtin:<part>, Hub repository or null (the built-in pair's). tree: auto, a preset's name, or a list of
-    paths. num_nodes: auto (by measured cost) or a number, for tree=auto. rule: greedy_match | sample_match | delta | typical;
-    null = match. epsilon, delta: typical acceptance's threshold min(epsilon, delta * exp(-entropy)).
+    paths. num_nodes: auto (by measured cost) or a number, for tree=auto. presets: trees by name.
     """
 
-    needs = Needs(taps=(-1,))
-    presets: ClassVar[Mapping[str, Sequence[Node]]] = {}
-    level_by_level: ClassVar[bool] = False  # whether a round costs one draft forward a level, or one in all
+    needs = Needs(taps=(TAP,))
 
     def __init__(
         self,
-        *,
-        heads: str | None = None,
-        tree: str | Sequence[Sequence[int]] = "auto",
-        num_nodes: int | str = "auto",
-        rule: str | None = None,
-        epsilon: float = 0.09,
-        delta: float = 0.3,
+        family: type[TreeHeads],
+        heads: str | None,
+        tree: str | Sequence[Sequence[int]],
+        num_nodes: int | str,
+        presets: Mapping[str, Sequence[Node]] | None = None,
     ):
-        super().__init__(rule=rule)
-        if rule not in (None, *EXACT_RULES, "typical"):
-            raise ConfigError("method.rule", rule, f"possible for a fixed tree: {', '.join(EXACT_RULES)}, typical (lossy)")
-        if num_nodes != "auto" and (not isinstance(num_nodes, int) or isinstance(num_nodes, bool) or num_nodes < 1):
-            raise ConfigError("method.num_nodes", num_nodes, "give auto or a whole number from 1 up")
-        for name, value, most in (("epsilon", epsilon, 1.0), ("delta", delta, float("inf"))):
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.0 < value < most:
-                raise ConfigError(f"method.{name}", value, f"give a number above 0{' and below 1' if most == 1.0 else ''}")
-        self.heads_name, self.num_nodes = heads, num_nodes
-        self.epsilon, self.delta = epsilon, delta
+        self.family, self.heads_name, self.num_nodes, self.presets = family, heads, num_nodes, presets or {}
+        if num_nodes != "auto":
+            whole("method.num_nodes", num_nodes, 1, null=None)
         self.given = None if tree == "auto" else self._parse(tree)
         self.plan: TreePlan | None = None
         self.noise: Tensor | None = None  # of the round's positions, [depth, vocab], where the target's is shared
@@ -127,22 +67,16 @@ class TreeHeads(Method):
             raise ConfigError("method.tree", tree, f"give paths such as [[0], [1], [0, 0]]: {error}") from error
         return nodes
 
-    def rule_for(self, law: SamplingLaw) -> Rule:
-        rule = super().rule_for(law)
-        if rule.name == "typical":
-            return replace(rule, function=partial(rule.function, epsilon=self.epsilon, delta=self.delta))
-        return rule
-
     @property
     def max_nodes(self) -> int:
         return len(self.plan.nodes) if self.plan is not None else 0
 
-    def open(self, runtime: Runtime) -> None:
-        super().open(runtime)
-        assert self.heads_class is not None
-        self.heads, folder = open_heads(self.heads_class, self.heads_name, runtime)
+    def open(self, setting: Setting) -> None:
+        runtime, self.target = setting.runtime, setting.target
+        self.heads, folder = open_heads(self.family, self.heads_name, runtime)
         self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
-        self.shares_noise = not runtime.law.greedy and self.rule_for(runtime.law).needs == "choice"
+        self.law = runtime.law
+        self.shares_noise = not runtime.law.greedy and setting.rule.reads == "choice"
         self.noise = None
         self.vocab_size = min(runtime.target.vocab_size, self.heads.target.vocab_size)
         nodes = self.given if self.given is not None else self._build()
@@ -164,7 +98,7 @@ class TreeHeads(Method):
             remedy = "these heads came without measured accuracies: name a preset or give paths"
             raise ConfigError("method.tree", "auto", f"{remedy} ({', '.join(self.presets) or 'no preset'})")
         accuracies = [row[: self.vocab_size] for row in accuracies]
-        if self.runtime.target.tree_refusal is not None:
+        if self.target.model.tree_refusal is not None:
             accuracies = [row[:1] for row in accuracies]
         if self.num_nodes != "auto":
             assert isinstance(self.num_nodes, int)
@@ -176,9 +110,8 @@ class TreeHeads(Method):
             by_levels[levels - 1][len(plan.nodes)] = cost
         best = fastest_tree(accuracies, plain, by_levels)
         self._facts |= {
-            "best_num_nodes": len(
-                best.nodes
-            ),  # 0: by these measurements nothing beats plain decoding; one is drafted all the same
+            # 0: by these measurements nothing beats plain decoding; one is drafted all the same
+            "best_num_nodes": len(best.nodes),
             "expected_accepted_per_round": round(best.expected_accepted, 3),
             "expected_speedup": round(best.tokens_per_second * plain, 3),
             "plain_round_seconds": plain,
@@ -195,26 +128,29 @@ class TreeHeads(Method):
         for levels in range(1, len(accuracies) + 1):
             nodes = self._floor(build_static_tree(accuracies[:levels], MAX_NODES))
             for size in [*(size for size in SIZES if size < len(nodes)), len(nodes)]:
-                yield levels, TreePlan(nodes[:size], self.runtime.target.device)
+                yield levels, TreePlan(nodes[:size], self.target.model.device)
 
     @torch.inference_mode()
     def _draft_once(self, plan: TreePlan) -> DraftTree:
         """What a round with this plan drafts, after any token."""
         self.plan = plan
         hidden = torch.zeros(self.heads.target.width, device=self.heads.target.device, dtype=self.heads.target.dtype)
-        return plan.tree(self.fill(hidden, 0, plan.depth).tolist(), plan.depth, 1)
+        return plan.tree(self.heads.fill(hidden, 0, plan.levels, self.candidates).tolist(), plan.depth, 1)
 
     @staticmethod
     def _floor(nodes: list[Node]) -> list[Node]:
         """Heads that were never right draft their first choice all the same."""
         return nodes or [(0,)]
 
-    def begin(self, request: Request, first_token: int) -> None:
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
         self.pending, self.num_output, self.noise_key = first_token, 1, request.noise_key
+        self.hidden = evidence.taps[TAP][-1]  # the LM head's input at the last row that stands
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, feedback: Feedback) -> None:
+        verdict = feedback.verdict
         self.pending = verdict.extra
         self.num_output += len(verdict.tokens)
+        self.hidden = feedback.evidence.taps[TAP][verdict.rows[-1]]
 
     @torch.inference_mode()
     def propose(self, max_depth: int) -> DraftTree:
@@ -224,15 +160,9 @@ class TreeHeads(Method):
             return EMPTY
         if self.shares_noise:
             positions = range(self.num_output, self.num_output + depth)
-            device = self.target.model.device
-            self.noise = keyed_gumbel(self.noise_key, positions, self.vocab_size, device)
-        # The LM head's input at the last row that stands: the prompt's last after prefill, the accepted path's last after that.
-        tokens = self.fill(self.target.taps[-1][-1], self.pending, depth).tolist()
-        return self.plan.tree(tokens, depth, depth if self.level_by_level else 1)
-
-    def fill(self, hidden: Tensor, pending: int, depth: int) -> Tensor:
-        """Tokens of the first `depth` levels of the plan, int64 [nodes], from h [width] and the pending token."""
-        raise NotImplementedError
+            self.noise = keyed_gumbel(self.noise_key, positions, self.vocab_size, self.target.model.device)
+        tokens = self.heads.fill(self.hidden, self.pending, self.plan.levels[:depth], self.candidates).tolist()
+        return self.plan.tree(tokens, depth, depth if self.family.level_by_level else 1)
 
     def candidates(self, logits: Tensor, depth: int) -> Tensor:
         """The best ids by rank, int64 [rows, plan.width], for nodes of a depth, among those that the target may emit.
@@ -243,12 +173,12 @@ class TreeHeads(Method):
         assert self.plan is not None
         logits = logits[..., : self.vocab_size]
         if self.noise is not None:
-            logits = logits.float() / self.runtime.law.temperature + self.noise[depth - 1]
+            logits = logits.float() / self.law.temperature + self.noise[depth - 1]
         return logits.topk(self.plan.width, dim=-1).indices
 
     def memory_bytes(self) -> dict[str, int]:
         size = sum(p.numel() * p.element_size() for p in itertools.chain(self.heads.parameters(), self.heads.buffers()))
-        return super().memory_bytes() | {"heads_weights": size}
+        return {"heads_weights": size}
 
     def facts(self) -> dict[str, float | int | str]:
         return self._facts

@@ -1,0 +1,87 @@
+"""A draft model's session that grows a tree behind its sequence and keeps the branches' rows in the cache.
+
+Everything fed when `branch` is called is the trunk. `grow` appends rows that see the trunk, their ancestors among the rows
+grown before, and themselves; `keep` makes a path of them part of the sequence, `rollback` forgets them. Nothing is copied
+between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specbench.engine.masks import FULL, SLIDING
+from specbench.engine.model import Model
+from specbench.engine.session import Session
+
+
+class BranchingSession(Session):
+    """Rows below the trunk are numbered in the order in which they are grown, -1 is the trunk.
+
+    Raises ValueError for a model that takes chains only.
+    """
+
+    def __init__(self, model: Model, taps: Sequence[int] = ()):
+        if model.tree_refusal is not None:
+            raise ValueError(f"this model takes draft chains only: {model.tree_refusal}")
+        super().__init__(model, taps)
+        self.branch()
+
+    def branch(self) -> None:
+        """What is fed now is the trunk of the next tree."""
+        self.trunk = self.length
+        self._row_depths: list[int] = []
+        self._visible = torch.zeros((0, 0), dtype=self.model.dtype, device=self.model.device)  # among the grown rows, additive
+
+    @torch.inference_mode()
+    def grow(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Append rows below the trunk; logits [n, vocab] after them."""
+        model, rows, old = self.model, len(ids), len(self._row_depths)
+        assert self.length == self.trunk + old, "branch first"
+        own = torch.full((rows, old + rows), torch.finfo(model.dtype).min, dtype=model.dtype, device=model.device)
+        for row, parent in enumerate(parents):
+            assert parent < old, "a row's parent was grown by an earlier call"
+            if parent >= 0:
+                own[row, :old] = self._visible[parent, :old]
+        own[:, old:].fill_diagonal_(0.0)
+        grown = own.new_full((old + rows, old + rows), torch.finfo(model.dtype).min)
+        grown[:old, :old], grown[old:] = self._visible, own
+        self._visible = grown
+        self._row_depths += [0 if parent < 0 else self._row_depths[parent] + 1 for parent in parents]
+        depths = self._row_depths[old:]
+        positions = torch.tensor([[self.trunk + depth for depth in depths]], device=model.device)
+        past = self.trunk + old
+        fed = [i if i < model.num_rows else 0 for i in ids]
+        output = model.module(
+            input_ids=torch.tensor([fed], device=model.device),
+            attention_mask=self._mask(own, positions[0]),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self._last_start = past
+        logits: Tensor = output.logits[0]
+        return logits[:, : model.vocab_size] if logits.shape[1] != model.vocab_size else logits
+
+    def _mask(self, own: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """[1, 1, n, trunk + grown]: everything of the trunk, and what `own` says of the grown rows; windows cut by depth."""
+        plan = self.model.plan
+        full = torch.cat([own.new_zeros((len(own), self.trunk)), own], dim=1)[None, None]
+        if plan.window is None:
+            return full
+        trunk = torch.arange(self.trunk, device=own.device)
+        keys = torch.cat([trunk, self.trunk + torch.tensor(self._row_depths, device=own.device)])
+        far = positions[:, None] - keys[None] >= plan.window
+        sliding = full.masked_fill(far[None, None], torch.finfo(own.dtype).min)
+        return sliding if plan.layer_types == (SLIDING,) else {FULL: full, SLIDING: sliding}
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make a path of the grown rows, ascending, part of the sequence and forget the others."""
+        self.cache.keep_rows(self.trunk, list(rows))
+        self.branch()
+
+    def rollback(self, length: int) -> None:
+        super().rollback(length)
+        self.branch()

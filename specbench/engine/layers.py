@@ -1,0 +1,56 @@
+"""A model that is part of another one: some of its layers, the same weights, numbers and all.
+
+The layers keep their numbers, so that sessions on parts of a model share the whole model's cache: what one layer keeps of the
+text is found where that layer looks for it, whoever fed it. Transformers' own layers run, so a forward in two parts gives what
+one in one piece gives, to the bit where the same kernels run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from specbench.engine.model import Model
+
+
+def has_layers(model: Model) -> bool:
+    """Whether the model is laid out as Llama and most others are: `model.layers`, `model.norm`, `lm_head`."""
+    inner = getattr(model.module, "model", None)
+    layers = getattr(inner, "layers", None)
+    return isinstance(layers, nn.ModuleList) and hasattr(inner, "norm") and hasattr(model.module, "lm_head")
+
+
+def view(model: Model, layers: Sequence[int], final_norm: bool = True) -> Model:
+    """The model with these of its layers, in order. final_norm: false leaves the hidden states as the last layer made them.
+
+    Raises ValueError for a model whose layers cannot be told apart.
+    """
+    if not has_layers(model):
+        raise ValueError(f"{type(model.module).__name__} is not made of model.layers, model.norm and lm_head")
+    outer, inner = model.module, model.module.model
+    config = copy.copy(inner.config)
+    config.num_hidden_layers = len(layers)
+    parts: dict[str, nn.Module] = {"layers": nn.ModuleList([inner.layers[number] for number in layers])}
+    if not final_norm:
+        parts["norm"] = nn.Identity()
+    small = _with(inner, config, **parts)
+    return replace(model, module=_with(outer, config, model=small))
+
+
+def _with(module: nn.Module, config: Any, **children: nn.Module) -> Any:
+    """The same parameters, other children."""
+    made = copy.copy(module)
+    made.__dict__["_modules"] = {**module._modules, **children}
+    made.config = config
+    return made
+
+
+def exit_logits(model: Model, hidden: torch.Tensor) -> torch.Tensor:
+    """What the LM head says of hidden states [n, width] that no final norm has seen: logits [n, vocab]."""
+    logits = model.module.lm_head(model.module.model.norm(hidden))
+    return logits[:, : model.vocab_size] if logits.shape[1] != model.vocab_size else logits

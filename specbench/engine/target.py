@@ -1,0 +1,62 @@
+"""What may be asked of a target, whichever backend answers, and who answers for which model.
+
+session.py               transformers' own forward on a key-value cache with O(1) rollback; the reference
+backends/recurrent.py    models with a recurrent state: token by token, committed by going back to a kept state
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from specbench.engine.tree import DraftTree, Evidence, Verdict
+
+if TYPE_CHECKING:
+    from specbench.engine.model import Model
+
+
+class Target(Protocol):
+    """One sequence on the target. `can`: tree, taps, riders, logits, layers, fork, as far as the backend and the model go."""
+
+    model: Model
+    pending: int | None
+    tap_layers: tuple[int, ...]
+
+    @property
+    def can(self) -> frozenset[str]: ...
+
+    @property
+    def length(self) -> int:
+        """Tokens fed."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it keeps of the text."""
+
+    def start(self, capacity: int) -> None:
+        """A new sequence of at most `capacity` fed positions."""
+
+    def prefill(self, prompt_ids: Sequence[int]) -> Evidence:
+        """Feed the prompt; the caller's choice from its last logits becomes `pending`."""
+
+    def forward(self, tree: DraftTree) -> Evidence:
+        """Feed pending, nodes and riders, in one go."""
+
+    def commit(self, verdict: Verdict) -> None:
+        """Keep pending and the accepted path; the verdict's last token is pending next."""
+
+    def mark(self) -> Any:
+        """Where it stands, for `restore`."""
+
+    def restore(self, mark: Any) -> None: ...
+
+
+def open_target(model: Model, taps: Sequence[int] = ()) -> Target:
+    """The backend for a model."""
+    if model.is_recurrent:
+        from specbench.engine.backends.recurrent import RecurrentSession
+
+        return RecurrentSession(model, taps)
+    from specbench.engine.session import Session
+
+    return Session(model, taps)

@@ -1,0 +1,225 @@
+"""What the parts of a method promise each other.
+
+    Drafter    proposes a tree each round          Source     what a shape grows on: logits after a node
+    Shape      turns a source into a tree          Stop       how much is drafted
+    Rule       decides what stands                 Schedule   who computes when
+    Adapter    changes the draft between rounds
+
+A method is a recipe of these (`specbench.method`); `Rule` is in `parts.rules.rule`, the target's side in `engine.target`.
+Parts are called by the schedule, on the clock where nothing else is said, and never see the store or the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from specbench.engine.request import Outcome, Request
+    from specbench.engine.runtime import Runtime
+    from specbench.engine.target import Target
+    from specbench.parts.drafts.choice import Choice
+    from specbench.parts.rules.rule import Rule
+    from specbench.processes.placement import Placement
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a part asks for, so that others do not pay for it; a method needs what its parts need (`|`).
+
+    draft: "none", "local" (in the target's process) or "worker" (in a process of its own, which the schedule starts).
+    taps: which of transformers' hidden_states the target's forwards leave behind (-1: the LM head's input).
+    riders, layers, fork: what the target must be able to do beside trees (`Target.can`).
+    scope: how long state lives; "session" makes prompt order part of the result, and reports say so.
+    """
+
+    draft: Literal["none", "local", "worker"] = "none"
+    taps: tuple[int, ...] = ()
+    riders: bool = False
+    layers: bool = False
+    fork: bool = False
+    scope: Literal["sample", "session"] = "sample"
+
+    def __or__(self, other: Needs) -> Needs:
+        assert "none" in (self.draft, other.draft) or self.draft == other.draft, "one draft, in one place"
+        return Needs(
+            draft=self.draft if other.draft == "none" else other.draft,
+            taps=tuple(dict.fromkeys((*self.taps, *other.taps))),
+            riders=self.riders or other.riders,
+            layers=self.layers or other.layers,
+            fork=self.fork or other.fork,
+            scope="session" if "session" in (self.scope, other.scope) else "sample",
+        )
+
+    @property
+    def of_target(self) -> frozenset[str]:
+        """What `Target.can` must hold."""
+        return frozenset(name for name in ("riders", "layers", "fork") if getattr(self, name)) | (
+            {"taps"} if self.taps else set()
+        )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What parts are opened with: the loaded models, the target's session, and the rule that will judge."""
+
+    runtime: Runtime
+    target: Target
+    rule: Rule
+
+
+class Part:
+    """What every part may say of itself. `open` once a run, `close` at its end whatever happened (twice does no harm)."""
+
+    needs: ClassVar[Needs] = Needs()
+
+    def open(self, setting: Setting) -> None:
+        """Take hold of models, build sessions. Raises ConfigError when the pair lacks what is needed."""
+
+    def close(self) -> None:
+        """Free what `open` took; also after an `open` that failed, or none."""
+
+    def sessions(self) -> dict[str, Any]:
+        """Sessions on the text by role (target, draft), which checks compare with fresh ones."""
+        return {}
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes held by role (draft_kv, heads_weights ...), for the footprint table."""
+        return {}
+
+    def facts(self) -> dict[str, float | int | str]:
+        """What the part settled for itself in `open` (a measured length, say), for run.json."""
+        return {}
+
+
+class Drafter(Part):
+    """Proposes. The base drafts nothing: every round is one plain step."""
+
+    @property
+    def max_nodes(self) -> int:
+        """Upper bound of a proposal's nodes and riders: room kept free in the target's cache."""
+        return 0
+
+    def announce(self, request: Request) -> None:
+        """A prompt is coming; the clock has not started (retrieval, scripts)."""
+
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
+        """A new sample: forget the last one. first_token is the target's own, now pending; evidence is its prefill's."""
+
+    def propose(self, max_depth: int) -> DraftTree:
+        """Draft for one round, at most `max_depth` deep (0: nothing can be kept). An empty tree is one plain step."""
+        return EMPTY
+
+    def observe(self, feedback: Feedback) -> None:
+        """What the target made of the last proposal."""
+
+
+class Source(Protocol):
+    """Distributions to grow a tree on, one round at a time. num_forwards: of the model or heads behind it, in this round."""
+
+    num_forwards: int
+
+    def root(self) -> Tensor:
+        """Logits [1, vocab] after the pending token; begins the round."""
+
+    def next(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Logits [n, vocab] after new nodes. parents: numbers of nodes in the order in which they were given, -1 the root."""
+
+
+class Shape:
+    """Which nodes are drafted."""
+
+    @property
+    def branches(self) -> bool:
+        """Whether a node may have siblings: then the source must keep more than one path."""
+        return False
+
+    def max_nodes(self, max_depth: int) -> int:
+        """Nodes of a tree of that depth at most."""
+        return max_depth
+
+    def grow(self, source: Source, max_depth: int, choice: Choice, position: int, stop: Stop) -> DraftTree:
+        """position: the output position of the first drafted token."""
+        raise NotImplementedError
+
+
+class Stop:
+    """How much is drafted: before a round, and after every drafted token. Called in the process that drafts.
+
+    draft_length: tokens at most; None until a recipe fills in its own. Whether a drawn token is shown to the target must not
+    depend on its value (ratio rules): a stop decides about the next one.
+    """
+
+    def __init__(self, draft_length: int | None = None):
+        self.draft_length = draft_length
+
+    def begin(self) -> None:
+        """A new sample."""
+
+    def budget(self, room: int) -> int:
+        """Tokens to draft at most in the coming round, in depth; `room` can be kept."""
+        return room if self.draft_length is None else min(room, self.draft_length)
+
+    def goes_on(self, logits: Tensor, token: int) -> bool:
+        """Whether to draft another one behind `token`, which was chosen by `logits` [1, vocab]."""
+        return True
+
+    def learn(self, num_drafted: int, num_accepted: int) -> None:
+        """How the last round went, in depth."""
+
+
+class Schedule(Part):
+    """Who computes when. `placement`: cores and threads of the target's process, where they are shared with workers."""
+
+    placement: Placement | None = None
+
+    @property
+    def max_nodes(self) -> int:
+        return 0
+
+    def run(self, parts: Parts, request: Request) -> Outcome:
+        """Continue one prompt."""
+        raise NotImplementedError
+
+    def pids(self) -> list[int]:
+        """Process ids of workers."""
+        return []
+
+
+class Adapter(Part):
+    """Changes the draft between rounds; its seconds are booked as `learn`."""
+
+    version: int = 0  # how often the draft's weights were changed
+
+    def adopt(self, runtime: Runtime) -> Runtime:
+        """The runtime as the drafter shall see it: with a draft of the adapter's own, if it changes weights that others use."""
+        return runtime
+
+    def attach(self, drafter: Drafter) -> None:
+        """The drafter whose draft is changed, opened."""
+
+    def learn(self, feedback: Feedback) -> None:
+        """After every round, the last one included."""
+
+    def end(self, request: Request) -> None:
+        """After a sample; the clock has stopped."""
+
+
+class Parts(Protocol):
+    """A method as its schedule sees it."""
+
+    drafter: Drafter
+    stop: Stop
+    adapter: Adapter | None
+    setting: Setting
+
+
+def with_needs(needs: Needs, **changes: object) -> Needs:
+    """`needs` with some fields changed; for parts whose options decide."""
+    assert set(changes) <= {field.name for field in fields(Needs)}
+    return replace(needs, **changes)  # type: ignore[arg-type]

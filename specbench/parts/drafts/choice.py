@@ -1,0 +1,58 @@
+"""How a draft turns its logits into tokens, so that the rule that judges them stays exact and accepts as often as it can."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from specbench.engine.sampling import keyed_gumbel
+from specbench.engine.tree import Contract
+
+if TYPE_CHECKING:
+    from specbench.engine.request import Request
+    from specbench.engine.sampling import SamplingLaw
+    from specbench.parts.rules.rule import Rule
+
+OWN_STREAM = 0x5DEECE66D  # the draft's coins must not be the rule's: with one seed for both the output would be biased
+
+
+class Choice:
+    """One per run; `begin` per sample.
+
+    draws: the rule wants tokens drawn from the draft's own law (ratio rules). shares_noise: the rule compares with the target's
+    keyed samples, so the draft uses the same noise and the two agree as often as their laws allow. vocab_size: the target's.
+    """
+
+    def __init__(self, law: SamplingLaw, rule: Rule, vocab_size: int, device: torch.device | str):
+        self.law, self.vocab_size, self.device = law, vocab_size, device
+        self.draws = Contract.FIXED_SET not in rule.accepts
+        self.shares_noise = not law.greedy and rule.reads == "choice"
+        self.noise_key = 0
+
+    def begin(self, request: Request) -> None:
+        self.noise_key = request.noise_key
+        if self.draws:
+            # Its own stream, apart from the rule's: the same seed gives the same drafts whatever the rule draws.
+            self.generator = torch.Generator(self.device).manual_seed(request.noise_key ^ OWN_STREAM)
+
+    def token(self, logits: Tensor, position: int) -> int:
+        """The token for an output position, from logits [1, vocab], without a draw."""
+        return self.law.choose(logits, [position], self.noise_key)[0]
+
+    def draw(self, logits: Tensor) -> tuple[int, Tensor]:
+        """A token drawn from the draft's law, and that law [vocab_size]."""
+        q = self.law.probabilities(logits)[0]
+        if len(q) < self.vocab_size:  # ids that the draft has no row for are never drafted
+            q = torch.nn.functional.pad(q, (0, self.vocab_size - len(q)))
+        return int(torch.multinomial(q, 1, generator=self.generator)), q
+
+    def scores(self, logits: Tensor, position: int) -> Tensor:
+        """What ranks tokens, [n, vocab]: logits; at a temperature warped as the target's, plus its noise where that counts."""
+        if self.law.greedy:
+            return logits
+        scores = self.law.warp(logits)
+        if self.shares_noise:
+            scores = scores + keyed_gumbel(self.noise_key, [position], logits.shape[1], logits.device)
+        return scores

@@ -1,0 +1,123 @@
+"""A draft model in the target's process: its sequence, and the trees that a shape grows on it.
+
+After a fully accepted round the draft has not seen its own last token: it is fed that token and the target's together, in the
+forward that begins the next draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from specbench.config.options import ConfigError
+from specbench.engine.branching import BranchingSession
+from specbench.engine.request import Request
+from specbench.engine.session import Session
+from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
+from specbench.parts.contracts import Drafter, Needs, Setting, Shape, Stop
+from specbench.parts.drafts.choice import Choice
+
+
+class ModelDraft(Drafter):
+    """A `Source` for its shape. stop: the method's; its draft_length is the depth at most.
+
+    Raises ConfigError without a draft model, and for a shape with branches on a draft or target that takes chains only.
+    """
+
+    needs = Needs(draft="local")
+
+    def __init__(self, shape: Shape, stop: Stop):
+        self.shape, self.stop = shape, stop
+
+    @property
+    def max_nodes(self) -> int:
+        return self.shape.max_nodes(self.depth)
+
+    @property
+    def depth(self) -> int:
+        """Depth of a proposal at most, as far as it is known before a run."""
+        assert self.stop.draft_length is not None
+        return self.stop.draft_length
+
+    def open(self, setting: Setting) -> None:
+        runtime = setting.runtime
+        if runtime.draft is None:
+            raise ConfigError("pair.draft", None, "this method drafts with a model: name one")
+        self.model = runtime.draft
+        if self.shape.branches:
+            for role, model in (("draft", self.model), ("target", runtime.target)):
+                if model.tree_refusal is not None:
+                    remedy = f"the {role} takes chains only ({model.tree_refusal}): use chain"
+                    raise ConfigError("method.shape", type(self.shape).__name__.lower(), remedy)
+            self.session: Session = BranchingSession(self.model)
+        else:
+            self.session = Session(self.model)
+        self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.model.device)
+        self.max_new_tokens = runtime.max_new_tokens
+
+    def announce(self, request: Request) -> None:
+        self.model.expect(request)
+
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
+        self.prompt_length = len(request.prompt_ids)
+        self.tokens = [*request.prompt_ids, first_token]  # everything committed
+        self.grown: list[tuple[int, int]] = []  # (parent, token) of the rows below the trunk, with branches
+        # A stop may draft on to the end of the sample; a tree keeps its branches' rows beside that.
+        room = self.max_nodes * max(1, self.depth) if self.shape.branches else self.depth
+        self.session.start(self.prompt_length + request.max_new_tokens + room + 2)
+        self.session.feed(request.prompt_ids, last_only=True)
+        self.choice.begin(request)
+
+    def propose(self, max_depth: int) -> DraftTree:
+        if max_depth < 1:
+            return EMPTY
+        tree = self.shape.grow(self, max_depth, self.choice, len(self.tokens) - self.prompt_length, self.stop)
+        tree.num_forwards = self.num_forwards
+        return tree
+
+    # As a source.
+
+    def root(self) -> Tensor:
+        logits = self.session.feed(self.tokens[self.session.length :], last_only=True)
+        if self.shape.branches:
+            assert isinstance(self.session, BranchingSession)
+            self.session.branch()
+            self.grown = []
+        self.num_forwards = 1
+        return logits
+
+    def next(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        self.num_forwards += 1
+        if not isinstance(self.session, BranchingSession):
+            return self.session.feed(tokens, last_only=True)
+        self.grown += zip(parents, tokens, strict=True)
+        return self.session.grow(tokens, parents)
+
+    def observe(self, feedback: Feedback) -> None:
+        if isinstance(self.session, BranchingSession):
+            self.session.keep(self._path(feedback.verdict.tokens))
+        self.tokens += feedback.verdict.tokens
+        # What was fed beyond the accepted prefix is wrong; the target's own token is not fed yet.
+        self.session.rollback(min(self.session.length, len(self.tokens) - 1))
+
+    def _path(self, tokens: Sequence[int]) -> list[int]:
+        """The grown rows along the committed tokens, as far as they go."""
+        path, above = [], -1
+        for token in tokens[:-1]:
+            row = next((n for n, (parent, own) in enumerate(self.grown) if parent == above and own == token), None)
+            if row is None:
+                break
+            path.append(row)
+            above = row
+        return path
+
+    def forget(self) -> None:
+        """The model's weights changed: what its cache holds is no longer what it would say."""
+        self.session.rollback(0)
+
+    def sessions(self) -> dict[str, Session]:
+        return {"draft": self.session}
+
+    def memory_bytes(self) -> dict[str, int]:
+        return {"draft_kv": self.session.nbytes}

@@ -1,0 +1,98 @@
+"""The lockstep schedule: both sides, the length of a block, started and reported on."""
+
+from __future__ import annotations
+
+import sys
+
+from specbench.engine.request import Outcome, Request
+from specbench.parts.contracts import Parts, Setting, Stop
+from specbench.parts.rules.rule import Rule
+from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH, Calibration, balanced_length, forward_seconds
+from specbench.parts.schedules.lockstep.draft import Drafter, DraftReport
+from specbench.parts.schedules.lockstep.plan import Plan
+from specbench.parts.schedules.lockstep.rows import RowBuffer
+from specbench.parts.schedules.lockstep.verify import Verifier
+from specbench.parts.schedules.two_sides import TwoSides
+from specbench.processes.mailbox import Mailbox
+from specbench.processes.worker import Worker
+
+CALIBRATION_CONTEXT, CALIBRATION_SECONDS = 128, 0.3
+
+
+class Lockstep(TwoSides):
+    """draft_length: tokens of a block; None: the measured ratio of the two models' forwards, rounded. choice: see `Drafter`."""
+
+    def __init__(
+        self, draft_length: int | None, choice: str, pre_verify: bool, post_verify: bool, draft_cores: int, stop: Stop
+    ):
+        super().__init__(draft_cores)
+        self.draft_length, self.choice, self.stop = draft_length, choice, stop
+        self.pre_verify, self.post_verify = pre_verify, post_verify
+        self.rows: RowBuffer | None = None
+        self._facts: dict[str, float | int | str] = {}
+
+    @property
+    def max_nodes(self) -> int:
+        return self.draft_length or 0
+
+    def open(self, setting: Setting) -> None:
+        super().open(setting)
+        runtime = setting.runtime
+        self.mailbox = Mailbox.shared(runtime.max_new_tokens + 1)
+        if setting.rule.name == "lockstep_ratio":
+            self.rows = RowBuffer(self.draft_length or MAX_LENGTH, runtime.target.vocab_size)
+        self.start_worker(self.make_drafter(setting))
+        self.verifier = self.make_verifier(setting, setting.rule)
+        if self.draft_length is None:
+            assert self.worker is not None
+            self.draft_length = self._balance(self.worker)
+
+    def make_drafter(self, setting: Setting) -> Drafter:
+        """What the draft's process runs; picklable."""
+        return Drafter(self.mailbox, setting.runtime.law, self.choice, self.rows, setting.runtime.trace, self.stop)
+
+    def make_verifier(self, setting: Setting, rule: Rule) -> Verifier:
+        """What this process runs."""
+        return Verifier(self.mailbox, setting.runtime.law, rule, setting.target, self.rows, setting.runtime.device)
+
+    def _balance(self, worker: Worker) -> int:
+        """Measure both models beside each other, on the cores that they will have."""
+        target = self.setting.target
+        longest = min(target.model.context_length or CALIBRATION_CONTEXT, CALIBRATION_CONTEXT + MAX_LENGTH) - MAX_LENGTH
+        order = Calibration(max(1, longest), CALIBRATION_SECONDS)
+        shorter = Calibration(order.context_length, order.seconds / 3)
+        assert self.placement is not None
+        with self.placement.applied():
+            worker.prepare(order)
+            worker.go()
+            busy = forward_seconds(target, order, num_rows=1)
+            draft_seconds: float = worker.result()
+            length = balanced_length(
+                draft_seconds, lambda rows: busy if rows == 1 else forward_seconds(target, shorter, num_rows=rows)
+            )
+        self._facts = {"draft_length": length, "target_seconds": busy, "draft_seconds": draft_seconds}
+        print(
+            f"specbench: pearl measured {1e3 * busy:.3g} ms a target forward, {1e3 * draft_seconds:.3g} ms a draft forward: "
+            f"draft_length={length}",
+            file=sys.stderr,
+        )
+        return length
+
+    def run(self, parts: Parts, request: Request) -> Outcome:
+        assert self.draft_length is not None, "open first"
+        self.number += 1
+        plan = Plan(self.number, request, self.draft_length, self.pre_verify, self.post_verify)
+        done = self.exchange(self.verifier, plan)
+        report: DraftReport = done.report
+        concurrent_seconds = {
+            "draft": report.draft_seconds - report.discarded_seconds,
+            "discarded_draft": report.discarded_seconds,
+            "idle": report.idle_seconds,
+        }
+        return self.outcome(self.verifier.books, done, concurrent_seconds)
+
+    def facts(self) -> dict[str, float | int | str]:
+        return self._facts
+
+    def memory_bytes(self) -> dict[str, int]:
+        return super().memory_bytes() | ({} if self.rows is None else {"draft_rows": self.rows.nbytes})

@@ -1,0 +1,52 @@
+"""A static tree in the order in which it is drafted, so that all nodes of a level are filled at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specbench.engine.tree import DraftTree
+from specbench.parts.shapes.static import Node, parents_of
+
+
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one depth, to be filled together.
+
+    above: the nodes of the depth before that have children, by their place in that depth (depth 1: the root, [0]). parent: for
+    every node of this depth the place of its parent in `above`; choice: which of its parent's candidates it is.
+    """
+
+    above: Tensor
+    parent: Tensor
+    choice: Tensor
+
+
+class TreePlan:
+    """By depth, siblings by rank: any beginning of its levels is a tree."""
+
+    def __init__(self, nodes: Sequence[Node], device: torch.device):
+        self.nodes = sorted(nodes, key=lambda node: (len(node), node))
+        self.parents = parents_of(self.nodes)
+        self.depth = max((len(node) for node in self.nodes), default=0)
+        self.width = 1 + max((node[-1] for node in self.nodes), default=0)  # candidates needed of a head
+        self.ends = [sum(len(node) <= depth for node in self.nodes) for depth in range(self.depth + 1)]
+        self.levels: list[Level] = []
+        places: dict[Node, int] = {(): 0}
+        for depth in range(1, self.depth + 1):
+            here = [node for node in self.nodes if len(node) == depth]
+            above = sorted({places[node[:-1]] for node in here})
+            parent = [above.index(places[node[:-1]]) for node in here]
+            choice = [node[-1] for node in here]
+            self.levels.append(Level(*(torch.tensor(values, device=device) for values in (above, parent, choice))))
+            places = {node: place for place, node in enumerate(here)}
+
+    def tree(self, tokens: list[int], depth: int, num_forwards: int) -> DraftTree:
+        """The first `depth` levels filled with tokens; as a chain where no node has a sibling."""
+        parents: list[int] | None = self.parents[: self.ends[depth]]
+        if parents == list(range(-1, len(tokens) - 1)):
+            parents = None
+        return DraftTree(tokens, parents, num_forwards=num_forwards)

@@ -1,0 +1,26 @@
+"""Two more after a round in which everything stood, one less after any other (transformers' `heuristic` schedule)."""
+
+from __future__ import annotations
+
+from specbench.config.options import whole
+from specbench.parts.contracts import Stop
+
+
+class Heuristic(Stop):
+    """draft_length: the length that every sample begins with."""
+
+    def __init__(self, *, draft_length: int | None = None):
+        whole("method.stop.draft_length", draft_length, 1, null="the method's")
+        super().__init__(draft_length)
+        self.length = 0
+
+    def begin(self) -> None:
+        assert self.draft_length is not None
+        self.length = self.draft_length
+
+    def budget(self, room: int) -> int:
+        return min(room, self.length)
+
+    def learn(self, num_drafted: int, num_accepted: int) -> None:
+        if num_drafted:
+            self.length = self.length + 2 if num_accepted == num_drafted else max(1, self.length - 1)
