@@ -11,10 +11,10 @@ from unittest import mock
 import analysis_runs
 import numpy as np
 
-from specbench.analysis.derive import schedules
-from specbench.analysis.derive.schedules import Step, Times
 from specbench.config.draft_errors import DraftErrors
 from specbench.measure.records.events import Round, SampleRecord
+from specbench.measure.theory import played as theory
+from specbench.measure.theory.played import Step, Times
 
 T_AR = 0.020
 TIMES = Times(draft=0.005, verify=0.021, row=0.0005)
@@ -26,11 +26,11 @@ def played(method: str, errors: str, sample_id: str, num_tokens: int) -> tuple[l
     """The rounds that the script makes in a method's schedule, and their seconds."""
     wrong, gamma = DraftErrors.parse(errors).wrong_positions(sample_id, 0, LIMIT), METHODS[method]
     if method == "amusd":
-        return schedules.free_running(wrong, num_tokens, LIMIT, TIMES, gamma)
+        return theory.free_running(wrong, num_tokens, LIMIT, TIMES, gamma)
     if method == "pearl":
-        steps = schedules.lockstep(wrong, num_tokens, LIMIT, gamma)
+        steps = theory.lockstep(wrong, num_tokens, LIMIT, gamma)
         return steps, sum(max(s.forwards * TIMES.draft, TIMES.target(max(1, s.drafted))) for s in steps)
-    steps = schedules.sequential(wrong, num_tokens, LIMIT, gamma)
+    steps = theory.sequential(wrong, num_tokens, LIMIT, gamma)
     return steps, sum(s.forwards * TIMES.draft + TIMES.target(1 + s.drafted) for s in steps)
 
 

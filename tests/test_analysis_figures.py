@@ -14,12 +14,13 @@ from analysis_runs import energy_of, write_run
 
 from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import acceptance_by_position, comparisons
-from specbench.analysis.derive.theory import speedup_sequential, theory
+from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import load
 from specbench.analysis.reports import writing
 from specbench.analysis.show import style
 from specbench.analysis.show.figures_speed import against_draft_length
 from specbench.analysis.show.style import Drawing, errors, new_figure, styled
+from specbench.measure.theory.formulas import speedup_sequential
 
 ALL = {draw.__name__ for draw in (*writing.GROUP_FIGURES, *writing.CELL_FIGURES)}
 

@@ -10,20 +10,19 @@ from analysis_runs import T_AR, write_run
 
 from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import comparisons
-from specbench.analysis.derive.theory import (
+from specbench.analysis.derive.theory import acceptance_iid, theory
+from specbench.analysis.read.frames import load
+from specbench.analysis.reports import reference
+from specbench.measure import metrics
+from specbench.measure.theory.formulas import (
     FREE_RUNNING,
     LOCKSTEP,
     SEQUENTIAL,
-    acceptance_iid,
     emitted_lockstep,
     emitted_sequential,
     speedup_lockstep,
     speedup_sequential,
-    theory,
 )
-from specbench.analysis.read.frames import load
-from specbench.analysis.reports import reference
-from specbench.measure import metrics
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.0, 4), (0.3, 1), (0.8, 4), (0.95, 8), (1.0, 5)])

@@ -12,7 +12,6 @@ from analysis_runs import write_run
 from check_runs import LIMIT, METHODS, T_AR, TIMES, WHEN, change, drawn, played, write_scripted
 from sweeping import execute
 
-from specbench.analysis.derive import theory
 from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import comparisons
 from specbench.analysis.derive.repetitions import label_of, rank
@@ -23,6 +22,7 @@ from specbench.analysis.show.document import Document
 from specbench.analysis.show.table import Table
 from specbench.config.compose import compose, register
 from specbench.front.launchers import combinations
+from specbench.measure.theory import formulas
 
 PATTERNS = ("never", "iid:0.3", "always", "every:4", "bursts:6+3", "end:0.25")
 
@@ -93,7 +93,7 @@ def test_closed_forms_are_for_independent_errors_alone(stress: Path) -> None:
     runs = found(stress)
     assert runs["speculative", "every:4"].closed_speedup is None and runs["pearl", "end:0.25"].closed_emitted is None
     one = runs["speculative", "iid:0.3"]
-    assert one.closed_emitted == pytest.approx(theory.emitted_sequential(0.7, 4))
+    assert one.closed_emitted == pytest.approx(formulas.emitted_sequential(0.7, 4))
     assert one.times is not None and one.ar_seconds == pytest.approx(T_AR)
     assert one.times.draft == pytest.approx(TIMES.draft, rel=0.1) and one.times.target(5) == pytest.approx(
         TIMES.target(5), rel=0.02

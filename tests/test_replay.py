@@ -14,7 +14,6 @@ import test_pearl
 import tiny
 import torch
 
-from specbench.analysis.derive.schedules import Step, accepted_run, lockstep, sequential
 from specbench.config.compose import compose
 from specbench.config.draft_errors import DraftErrors
 from specbench.config.options import ConfigError
@@ -26,6 +25,7 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.measure.records import store
 from specbench.measure.records.events import Round
+from specbench.measure.theory.played import Step, accepted_run, lockstep, sequential
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
 from specbench.pair.load import check_pair, load_model, load_tokenizer, pair_facts

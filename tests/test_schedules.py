@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from fake_sessions import FakeSession, Language, imitation
 
-from specbench.analysis.derive.schedules import Step, Times, accepted_run, free_running, lockstep, sequential
-from specbench.analysis.derive.theory import emitted_lockstep, emitted_sequential
 from specbench.config.draft_errors import DraftErrors
 from specbench.engine.request import Request
 from specbench.engine.sampling import SamplingLaw
+from specbench.measure.theory.formulas import emitted_lockstep, emitted_sequential
+from specbench.measure.theory.played import Step, Times, accepted_run, free_running, lockstep, sequential
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.free_running.draft import Drafter
 from specbench.parts.schedules.free_running.verify import Verifier
@@ -21,7 +21,7 @@ from specbench.processes.mailbox import Mailbox
 from specbench.processes.steps import Order
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
-from amusd_policy import Costs, DelayedSlot, World
+from amusd_policy import DelayedSlot, World
 
 PATTERNS = ("never", "always", "iid:0.1", "iid:0.3", "iid:0.6", "every:4", "bursts:12+4", "bursts:2+3", "end:0.25")
 
@@ -74,10 +74,10 @@ def test_long_samples_meet_the_formulas(rate: float) -> None:
         assert total(steps) / len(steps) == pytest.approx(formula, rel=0.06)
 
 
-def real_sides(is_wrong: Callable[[int], bool], limit: int, costs: Costs, draft_length: int) -> tuple[list[Step], float]:
+def real_sides(is_wrong: Callable[[int], bool], limit: int, times: Times, draft_length: int) -> tuple[list[Step], float]:
     """The step functions of the method itself, on a virtual clock with messages that take next to no time."""
     prompt = (2, 3, 4)
-    world, language, law = World(costs), Language(3, eos_rate=0.0), SamplingLaw()
+    world, language, law = World(times, latency=1e-7), Language(3, eos_rate=0.0), SamplingLaw()
     mailbox = Mailbox(DelayedSlot(world), DelayedSlot(world))
     drafter = Drafter(mailbox, law, 16)
 
@@ -92,8 +92,8 @@ def real_sides(is_wrong: Callable[[int], bool], limit: int, costs: Costs, draft_
         session.cost = pay
         return session
 
-    drafter.session = paying(FakeSession(table), lambda rows: costs.draft)
-    target = paying(FakeSession(language.logits), costs.target)
+    drafter.session = paying(FakeSession(table), lambda rows: times.draft)
+    target = paying(FakeSession(language.logits), times.target)
     verifier = Verifier(mailbox, law, RULES["greedy_match"], draft_length, "plain", target)
     order = Order(1, Request("s", 0, prompt, limit, frozenset({99}), 1))
     verifier.prepare(order)
@@ -106,9 +106,8 @@ def real_sides(is_wrong: Callable[[int], bool], limit: int, costs: Costs, draft_
 @pytest.mark.parametrize(("verify", "draft_length"), [(4.37, 2), (1.61, 2), (4.37, 0), (7.77, 4)])
 def test_free_running_is_what_the_real_sides_do(pattern: str, verify: float, draft_length: int) -> None:
     """Round for round, and in the same time."""
-    limit, costs = 60, Costs(verify=verify, slope=0.013, latency=1e-7)
-    found, seconds = real_sides(wrong(pattern, limit), limit, costs, draft_length)
-    times = Times(costs.draft, costs.target(1), costs.target(2) - costs.target(1))
+    limit, times = 60, Times(1.0, verify, 0.013 * verify)
+    found, seconds = real_sides(wrong(pattern, limit), limit, times, draft_length)
     steps, expected = free_running(wrong(pattern, limit), limit, limit, times, draft_length)
     assert found == steps
     assert seconds == pytest.approx(expected, rel=1e-4)
@@ -116,8 +115,8 @@ def test_free_running_is_what_the_real_sides_do(pattern: str, verify: float, dra
 
 def test_another_schedule_is_told_apart() -> None:
     """The comparison above can fail: one draft more to wait for, or a faster target, make other rounds."""
-    is_wrong, costs = wrong("iid:0.3", 60), Costs(verify=4.37, slope=0.013, latency=1e-7)
-    found, _ = real_sides(is_wrong, 60, costs, 2)
+    is_wrong = wrong("iid:0.3", 60)
+    found, _ = real_sides(is_wrong, 60, Times(1.0, 4.37, 0.05681), 2)
     assert found != free_running(is_wrong, 60, 60, Times(1.0, 4.37, 0.05681), 3)[0]
     assert found != free_running(is_wrong, 60, 60, Times(1.0, 2.2, 0.0286), 2)[0]
 

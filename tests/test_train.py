@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
+from specbench.measure.theory import formulas, recorded
 from specbench.parts.heads.rounding import round_mantissa
-from specbench.train import evaluate, replay
+from specbench.train import evaluate
 from specbench.train.__main__ import run
 from specbench.train.corpus import sources as corpora
 from specbench.train.corpus.licences import Package, stated_licence
@@ -349,21 +350,21 @@ def test_distinct_share_tells_a_loop_from_a_text() -> None:
 def test_replay_agrees_with_the_formula(draft_length: int) -> None:
     """Independent acceptance with flat verification is what the formula assumes, so a long replay must come out the same."""
     drawn = np.random.default_rng(0).random((40, 2_000)) < 0.7
-    speed = replay.speculative_speedup(drawn.tolist(), draft_length, 0.2, lambda rows: 1.0)
-    assert speed == pytest.approx(replay.formula_speedup(0.7, draft_length, 0.2), rel=0.02)
-    by_position = replay.acceptance_by_position(drawn.tolist(), draft_length)
+    speed = recorded.speculative_speedup(drawn.tolist(), draft_length, 0.2, lambda rows: 1.0)
+    assert speed == pytest.approx(formulas.speedup_sequential(0.7, draft_length, 0.2), rel=0.02)
+    by_position = recorded.acceptance_by_position(drawn.tolist(), draft_length)
     assert by_position == pytest.approx([0.7**n for n in range(1, draft_length + 1)], rel=0.03)
 
 
 def test_asynchronous_replay_keeps_to_its_bounds() -> None:
     flat = lambda rows: 1.0  # noqa: E731
     perfect, hopeless = [[True] * 4_000], [[False] * 4_000]
-    assert replay.asynchronous_speedup(perfect, 16, 0.25, flat) == pytest.approx(replay.asynchronous_bound(0.25), rel=0.01)
-    assert replay.asynchronous_speedup(perfect, 16, 0.05, flat) > 10  # limited by the look-ahead, not by the draft
-    assert replay.asynchronous_speedup(hopeless, 16, 0.25, flat) == pytest.approx(1 / 1.25, rel=0.01)
+    assert recorded.asynchronous_speedup(perfect, 16, 0.25, flat) == pytest.approx(formulas.bound_free_running(0.25), rel=0.01)
+    assert recorded.asynchronous_speedup(perfect, 16, 0.05, flat) > 10  # limited by the look-ahead, not by the draft
+    assert recorded.asynchronous_speedup(hopeless, 16, 0.25, flat) == pytest.approx(1 / 1.25, rel=0.01)
     drawn = (np.random.default_rng(1).random((20, 2_000)) < 0.7).tolist()
-    assert replay.asynchronous_speedup(drawn, 8, 0.2, flat) > replay.speculative_speedup(drawn, 4, 0.2, flat)
-    assert replay.formula_speedup(1.0, 4, 0.25) == pytest.approx(2.5)
+    assert recorded.asynchronous_speedup(drawn, 8, 0.2, flat) > recorded.speculative_speedup(drawn, 4, 0.2, flat)
+    assert formulas.speedup_sequential(1.0, 4, 0.25) == pytest.approx(2.5)
 
 
 def test_matches_are_what_drafting_in_rounds_accepts(pair: Path) -> None:

@@ -2,13 +2,12 @@
 
 The script fixes which drafts are wrong, so the accepted drafts of every round follow from where it began and how many drafts it
 judged; in the sequential and the lockstep schedule the rounds themselves follow too. Speeds are predicted by playing the same
-script through the schedule (`schedules`) with the times that the run measured: per baseline token, per draft forward, and per
-verifying forward as a straight line over its rows.
+script through the schedule (`measure.theory.played`) with the times that the run measured: per baseline token, per draft
+forward, and per verifying forward as a straight line over its rows.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from specbench.analysis.derive import schedules, theory
+from specbench.analysis.derive import theory
 from specbench.analysis.derive.derive import Comparison, Estimate
-from specbench.analysis.derive.schedules import Step, Times, Wrong
 from specbench.config.draft_errors import DraftErrors
 from specbench.measure.metrics import RoundTable
+from specbench.measure.theory import formulas, played
+from specbench.measure.theory.played import Step, Times, Wrong
 
 CLOSED_FORMS = ("never", "always", "iid")  # the formulas know errors that fall independently of each other
 _Z = 1.959963984540054
@@ -109,23 +109,6 @@ def scripted(comparison: Comparison, run: int) -> Scripted | None:
     return made
 
 
-def closed_emitted(schedule: str, alpha: float, gamma: float) -> float | None:
-    """Tokens per round by the formula of a schedule; None where there is none (free-running)."""
-    if schedule == theory.FREE_RUNNING:
-        return None
-    form = theory.emitted_lockstep if schedule == theory.LOCKSTEP else theory.emitted_sequential
-    return form(alpha, gamma)
-
-
-def closed_speedup(schedule: str, alpha: float, gamma: int, times: Times, ar: float) -> float:
-    """Speed-up by the formula of a schedule; for a free-running draft the bound t_AR / t_draft."""
-    if schedule == theory.FREE_RUNNING:
-        return ar / times.draft
-    rows = gamma if schedule == theory.LOCKSTEP else gamma + 1
-    form = theory.speedup_lockstep if schedule == theory.LOCKSTEP else theory.speedup_sequential
-    return form(alpha, gamma, times.draft / ar, times.target(rows) / ar)
-
-
 # ---------------------------------------------------------------------------------------------------- parts
 def _samples(comparison: Comparison, run: int, table: RoundTable, pattern: DraftErrors, limit: int) -> Iterator[Sample]:
     frame = comparison.frames.samples_of(run)
@@ -156,7 +139,7 @@ def _as_scripted(samples: list[Sample], table: RoundTable) -> int:
     for sample in samples:
         length = 1
         for i in sample.rounds:
-            expected = schedules.accepted_run(sample.wrong, length, int(table.num_drafted[i]))
+            expected = played.accepted_run(sample.wrong, length, int(table.num_drafted[i]))
             good += int(table.num_accepted[i]) == expected
             length += int(table.num_emitted[i])
     return good
@@ -192,34 +175,29 @@ def _play(
     samples: list[Sample], schedule: str, limit: int, gamma: int, times: Times | None, lookahead: int
 ) -> tuple[list[Step], float | None]:
     """The rounds that the script makes of all samples, and their seconds (None without measured times)."""
-    played: list[list[Step]] = []
+    made: list[Step] = []
     seconds = 0.0
     for sample in samples:
-        if schedule == theory.FREE_RUNNING:
+        if schedule == formulas.FREE_RUNNING:
             if times is None:
                 continue
             facts = (sample.wrong, sample.num_tokens, limit, times, gamma, lookahead, sample.ends)
-            steps, took = schedules.free_running(*facts)
+            steps, took = played.free_running(*facts)
             seconds += took
-        elif schedule == theory.LOCKSTEP:
-            steps = schedules.lockstep(sample.wrong, sample.num_tokens, limit, gamma, sample.ends)
-            trusted = 0  # drafts that are verified while the next block is made
-            for step in steps:
-                if times is not None:
-                    seconds += max(step.forwards * times.draft, times.target(1 + trusted))
-                trusted = max(0, step.forwards - 1) if step.accepted == step.drafted else 0
+        elif schedule == formulas.LOCKSTEP:
+            steps = played.lockstep(sample.wrong, sample.num_tokens, limit, gamma, sample.ends)
+            seconds += played.lockstep_seconds(steps, times) if times is not None else 0.0
         else:
-            steps = schedules.sequential(sample.wrong, sample.num_tokens, limit, gamma)
-            if times is not None:
-                seconds += sum(step.forwards * times.draft + times.target(1 + step.drafted) for step in steps)
-        played.append(steps)
-    return list(itertools.chain.from_iterable(played)), seconds if times is not None else None
+            steps = played.sequential(sample.wrong, sample.num_tokens, limit, gamma)
+            seconds += played.sequential_seconds(steps, times) if times is not None else 0.0
+        made += steps
+    return made, seconds if times is not None else None
 
 
 def _closed_forms(made: Scripted, pattern: DraftErrors) -> None:
     if pattern.kind not in CLOSED_FORMS:
         return
     alpha = 1.0 - pattern.rate if pattern.kind == "iid" else float(pattern.kind == "never")
-    made.closed_emitted = closed_emitted(made.schedule, alpha, made.gamma)
+    made.closed_emitted = formulas.closed_emitted(made.schedule, alpha, made.gamma)
     if made.times is not None and made.ar_seconds is not None:
-        made.closed_speedup = closed_speedup(made.schedule, alpha, made.gamma, made.times, made.ar_seconds)
+        made.closed_speedup = formulas.closed_speedup(made.schedule, alpha, made.gamma, made.times, made.ar_seconds)

@@ -1,13 +1,4 @@
-"""What the formulas promise for the times and acceptance that a run measured, beside what it reached.
-
-    sequential    Leviathan et al. 2023 (2211.17192, section 3): with acceptance alpha, independent and equal at every
-                  position, a round of gamma drafts emits (1 - alpha^(gamma+1)) / (1 - alpha) tokens and takes
-                  gamma t_draft + t_verify.
-    lockstep      PEARL (Liu et al. 2024, 2408.11850): gamma tokens are drafted while others are verified, no bonus token; a
-                  step emits (1 - alpha^gamma) / ((1 - alpha) (1 - alpha^gamma + alpha)) tokens and takes
-                  max(gamma t_draft, t_verify).
-    free-running  AMUSD (McDanel 2024, 2410.17375): the draft never stops, so tokens cannot come faster than it drafts: the
-                  speed-up is at most t_AR / t_draft.
+"""What the formulas (`measure.theory`) promise for the times and acceptance that a run measured, beside what it reached.
 
 All times are measured in the run itself: t_AR per token of the baseline's rounds, t_draft per forward of the draft, t_verify
 per forward of the target. alpha is the maximum-likelihood estimate from the rounds, in which a chain's end censors the count.
@@ -22,8 +13,16 @@ import pandas as pd
 
 from specbench.analysis.read.frames import Frames
 from specbench.measure.metrics import RoundTable
-
-SEQUENTIAL, LOCKSTEP, FREE_RUNNING = "sequential", "lockstep", "free-running"
+from specbench.measure.theory.formulas import (
+    FREE_RUNNING,
+    LOCKSTEP,
+    SEQUENTIAL,
+    bound_free_running,
+    emitted_lockstep,
+    emitted_sequential,
+    speedup_lockstep,
+    speedup_sequential,
+)
 
 COLUMNS = {
     "alpha": "i.i.d. acceptance: accepted over (accepted + rejected) drafts that were judged",
@@ -43,28 +42,6 @@ COLUMNS = {
 }
 
 
-def emitted_sequential(alpha: float, gamma: float) -> float:
-    """Expected tokens per round. alpha in [0, 1], gamma >= 0."""
-    return gamma + 1.0 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
-
-
-def emitted_lockstep(alpha: float, gamma: float) -> float:
-    """Expected tokens per lockstep of PEARL; gamma as alpha goes to 1."""
-    if alpha >= 1:
-        return gamma
-    power = alpha**gamma
-    return (1 - power) / ((1 - alpha) * (1 - power + alpha))
-
-
-def speedup_sequential(alpha: float, gamma: float, c: float, v: float = 1.0) -> float:
-    """Over autoregressive decoding. c = t_draft / t_AR, v = t_verify / t_AR (1: verifying is as cheap as one token)."""
-    return emitted_sequential(alpha, gamma) / (gamma * c + v)
-
-
-def speedup_lockstep(alpha: float, gamma: float, c: float, v: float = 1.0) -> float:
-    return emitted_lockstep(alpha, gamma) / max(gamma * c, v)
-
-
 def acceptance_iid(table: RoundTable) -> float | None:
     """alpha from rounds: a round that stops before its depth saw one rejection, one that reaches it saw none."""
     drafted = table.draft_depth > 0
@@ -79,7 +56,7 @@ def is_chain(table: RoundTable) -> bool:
 
 
 @dataclass(frozen=True)
-class Times:
+class MeasuredTimes:
     """Measured seconds: per baseline token, per draft forward, per verifying forward, per emitted token of the method."""
 
     ar: float
@@ -87,7 +64,7 @@ class Times:
     verify: float
 
 
-def times_of(frames: Frames, run: int, mine: RoundTable) -> Times | None:
+def times_of(frames: Frames, run: int, mine: RoundTable) -> MeasuredTimes | None:
     """None where a part was not measured (no baseline rounds, no draft forwards)."""
     baseline = frames.table(run, "baseline")
     forwards = int(mine.num_draft_forwards.sum())
@@ -96,7 +73,7 @@ def times_of(frames: Frames, run: int, mine: RoundTable) -> Times | None:
     others = [float(frames.runs.at[run, f"concurrent_{part}"]) for part in ("draft", "discarded_draft")]
     drafting = float(mine.draft_seconds.sum()) + float(np.nansum(others))  # NaN: there is no other process
     ar = float((baseline.t_end - baseline.t_start).sum()) / int(baseline.num_emitted.sum())
-    return Times(ar, drafting / forwards, float(mine.verify_seconds.sum()) / len(mine))
+    return MeasuredTimes(ar, drafting / forwards, float(mine.verify_seconds.sum()) / len(mine))
 
 
 def schedule_of(frames: Frames, run: int, mine: RoundTable) -> str:
@@ -133,7 +110,7 @@ def _compute(frames: Frames, run: int) -> dict[str, object] | None:
     predicted = {
         SEQUENTIAL: speedup_sequential(alpha, gamma, c, v),
         LOCKSTEP: speedup_lockstep(alpha, gamma, c, v),
-        FREE_RUNNING: 1 / c,
+        FREE_RUNNING: bound_free_running(c),
     }
     measured = float(frames.runs.at[run, "speedup"])
     return {

@@ -9,10 +9,11 @@ import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_ranked
-from specbench.analysis.derive.theory import speedup_sequential, theory
+from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting
 from specbench.analysis.show.style import Drawing, errors, legend_below, legend_of, new_figure, series, styled
+from specbench.measure.theory.formulas import speedup_sequential
 
 FOREST_ROWS = 40  # on one page
 

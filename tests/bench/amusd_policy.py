@@ -14,7 +14,6 @@ import argparse
 import heapq
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from fake_sessions import FakeSession, Language, _hash, imitation
 
 from specbench.engine.request import Request
 from specbench.engine.sampling import SamplingLaw
+from specbench.measure.theory.formulas import emitted_sequential
+from specbench.measure.theory.played import Times
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.free_running.draft import Drafter
 from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier
@@ -31,19 +32,6 @@ from specbench.processes.mailbox import LocalSlot, Mailbox, Message
 from specbench.processes.steps import Order, Progress
 
 EPSILON = 1e-9
-
-
-@dataclass(frozen=True)
-class Costs:
-    """In units of one draft forward."""
-
-    verify: float
-    slope: float = 0.03  # what one more row adds to a verification, as a share of it
-    draft: float = 1.0
-    latency: float = 0.02
-
-    def target(self, rows: int) -> float:
-        return self.verify * (1 + self.slope * (rows - 1))
 
 
 class DelayedSlot(LocalSlot):
@@ -55,7 +43,7 @@ class DelayedSlot(LocalSlot):
         self.under_way: list[tuple[float, tuple[Any, ...], dict[str, Any]]] = []
 
     def publish(self, *args: Any, **kwargs: Any) -> None:
-        self.under_way.append((self.world.time + self.world.costs.latency, args, kwargs))
+        self.under_way.append((self.world.time + self.world.latency, args, kwargs))
         self.world.alarm(self.under_way[-1][0])
 
     def arrive(self) -> None:
@@ -75,8 +63,8 @@ class DelayedSlot(LocalSlot):
 class World:
     """An event loop over virtual time: each side is busy until its forward is paid for."""
 
-    def __init__(self, costs: Costs):
-        self.costs, self.time = costs, 0.0
+    def __init__(self, times: Times, latency: float = 0.02):
+        self.times, self.latency, self.time = times, latency, 0.0
         self.spent = 0.0  # by the step under way
         self.events: list[float] = []
 
@@ -112,22 +100,22 @@ class World:
 
 
 def amusd(
-    costs: Costs, acceptance: float, draft_length: int, stale: str, tokens: int, samples: int, lookahead: int = 16
+    times: Times, acceptance: float, draft_length: int, stale: str, tokens: int, samples: int, lookahead: int = 16
 ) -> float:
     """Tokens per draft forward's time."""
     seconds = 0.0
     emitted = 0
     for number in range(samples):
-        world = World(costs)
+        world = World(times)
         law, language = SamplingLaw(), Language(number, eos_rate=0.0)
         mailbox = Mailbox(DelayedSlot(world), DelayedSlot(world))
         drafter = Drafter(mailbox, law, max(lookahead, draft_length))
 
         def pay_draft(rows: int, world: World = world) -> None:
-            world.spent += world.costs.draft
+            world.spent += world.times.draft
 
         def pay_target(rows: int, world: World = world) -> None:
-            world.spent += world.costs.target(rows)
+            world.spent += world.times.target(rows)
 
         def right(prefix: tuple[int, ...], number: int = number) -> bool:
             return _hash(number, prefix, 5) % 100_000 < 100_000 * acceptance
@@ -138,15 +126,14 @@ def amusd(
         order = Order(1, Request("s", 0, (2, 3, 4), tokens, frozenset({0}), number))
         verifier.prepare(order)
         drafter.prepare(order)
-        seconds += world.play([verifier, drafter]) - costs.target(1)  # the prefill
+        seconds += world.play([verifier, drafter]) - times.target(1)  # the prefill
         emitted += len(verifier.output) - 1
     return emitted / seconds
 
 
-def speculative(costs: Costs, acceptance: float, draft_length: int) -> float:
-    """Sequential drafting in closed form: (1 - a^(k+1)) / (1 - a) tokens a round of k drafts and one verification."""
-    expected = sum(acceptance**i for i in range(draft_length + 1))
-    return expected / (draft_length * costs.draft + costs.target(draft_length + 1))
+def speculative(times: Times, acceptance: float, draft_length: int) -> float:
+    """Sequential drafting in closed form: the formula's tokens of a round over its k drafts and one verification."""
+    return emitted_sequential(acceptance, draft_length) / (draft_length * times.draft + times.target(draft_length + 1))
 
 
 def main() -> None:
@@ -162,15 +149,15 @@ def main() -> None:
     given = parser.parse_args()
     print("tokens per time over those of speculative decoding at its best draft length k*; columns: draft_length")
     for ratio in given.ratios:
-        costs = Costs(ratio, given.slope)
+        times = Times(1.0, ratio, given.slope * ratio)
         for a in given.acceptance:
-            best = max(range(1, 17), key=lambda k: speculative(costs, a, k))
-            base = speculative(costs, a, best)
-            over_plain = base * costs.target(1)
+            best = max(range(1, 17), key=lambda k: speculative(times, a, k))
+            base = speculative(times, a, best)
+            over_plain = base * times.target(1)
             print(f"\nt_verify/t_draft {ratio:g}, acceptance {a:g}: k* = {best}, {over_plain:.2f}x over plain decoding")
             print(f"{'':8}" + "".join(f"{k:>7}" for k in given.lengths))
             for policy in given.policies:
-                row = [amusd(costs, a, k, policy, given.tokens, given.samples, given.lookahead) / base for k in given.lengths]
+                row = [amusd(times, a, k, policy, given.tokens, given.samples, given.lookahead) / base for k in given.lengths]
                 print(f"{policy:8}" + "".join(f"{value:7.3f}" for value in row))
 
 

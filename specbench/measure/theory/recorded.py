@@ -1,4 +1,4 @@
-"""What a draft is worth on recorded greedy text, without running a method: replays and formulas.
+"""What a draft is worth on recorded greedy text, without running a method.
 
 Under greedy decoding a drafted token is kept exactly when it equals the target's. So one pass of the draft over the target's
 text tells, for every position, whether its draft would be kept given that everything before it was; any schedule can then be
@@ -9,33 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from specbench.measure.theory.played import Step, Wrong, accepted_run, sequential
+
 Matches = Sequence[Sequence[bool]]  # text by text, position by position
+
+
+def _wrong(matches: Sequence[bool]) -> Wrong:
+    """Positions count from 1, the token of the prefill being 0; nothing is right behind the text's end."""
+    return lambda position: position > len(matches) or not matches[position - 1]
+
+
+def rounds_of(matches: Sequence[bool], draft_length: int) -> list[Step]:
+    """Sequential drafting of always `draft_length` tokens, whatever the text leaves room for."""
+    num_tokens = len(matches) + 1
+    return sequential(_wrong(matches), num_tokens, num_tokens + draft_length + 1, draft_length)
 
 
 def acceptance_by_position(texts: Matches, draft_length: int) -> list[float]:
     """Share of rounds that kept drafts 1, 2, ..., `draft_length` (of rounds whose text was long enough to tell)."""
     kept, asked = [0] * draft_length, [0] * draft_length
     for matches in texts:
-        position = 0
-        while position < len(matches):
-            run = _run(matches, position, draft_length)
-            for depth in range(min(draft_length, len(matches) - position)):
+        left = len(matches)
+        for step in rounds_of(matches, draft_length):
+            for depth in range(min(draft_length, left)):
                 asked[depth] += 1
-                kept[depth] += depth < run
-            position += run + 1
+                kept[depth] += depth < step.accepted
+            left -= step.emitted
     return [k / a if a else 0.0 for k, a in zip(kept, asked, strict=True)]
 
 
 def speculative_speedup(texts: Matches, draft_length: int, draft_cost: float, rows_cost: Callable[[int], float]) -> float:
     """Sequential drafting on recorded text: tokens over time, where a round costs its drafts and one target forward."""
-    tokens, time = 0, 0.0
-    for matches in texts:
-        position = 0
-        while position < len(matches):
-            position += _run(matches, position, draft_length) + 1
-            time += draft_length * draft_cost + rows_cost(draft_length + 1)
-        tokens += len(matches)
-    return tokens / time
+    rounds = sum(len(rounds_of(matches, draft_length)) for matches in texts)
+    return sum(map(len, texts)) / (rounds * (draft_length * draft_cost + rows_cost(draft_length + 1)))
 
 
 def asynchronous_speedup(texts: Matches, max_lookahead: int, draft_cost: float, rows_cost: Callable[[int], float]) -> float:
@@ -47,11 +53,12 @@ def asynchronous_speedup(texts: Matches, max_lookahead: int, draft_cost: float, 
     """
     tokens, time = 0, 0.0
     for matches in texts:
+        wrong = _wrong(matches)
         position, now, drafting_since = 0, 0.0, 0.0  # drafts of position, position + 1, ... come since drafting_since
         while position < len(matches):
             now = max(now, drafting_since + draft_cost)
             ready = min(int((now - drafting_since) / draft_cost + 1e-9), max_lookahead)
-            run = _run(matches, position, ready)
+            run = accepted_run(wrong, position + 1, ready)
             now += rows_cost(ready + 1)
             position += run + 1
             all_kept = run == ready and position <= len(matches) and matches[position - 1]
@@ -60,21 +67,3 @@ def asynchronous_speedup(texts: Matches, max_lookahead: int, draft_cost: float, 
         tokens += len(matches)
         time += now
     return tokens / time
-
-
-def formula_speedup(acceptance: float, draft_length: int, draft_cost: float) -> float:
-    """(1 - a^(g+1)) / ((1 - a) (1 + g c)): independent acceptance, verification as dear as one row (Leviathan et al. 2023)."""
-    emitted = draft_length + 1 if acceptance >= 1 else (1 - acceptance ** (draft_length + 1)) / (1 - acceptance)
-    return emitted / (1 + draft_length * draft_cost)
-
-
-def asynchronous_bound(draft_cost: float) -> float:
-    """No asynchronous method is faster than its draft: 1 / c."""
-    return 1 / draft_cost
-
-
-def _run(matches: Sequence[bool], start: int, limit: int) -> int:
-    run = 0
-    while run < limit and start + run < len(matches) and matches[start + run]:
-        run += 1
-    return run

@@ -11,7 +11,7 @@ The output is the target's whatever is drafted, so a position's draft is right o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,6 +73,19 @@ class Times:
 
     def target(self, rows: int) -> float:
         return self.verify + self.row * (rows - 1)
+
+
+def sequential_seconds(steps: Iterable[Step], times: Times) -> float:
+    return sum(step.forwards * times.draft + times.target(1 + step.drafted) for step in steps)
+
+
+def lockstep_seconds(steps: Iterable[Step], times: Times) -> float:
+    """A step lasts as long as the slower side: the next block's drafts, or the forward over what was accepted on trust."""
+    seconds, trusted = 0.0, 0
+    for step in steps:
+        seconds += max(step.forwards * times.draft, times.target(1 + trusted))
+        trusted = max(0, step.forwards - 1) if step.accepted == step.drafted else 0
+    return seconds
 
 
 def free_running(

@@ -1,0 +1,60 @@
+"""The papers' closed forms: every draft is accepted with probability alpha, whatever came before.
+
+    sequential    Leviathan et al. 2023 (2211.17192, section 3): a round of gamma drafts emits
+                  (1 - alpha^(gamma+1)) / (1 - alpha) tokens and takes gamma t_draft + t_verify.
+    lockstep      PEARL (Liu et al. 2024, 2408.11850): gamma tokens are drafted while others are verified, no bonus token; a
+                  step emits (1 - alpha^gamma) / ((1 - alpha) (1 - alpha^gamma + alpha)) tokens and takes
+                  max(gamma t_draft, t_verify).
+    free-running  AMUSD (McDanel 2024, 2410.17375): the draft never stops, so tokens cannot come faster than it drafts: the
+                  speed-up is at most t_AR / t_draft.
+
+Speed-ups are over autoregressive decoding: c = t_draft / t_AR, v = t_verify / t_AR (1: verifying is as cheap as one token).
+"""
+
+from __future__ import annotations
+
+from specbench.measure.theory.played import Times
+
+SEQUENTIAL, LOCKSTEP, FREE_RUNNING = "sequential", "lockstep", "free-running"
+
+
+def emitted_sequential(alpha: float, gamma: float) -> float:
+    """Expected tokens per round. alpha in [0, 1], gamma >= 0."""
+    return gamma + 1.0 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
+
+
+def emitted_lockstep(alpha: float, gamma: float) -> float:
+    """Expected tokens per lockstep of PEARL; gamma as alpha goes to 1."""
+    if alpha >= 1:
+        return gamma
+    power = alpha**gamma
+    return (1 - power) / ((1 - alpha) * (1 - power + alpha))
+
+
+def speedup_sequential(alpha: float, gamma: float, c: float, v: float = 1.0) -> float:
+    return emitted_sequential(alpha, gamma) / (gamma * c + v)
+
+
+def speedup_lockstep(alpha: float, gamma: float, c: float, v: float = 1.0) -> float:
+    return emitted_lockstep(alpha, gamma) / max(gamma * c, v)
+
+
+def bound_free_running(c: float) -> float:
+    """No asynchronous method is faster than its draft."""
+    return 1 / c
+
+
+def closed_emitted(schedule: str, alpha: float, gamma: float) -> float | None:
+    """Tokens per round by the formula of a schedule; None where there is none (free-running)."""
+    if schedule == FREE_RUNNING:
+        return None
+    return (emitted_lockstep if schedule == LOCKSTEP else emitted_sequential)(alpha, gamma)
+
+
+def closed_speedup(schedule: str, alpha: float, gamma: int, times: Times, ar: float) -> float:
+    """Speed-up by the formula of a schedule, for a free-running draft its bound. ar: seconds of a token without drafts."""
+    c = times.draft / ar
+    if schedule == FREE_RUNNING:
+        return bound_free_running(c)
+    rows = gamma if schedule == LOCKSTEP else gamma + 1
+    return (speedup_lockstep if schedule == LOCKSTEP else speedup_sequential)(alpha, gamma, c, times.target(rows) / ar)
