@@ -64,11 +64,34 @@ def test_a_bar_on_a_terminal() -> None:
     ("NO_COLOR", "1", Terminal(), False),
     ("TERM", "dumb", Terminal(), False),
     ("NO_COLOR", "", io.StringIO(), False),
+    ("FORCE_COLOR", "1", io.StringIO(), False),
 ])  # fmt: skip
 def test_colour(variable: str, value: str, stream: io.StringIO, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv(variable, value)
-    assert console.use_colour(stream) is expected
+    samples, rounds = paired_run(2, 1)
+    table = console.final_table(made(samples, rounds, warnings=["[red]beware[/red] :smile:"]), stream)
+    assert ("\033[33m" in table) is expected
+    assert "[red]beware[/red] :smile:" in table, "a text is no markup"
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    samples, _ = paired_run(2, 1)
+    stream = Terminal()
+    with console.Progress(len(samples), stream) as progress:
+        progress.sample(samples[0])
+    assert stream.getvalue().startswith("[1/4] s/0, ") and "\033" not in stream.getvalue()
+
+
+def test_a_narrow_terminal_has_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    samples, rounds = paired_run(2, 1)
+    s = made(samples, rounds)
+    assert max(map(len, console.final_table(s, Terminal()).splitlines())) <= 60
+    assert 60 < max(map(len, console.final_table(s, io.StringIO()).splitlines())) <= console.WIDTH
 
 
 def test_the_table_says_what_it_must() -> None:
@@ -85,7 +108,6 @@ def test_the_table_says_what_it_must() -> None:
         "draft 1.50 s, discarded draft 0.25 s, idle 0.50 s", "only 12 prompts", "energy", "not measured", RUN["run_folder"],
     ):  # fmt: skip
         assert words in text, words
-    assert "\033[33m" in console.final_table(s, colour=True)
 
 
 def test_not_distinguishable_is_said_aloud() -> None:

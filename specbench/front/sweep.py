@@ -228,25 +228,31 @@ def outcome(job: Job) -> str:
 
 def plain_table(sweep: Sweep) -> str:
     """One line per job, from the stored summaries alone."""
-    rows = [("options", "data", "status", "tokens/s", "speed-up", "95 % over prompts", "per round", "lossless")]
+    from rich.table import Table
+
+    from specbench.run.console import console_on, text_of
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for title in ("options", "data", "status", "tokens/s", "speed-up", "95 % over prompts", "per round", "lossless"):
+        table.add_column(title, overflow="fold")
     for job in sweep.jobs:
         summary = job.summary() or {}
         speedup: Mapping[str, Any] = summary.get("speedup") or {}
         rate, per_round = summary.get("decode_tokens_per_second"), summary.get("emitted_per_round")
-        rows.append(
-            (
-                sweep.varying(job),
-                str((summary.get("data") or {}).get("name", job.config.data.name)),
-                job.status,
-                "-" if rate is None else f"{rate:.1f}",
-                _marked(speedup) if speedup else "-",
-                _interval(speedup.get("ci95")),
-                "-" if per_round is None else f"{per_round:.2f}",
-                str((summary.get("lossless") or {}).get("verdict", "-")),
-            )
+        table.add_row(
+            sweep.varying(job),
+            str((summary.get("data") or {}).get("name", job.config.data.name)),
+            job.status,
+            "-" if rate is None else f"{rate:.1f}",
+            _marked(speedup) if speedup else "-",
+            _interval(speedup.get("ci95")),
+            "-" if per_round is None else f"{per_round:.2f}",
+            str((summary.get("lossless") or {}).get("verdict", "-")),
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    console = console_on()
+    if not console.is_terminal:
+        console.width = 10_000  # a line is a job, however long: for grep
+    return text_of(table, console)
 
 
 def _marked(speedup: Mapping[str, Any]) -> str:

@@ -2,58 +2,85 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Any
+
+from rich import progress
+from rich.console import Console
+from rich.table import Column, Table
 
 from specbench.measure.records.events import SampleRecord
 
 WIDTH = 100  # columns: no line of the table is longer
 
 
-def use_colour(stream: IO[str]) -> bool:
-    """Only on a terminal, and never when NO_COLOR is set to anything (no-color.org) or the terminal is dumb."""
-    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def console_on(stream: IO[str] | None = None) -> Console:
+    """Texts as they are on a stream (None: stderr), in at most 100 columns; colours on a terminal alone, and not where it is
+    dumb or NO_COLOR is set to anything (no-color.org)."""
+    stream = sys.stderr if stream is None else stream
+    options: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "force_jupyter": False}
+    console = Console(file=stream, force_terminal=stream.isatty(), **options)
+    console.width = min(WIDTH, console.width) if stream.isatty() else WIDTH
+    return console
+
+
+def text_of(table: Table, console: Console) -> str:
+    """A table in the columns and colours of a console, without the blanks that lines end in."""
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
 
 
 class Progress:
     """A bar on a terminal, one plain line per sample elsewhere (batch systems keep logs, not screens).
 
-    Draw it between samples only: it is never called while a clock runs.
+    It is drawn between samples only, never while a clock runs: nothing here draws by itself.
     """
 
     def __init__(self, total: int, stream: IO[str] | None = None):
         self.total = total
         self.count = 0
-        self._stream = sys.stderr if stream is None else stream
-        self._bar: Any = None
-        if self._stream.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, file=self._stream, unit="sample", dynamic_ncols=True, mininterval=0.2, leave=False)
+        self._console = console_on(stream)
+        self._bar: progress.Progress | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            times = (progress.TimeElapsedColumn(), "<", progress.TimeRemainingColumn())
+            self._bar = progress.Progress(
+                *(
+                    progress.BarColumn(),
+                    progress.MofNCompleteColumn(),
+                    "samples",
+                    *times,
+                    progress.TextColumn("{task.description}"),
+                ),
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._bar.start()
+            self._console.show_cursor(True)  # a run that is killed leaves the terminal as it was
+            self._bar.add_task("", total=total)
 
     def sample(self, record: SampleRecord) -> None:
         """One finished (or failed) sample."""
         self.count += 1
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{record.arm} {_rate(record)}", refresh=False)
-            self._bar.update()
+            self._bar.update(self._bar.task_ids[0], advance=1, description=f"{record.arm} {_rate(record)}", refresh=True)
             return
         turn = f" turn {record.turn}" if record.turn else ""
         where = f"{record.sample_id}{turn}, {record.arm}, repeat {record.repeat}"
-        self._print(f"[{self.count}/{self.total}] {where}: {_outcome(record)}")
+        self.note(f"[{self.count}/{self.total}] {where}: {_outcome(record)}")
 
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
-        if self._bar is not None:
-            self._bar.clear()
-        self._print(text)
+        self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
             self._bar = None
 
     def __enter__(self) -> Progress:
@@ -61,9 +88,6 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
 
 
 def _rate(record: SampleRecord) -> str:
@@ -87,17 +111,6 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 def _interval(values: Any, digits: int = 2) -> str:
     return "no interval" if values is None else f"{values[0]:.{digits}f} to {values[1]:.{digits}f}"
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` characters, broken at spaces, inside a word only where it alone is too long (paths)."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.extend(word[i : i + width] for i in range(0, len(word), width))
-    return lines or [""]
 
 
 def _speed_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -179,11 +192,12 @@ def _cost_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def final_table(summary: Mapping[str, Any], colour: bool = False) -> str:
-    """The summary as lines of at most 100 columns that a person can read aloud. `colour`: see `use_colour`."""
+def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> str:
+    """The summary as lines that a person can read aloud, as `text_of` makes them for a stream."""
     data, pair = summary["data"], summary["pair"]
     repeats = f"{summary['repeats']} repeat{'' if summary['repeats'] == 1 else 's'}"
-    rows: list[tuple[str, str]] = [
+    table = Table.grid("", Column(overflow="fold"), padding=(0, 2, 0, 0))
+    for label, text in (
         ("run", f"{summary['method']} against {summary['baseline']}: {summary['status']}"),
         ("pair", f"target {_name(pair.get('target'))}, draft {_name(pair.get('draft'))}"),
         ("data", f"{data['name']}, {data['num_samples']} samples, {repeats}, source {data.get('source')}"),
@@ -192,18 +206,12 @@ def final_table(summary: Mapping[str, Any], colour: bool = False) -> str:
         *_time_rows(summary),
         _lossless_row(summary["lossless"]),
         *_cost_rows(summary),
-        *((("warning" if i == 0 else ""), text) for i, text in enumerate(summary["warnings"])),
-        ("files", str(summary["run_folder"])),
-    ]
-    label_width = max(len(label) for label, _ in rows) + 2
-    lines: list[str] = []
-    in_warnings = False
-    for label, text in rows:
-        in_warnings = label == "warning" or (in_warnings and label == "")
-        for i, part in enumerate(_wrap(text, WIDTH - label_width)):
-            line = f"{label if i == 0 else '':<{label_width}}{part}"
-            lines.append(f"\033[33m{line}\033[0m" if colour and (in_warnings or part.startswith("NOT DIST")) else line)
-    return "\n".join(lines)
+    ):
+        table.add_row(label, text, style="yellow" if text.startswith("NOT DIST") else None)
+    for i, warning in enumerate(summary["warnings"]):
+        table.add_row("" if i else "warning", warning, style="yellow")
+    table.add_row("files", str(summary["run_folder"]))
+    return text_of(table, console_on(stream))
 
 
 def _name(part: Any) -> str:

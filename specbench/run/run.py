@@ -37,7 +37,7 @@ from specbench.processes.locks import Held, hold
 from specbench.processes.placement import Placement, available_cores
 from specbench.run import resume
 from specbench.run.arms import Arm
-from specbench.run.console import final_table, use_colour
+from specbench.run.console import final_table
 from specbench.run.costs import NOT_ASKED, device_peaks, footprint, measure_energy, nothing_measured, watch_for
 from specbench.run.passes import Conversation, run_passes, warm_up_all
 from specbench.run.resume import Opened
@@ -86,7 +86,7 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
         except BaseException as error:
             opened.store.set_status("failed", error=f"{type(error).__name__}: {error}")
             raise
-    print(final_table(summary, use_colour(sys.stderr)), file=sys.stderr)
+    print(final_table(summary), file=sys.stderr)
     return summary
 
 
