@@ -44,7 +44,7 @@ def greedy_text(model: Model, prompt: list[int], new_tokens: int, eos_ids: set[i
     """What the model writes after `prompt`, up to and with its end-of-text token."""
     session = Session(model)
     session.start(len(prompt) + new_tokens)
-    token = int(session.prefill(prompt).argmax())
+    token = int(session.prefill(prompt).logits.argmax())
     written = [token]
     while token not in eos_ids and len(written) < new_tokens:
         token = int(session.feed([token]).argmax())
