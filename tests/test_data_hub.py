@@ -20,13 +20,15 @@ from specbench.data import hub
 from specbench.data.files import DATA_VARIABLE, sha256_of
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = DataConfig(name="mt_bench", source="hub", hub_repo="someone/questions", hub_file="q.jsonl", hub_revision=COMMIT)
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing cached, no local folder, and any unplanned use of the network fails the test."""
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     for name in hub.OFFLINE_VARIABLES:
@@ -38,13 +40,21 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file, **where: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unplanned)
     monkeypatch.setattr(hub, "probe", unplanned)
+    # Hugging Face's own cache of prepared sets, which the real library of these tests fills.
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "prepared")
 
 
-def snapshot(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """A file where the Hub's cache would put it."""
-    path = folder / "snapshots" / COMMIT / "q.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def snapshot(folder: Path, rows: list[dict[str, Any]], name: str = "q.jsonl") -> Path:
+    """A file where the Hub's cache would put it: a link in a commit's folder, below a hidden one."""
+    blob = folder / ".cache" / "datasets--someone--questions" / "blobs" / "0123"
+    path = blob.parents[1] / "snapshots" / COMMIT / name
+    for place in (blob, path):
+        place.parent.mkdir(parents=True)
+    if name.endswith(".parquet"):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), blob)
+    else:
+        blob.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.symlink_to(blob)
     return path
 
 
@@ -102,6 +112,51 @@ def test_a_cached_file_needs_no_network(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file, **where: str(path))
     assert data.load(dataclasses.replace(CONFIG, name="mine", hub_sha256=sha256_of(path))).revision == COMMIT
+
+
+CARD = """---
+configs:
+- {config_name: questions, data_files: [{split: test, path: raw/test-*}]}
+dataset_info: {config_name: questions, splits: [{name: test, num_bytes: 7, num_examples: 7}]}
+---
+"""
+
+
+@pytest.mark.parametrize("name", ["raw/test-00000.parquet", "q.jsonl"])
+def test_a_set_is_read_by_hugging_faces_library(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever container and folder of its repository, beside a card that promises other splits; the sum is the file's."""
+    import datasets
+
+    asked: list[tuple[str, dict[str, Any]]] = []
+    real = datasets.load_dataset
+
+    def load_dataset(where: str, **options: Any) -> Any:
+        asked.append((where, options))
+        return real(where, **options)
+
+    rows = [*ROWS, {"question_id": 2, "category": "b", "turns": ["2020-01-01", "\u2028"]}]
+    path = snapshot(tmp_path, rows, name)
+    root = path.parents[name.count("/")]
+    (root / "README.md").write_text(CARD)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file, **where: str(path))
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    dataset = data.load(dataclasses.replace(CONFIG, name="mine", hub_file=name))
+    assert [(where, options["data_files"]) for where, options in asked] == [(str(root), name)]
+    assert [[turn.user for turn in sample.turns] for sample in dataset.samples] == [row["turns"] for row in rows]
+    assert (dataset.source, dataset.sha256, dataset.revision) == ("hub", sha256_of(path), COMMIT)
+    assert f"mine declares no checksum; {path.name} has sha256 {dataset.sha256}" in dataset.warnings
+
+
+def test_a_file_that_holds_no_rows_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = snapshot(tmp_path, ROWS)
+    path.write_text('{"question_id": 1}\n{"question_id":')
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file, **where: str(path))
+    with pytest.raises(
+        ConfigError, match=r"^data\.source='hub': q\.jsonl cannot be read: ArrowInvalid: JSON parse error[^\n]*$"
+    ):
+        data.load(CONFIG)
+    dataset = data.load(dataclasses.replace(CONFIG, source="auto"))
+    assert dataset.source == "standin" and "cannot be read" in dataset.warnings[0]
 
 
 def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

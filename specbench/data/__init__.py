@@ -2,7 +2,7 @@
 
 `load` finds and verifies the file (local, Hub, or the project's stand-in), `select` takes the evaluated samples and
 `warmup_samples` prompts outside them, `turns_to_generate`, `history_replies` and `render` turn a sample into the token ids of
-one turn. Nothing here imports torch, transformers, hydra or Hugging Face `datasets`.
+one turn. Nothing here imports torch, transformers or hydra, and Hugging Face `datasets` for a set of the Hub alone.
 """
 
 from specbench.data.load import load

@@ -1,6 +1,7 @@
-"""One file from the Hugging Face Hub: cache, then one short probe, then the download.
+"""One set from the Hugging Face Hub: cache, then one short probe, then the download; its rows by Hugging Face's `datasets`.
 
-The Hub's own retries make an unreachable network cost tens of seconds a file; the probe bounds that.
+The Hub's own retries make an unreachable network cost tens of seconds a file; the probe bounds that. The file comes first and
+`datasets.load_dataset` is pointed at the Hub's cache: so the bytes that the rows were read from have a checksum and a commit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from specbench.config.schema import DataConfig
 
@@ -20,7 +22,7 @@ OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 class HubUnavailable(Exception):
-    """The file did not come; the text says why, in one line."""
+    """The set did not come, or is not what its name says; the text says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,20 @@ class HubFile:
 
     path: Path
     revision: str | None
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """What the file, `name` in its repository, holds, read by `datasets`. Raises HubUnavailable where it cannot."""
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise HubUnavailable("datasets is not installed") from error
+        snapshot = self.path.parents[len(Path(name).parts) - 1]
+        try:  # no checks: a repository's card counts the rows of all its files; sums are compared in `load`
+            table = load_dataset(str(snapshot), data_files=name, split="train", verification_mode="no_checks")
+        except Exception as error:  # its own, pyarrow's and OS errors; each only means that these are no rows
+            raise HubUnavailable(f"{name} cannot be read: {_first_line(error.__cause__ or error)}") from error
+        rows: list[dict[str, Any]] = table.to_list()
+        return rows
 
 
 def offline() -> str | None:
@@ -64,8 +80,7 @@ def fetch(config: DataConfig) -> HubFile:
         download = huggingface_hub.hf_hub_download
         path = Path(download(repo, file, revision=revision, repo_type="dataset", etag_timeout=PROBE_SECONDS))
     except Exception as error:  # the Hub raises its own, HTTP and OS errors; each only means that the file did not come
-        text = str(error).strip().splitlines()
-        raise HubUnavailable(f"{repo}: {type(error).__name__}: {text[0] if text else 'no reason given'}") from error
+        raise HubUnavailable(f"{repo}: {_first_line(error)}") from error
     return HubFile(path, _commit(path))
 
 
@@ -89,6 +104,11 @@ def probe(url: str, timeout_seconds: float) -> str | None:
     thread.start()
     thread.join(timeout_seconds)
     return outcome[0] if outcome else f"nothing within {timeout_seconds:g} s"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300] if text else 'no reason given'}"
 
 
 def _commit(path: Path) -> str | None:

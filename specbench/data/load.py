@@ -22,7 +22,7 @@ STANDIN_FOLDER = DATASETS_DIR / "standin"
 def load(config: DataConfig) -> Dataset:
     """The whole data set that the configuration names, verified.
 
-    `source=auto`: `data.path`, the folder named by SPECBENCH_DATA, the Hub (see `hub.fetch`), then the stand-in with a warning
+    `source=auto`: `data.path`, the folder named by SPECBENCH_DATA, the Hub (see `hub`), then the stand-in with a warning
     that says why. `path` and `hub` never fall back. Raises ConfigError for a wrong option, a file that is not there, and a
     checksum that does not match, and a file that cannot be parsed.
     """
@@ -35,7 +35,7 @@ def load(config: DataConfig) -> Dataset:
     if config.source in ("auto", "path"):
         path = find_local(config)
         if path is not None:
-            return _verified(config, path, "path", None)
+            return _verified(config, path)
         reasons.append(f"no local file (data.path, {DATA_VARIABLE})")
         if config.source == "path":
             raise ConfigError(
@@ -44,7 +44,7 @@ def load(config: DataConfig) -> Dataset:
     if config.source in ("auto", "hub"):
         try:
             found = hub.fetch(config)
-            return _verified(config, found.path, "hub", found.revision)
+            return _verified(config, found.path, found)
         except (hub.HubUnavailable, ValueError) as error:
             if config.source == "hub":
                 raise ConfigError("data.source", "hub", str(error)) from error
@@ -74,12 +74,13 @@ def standin_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in STANDIN_FOLDER.glob("*.jsonl")))
 
 
-def _verified(config: DataConfig, path: Path, source: str, revision: str | None) -> Dataset:
-    """Read a file and decide what it may be called; see the module's docstring."""
+def _verified(config: DataConfig, path: Path, found: hub.HubFile | None = None) -> Dataset:
+    """Read a file, the Hub's if it was `found` there, and decide what it may be called; see the module's docstring."""
     try:
-        samples = parse(read_rows(path), path.name)
+        samples = parse(read_rows(path) if found is None else found.rows(str(config.hub_file)), path.name)
     except ValueError as error:
         raise ConfigError("data.path", str(path), str(error)) from error
+    source = "path" if found is None else "hub"
     file_sum, content_sum = sha256_of(path), content_digest(samples)
     name = config.name
     warnings: tuple[str, ...] = ()
@@ -92,7 +93,7 @@ def _verified(config: DataConfig, path: Path, source: str, revision: str | None)
         sha256=file_sum,
         content_sha256=content_sum,
         file=str(path),
-        revision=revision,
+        revision=None if found is None else found.revision,
         warnings=warnings,
     )
 
