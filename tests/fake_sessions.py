@@ -12,7 +12,7 @@ import torch
 
 from specbench.engine.request import Request, cut
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.tree import DraftTree, Verdict
+from specbench.engine.tree import DraftTree, Evidence, Verdict
 
 VOCAB_SIZE = 12
 EOS_IDS = frozenset({0, 1})
@@ -111,12 +111,12 @@ class FakeSession:
         assert 0 <= length <= len(self.fed), f"rollback to {length} of {len(self.fed)}"
         del self.fed[length:]
 
-    def prefill(self, prompt_ids: Sequence[int]) -> torch.Tensor:
-        return self.feed(prompt_ids, last_only=True)
+    def prefill(self, prompt_ids: Sequence[int]) -> Evidence:
+        return Evidence(self.feed(prompt_ids, last_only=True), {})
 
-    def forward(self, tree: DraftTree) -> torch.Tensor:
+    def forward(self, tree: DraftTree) -> Evidence:
         assert self.pending is not None, "prefill first"
-        return self.feed([self.pending, *tree.tokens])
+        return Evidence(self.feed([self.pending, *tree.tokens]), {})
 
     def commit(self, verdict: Verdict) -> None:
         assert verdict.path == tuple(range(len(verdict.path))), "chains only"

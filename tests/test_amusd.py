@@ -26,7 +26,7 @@ from specbench.measure.records.events import Round
 from specbench.methods.overlap.amusd import Amusd
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.free_running.draft import Drafter
-from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier, with_draft_report
+from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier, book_draft_report
 from specbench.processes.mailbox import DONE, LocalSlot, Mailbox, Message
 from specbench.processes.steps import Order, Progress
 
@@ -203,7 +203,7 @@ class Play:
         v, d = self.verifier, self.drafter
         slot = self.mailbox.drafts.read(0)
         return (
-            f"{self.case}: target has {v.output}, epoch {v.epoch}, agreed {v.agreed}; "
+            f"{self.case}: target has {v.books.output}, epoch {v.epoch}, agreed {v.agreed}; "
             f"draft has {d.tokens}, verified {d.verified}, published {d.published}, epoch {d.epoch}; slot {slot}"
         )
 
@@ -211,9 +211,10 @@ class Play:
         """Output, integer identities and the agreement of both books."""
         verifier, drafter = self.verifier, self.drafter
         expected, finish = autoregressive(self.case.language().logits, self.case.law(), request)
-        assert (verifier.output, verifier.finish) == (expected, finish), f"wrong output: {self.state()}"
+        assert (verifier.books.output, verifier.books.finish) == (expected, finish), f"wrong output: {self.state()}"
         report = drafter.report
-        rounds = with_draft_report(verifier.rounds, report)
+        book_draft_report(verifier.books, report)
+        rounds = verifier.books.outcome().rounds
         assert sum(r.num_emitted for r in rounds) + 1 == len(expected)
         assert [r.epoch for r in rounds] == sorted(r.epoch for r in rounds)
         assert all(0 <= r.num_accepted <= r.num_drafted <= self.case.max_lookahead + 1 for r in rounds)
@@ -233,7 +234,7 @@ class Play:
         self.count(rounds, request)
 
     def count(self, rounds: list[Round], request: Request) -> None:
-        output, length = self.verifier.output, 1
+        output, length = self.verifier.books.output, 1
         for r in rounds:
             full = r.num_accepted == r.num_drafted > 0
             self.seen["stale round"] += r.stale
@@ -244,7 +245,7 @@ class Play:
             self.seen["partial acceptance"] += 0 < r.num_accepted < r.num_drafted
             self.seen["more than draft_length verified"] += r.num_drafted > self.case.draft_length
             length += r.num_emitted
-        self.seen[f"finish {self.verifier.finish}"] += 1
+        self.seen[f"finish {self.verifier.books.finish}"] += 1
         self.seen[f"limit {request.max_new_tokens}"] += 1
         self.seen["first token ends it"] += not rounds
         self.seen["slow verifier"] += self.case.target_weight == 0.03
@@ -312,10 +313,9 @@ class TrustsDrafts(Verifier):
     """Takes every published draft for the target's own."""
 
     def _verify(self) -> Progress:
-        logits = self.session.forward(self.tree)
-        last = self.law.choose(logits[-1:], [len(self.output) + len(self.tree.tokens)], self.order.request.noise_key)
+        logits = self.session.forward(self.tree).logits
+        last = self.law.choose(logits[-1:], [self.books.position + len(self.tree.tokens)], self.order.request.noise_key)
         self.verdict = Verdict(tuple(range(len(self.tree.tokens))), (*self.tree.tokens, *last))
-        self.verify_start = self.verify_end = 0.0
         self._next = self._publish
         return Progress.WORKED
 
@@ -467,7 +467,7 @@ def test_a_stopped_sample_stops_the_draft_and_the_next_one_is_right() -> None:
                 break
         else:
             raise AssertionError("the draft goes on")
-        assert play.drafter.tokens == play.verifier.output
+        assert play.drafter.tokens == play.verifier.books.output
         play.sample(2, case.request())
 
 
@@ -481,7 +481,7 @@ def test_stale_policies_differ_where_they_should() -> None:
             play = Play(case)
             play.sample(1, case.request())
             room = case.max_new_tokens - 1
-            for r in play.verifier.rounds:
+            for r in play.verifier.books.outcome().rounds:
                 room -= r.num_emitted
                 if r.stale and room >= 1:
                     rounds.append(r)

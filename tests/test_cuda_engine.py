@@ -21,7 +21,7 @@ from specbench.engine.model import Model
 from specbench.engine.probe import probe_rollback
 from specbench.engine.sampling import SamplingLaw, noise_key
 from specbench.engine.session import Session
-from specbench.engine.tree import DraftTree, Verdict
+from specbench.engine.tree import DraftTree, Feedback, Verdict
 from specbench.measure import lossless
 from specbench.measure.sensors import clock
 from specbench.methods.chains.autoregressive import Autoregressive
@@ -50,9 +50,9 @@ def history(session: Session, reference: Any, check: Any = close) -> None:
 
     prompt, nodes, others = tiny.prompt(9), tiny.prompt(len(PARENTS), seed=3), tiny.prompt(7, seed=5)
     session.start(64)
-    check(session.prefill(prompt), fresh(prompt)[-1:])
+    check(session.prefill(prompt).logits, fresh(prompt)[-1:])
     session.pending = 7
-    logits = session.forward(DraftTree(nodes, PARENTS))
+    logits = session.forward(DraftTree(nodes, PARENTS)).logits
     for node, parent in enumerate(PARENTS):
         path = [node]
         while parent >= 0:
@@ -62,11 +62,11 @@ def history(session: Session, reference: Any, check: Any = close) -> None:
     session.commit(Verdict(PATH, (*kept, 11)))
     committed = [*prompt, 7, *kept]
     assert session.length == len(committed)
-    second = session.forward(DraftTree([20, 21, 22], [-1, -1, 1]))
+    second = session.forward(DraftTree([20, 21, 22], [-1, -1, 1])).logits
     check(second[3], fresh([*committed, 11, 21, 22])[-1])
     session.commit(Verdict((1, 2), (21, 22, 5)))
     committed += [11, 21, 22, 5]
-    check(session.forward(DraftTree([1, 2, 3])), fresh([*committed, 1, 2, 3])[-4:])
+    check(session.forward(DraftTree([1, 2, 3])).logits, fresh([*committed, 1, 2, 3])[-4:])
     session.rollback(10)
     check(session.feed(others), fresh([*committed[:10], *others])[10:])
 
@@ -104,13 +104,14 @@ def test_taps_lie_on_the_device_and_follow_the_accepted_path() -> None:
     prompt, nodes = tiny.prompt(9), tiny.prompt(len(PARENTS), seed=3)
     session.prefill(prompt)
     session.pending = 7
-    session.forward(DraftTree(nodes, PARENTS))
-    kept = [nodes[node] for node in PATH]
-    session.commit(Verdict(PATH, (*kept, 11)))
+    tree, kept = DraftTree(nodes, PARENTS), [nodes[node] for node in PATH]
+    evidence, verdict = session.forward(tree), Verdict(PATH, (*kept, 11))
+    session.commit(verdict)
+    committed = Feedback(tree, evidence, verdict).tap(-1)
     with torch.inference_mode():
         hidden = reference(torch.tensor([[*prompt, 7, *kept]]), output_hidden_states=True).hidden_states[-1][0, -4:]
-    assert str(session.taps[-1].device) == DEVICE
-    close(session.taps[-1], hidden)
+    assert str(committed.device) == DEVICE
+    close(committed, hidden)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -145,8 +145,9 @@ class Play:
         """Output, integer identities, and what the draft holds at the end."""
         verifier, drafter, case = self.verifier, self.drafter, self.case
         expected, finish = autoregressive(case.language().logits, case.law(), request)
-        assert (verifier.output, verifier.finish) == (expected, finish), case
-        rounds, report = verifier.rounds, drafter.report
+        books = verifier.books
+        assert (books.output, books.finish) == (expected, finish), case
+        rounds, report = books.outcome().rounds, drafter.report
         assert sum(r.num_emitted for r in rounds) + 1 == len(expected)
         for r in rounds:
             assert 0 <= r.num_accepted <= r.num_drafted == r.draft_depth <= case.draft_length + (not case.pre_verify)
@@ -175,9 +176,9 @@ class Play:
             self.seen["bonus"] += full and r.num_emitted > r.num_accepted > 0
             self.seen["post, falls at the new block"] += r.mode == "post" and r.num_accepted == r.num_drafted - 1
             self.seen["accepted EOS"] += r.num_emitted == r.num_accepted and r is rounds[-1]
-        output = self.verifier.output
+        output = self.verifier.books.output
         self.seen["rejected, then EOS"] += bool(rounds) and rounds[-1].num_discarded > 0 and output[-1] in EOS_IDS
-        self.seen[f"finish {self.verifier.finish}"] += 1
+        self.seen[f"finish {self.verifier.books.finish}"] += 1
         self.seen[f"limit {request.max_new_tokens}"] += 1
         self.seen["first token ends it"] += not rounds
         self.seen[f"rule {self.case.rule}"] += 1
@@ -244,9 +245,9 @@ class NoiseOnePositionOff(Verifier):
     """Samples position i with the noise of position i + 1: invisible under the greedy law."""
 
     def _judge(self, rule: Any, tree: DraftTree) -> Verdict:
-        self.output.append(0)
+        self.books.output.append(0)
         verdict = super()._judge(rule, tree)
-        self.output.pop()
+        self.books.output.pop()
         return verdict
 
 
@@ -322,7 +323,7 @@ def by_place(wrong: Any, vocab_size: int = 5) -> tuple[Any, Any]:
 def test_modes_windows_and_runs_of_a_known_pattern() -> None:
     """Prompt of 1: output position i is place i + 1. The draft errs at output positions 6 and 8 alone."""
     target, draft = by_place(lambda place: place in (7, 9))
-    rounds = one_sample(target, draft, Plan(1, Request("s", 0, (0,), 14, frozenset(), 0), draft_length=3)).rounds
+    rounds = one_sample(target, draft, Plan(1, Request("s", 0, (0,), 14, frozenset(), 0), draft_length=3)).books.outcome().rounds
     columns = [(r.mode, r.num_drafted, r.num_accepted, r.num_emitted, r.num_discarded, r.num_draft_forwards) for r in rounds]
     assert columns == [
         ("pre", 1, 1, 1, 0, 3),  # drafts 1 to 3, 1 stands
@@ -370,7 +371,7 @@ def tokens_per_step(alpha: float, gamma: int, verifier: type[Verifier]) -> tuple
         chances = [random.Random(f"{alpha}/{gamma}/{seed}/{place}").random() for place in range(410)]
         target, draft = by_place(lambda place, chances=chances: chances[place] >= alpha)
         plan = Plan(1, Request("s", 0, (0,), 400, frozenset(), 0), gamma)
-        rounds = one_sample(target, draft, plan, verifier).rounds
+        rounds = one_sample(target, draft, plan, verifier).books.outcome().rounds
         means.append(sum(r.num_emitted for r in rounds) / len(rounds))
     return statistics.mean(means), statistics.stdev(means) / len(means) ** 0.5
 
@@ -421,7 +422,7 @@ def schedule_law(target: Law, draft: Law, length: int, gamma: int, verifier: typ
         other.prepare(plan)
         side.rng = other.rng = rng
         schedule([side, other], random.Random(0))
-        return tuple(side.output)
+        return tuple(side.books.output)
 
     law: dict[tuple[int, ...], float] = {}
     for probability, output in branches(body):
@@ -468,7 +469,7 @@ class ResamplesFromTheTarget(Verifier):
     def _decide(self) -> tuple[int, list[int]]:
         accepted, tokens = super()._decide()
         if accepted < len(self.unverified) + len(self.block[:1]):
-            tokens[-1] = self.rng.categorical(self.law.probabilities(self.logits)[accepted].double())
+            tokens[-1] = self.rng.categorical(self.law.probabilities(self.evidence.logits)[accepted].double())
         return accepted, tokens
 
 
@@ -565,4 +566,4 @@ def test_two_processes_give_what_autoregression_gives(temperature: float, option
     finally:
         pearl.close()
         pearl.close()
-    assert pearl.worker is None
+    assert pearl.schedule.worker is None  # type: ignore[attr-defined]

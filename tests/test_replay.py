@@ -82,10 +82,9 @@ def decode(method: str, around: Runtime, asked: Request, draft_length: int = 4) 
     verifier.prepare(order)
     drafter.prepare(order)
     test_pearl.schedule([verifier, drafter], random.Random(asked.sample_id))
-    rounds = verifier.rounds
     if method == "amusd":
-        rounds = async_verify.with_draft_report(rounds, drafter.report)
-    return verifier.output, rounds
+        async_verify.book_draft_report(verifier.books, drafter.report)
+    return verifier.books.output, verifier.books.outcome().rounds
 
 
 def steps(rounds: list[Round]) -> list[Step]:

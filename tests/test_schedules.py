@@ -99,7 +99,7 @@ def real_sides(is_wrong: Callable[[int], bool], limit: int, times: Times, draft_
     verifier.prepare(order)
     drafter.prepare(order)
     seconds = world.play([verifier, drafter])
-    return [Step(r.num_drafted, r.num_accepted, r.num_emitted) for r in verifier.rounds], seconds
+    return [Step(r.num_drafted, r.num_accepted, r.num_emitted) for r in verifier.books.outcome().rounds], seconds
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -76,7 +76,7 @@ def check_tree(model: Model, parents: Sequence[int] = PARENTS, prompt_length: in
     session = started(model)
     session.prefill(prompt)
     session.pending = 7
-    logits = session.forward(DraftTree(nodes, list(parents)))
+    logits = session.forward(DraftTree(nodes, list(parents))).logits
     assert logits.shape == (1 + len(nodes), model.vocab_size)
     same(logits[0], tiny.plain_forward(model.module, [*prompt, 7])[-1], tolerance)
     for node in range(len(nodes)):
@@ -95,11 +95,11 @@ def check_commit(model: Model, path: tuple[int, ...] = PATH, tolerance: float = 
     session.commit(Verdict(path, (*kept, 11)))
     committed = [*prompt, 7, *kept]
     assert session.length == len(committed) and session.pending == 11
-    second = session.forward(DraftTree([20, 21, 22], [-1, -1, 1]))
+    second = session.forward(DraftTree([20, 21, 22], [-1, -1, 1])).logits
     same(second[0], tiny.plain_forward(model.module, [*committed, 11])[-1], tolerance)
     same(second[3], tiny.plain_forward(model.module, [*committed, 11, 21, 22])[-1], tolerance)
     session.commit(Verdict((1, 2), (21, 22, 5)))
-    third = session.forward(DraftTree([1, 2, 3]))
+    third = session.forward(DraftTree([1, 2, 3])).logits
     same(third, tiny.plain_forward(model.module, [*committed, 11, 21, 22, 5, 1, 2, 3])[-4:], tolerance)
 
 
@@ -182,7 +182,7 @@ def play(model: Model, operations: Sequence[tuple[str, int]], seed: int) -> None
             parents = [chance.randrange(-1, node) for node in range(size)]
             nodes = [chance.randrange(model.vocab_size) for _ in range(size)]
             session.pending = chance.randrange(model.vocab_size)
-            logits = session.forward(DraftTree(nodes, parents))
+            logits = session.forward(DraftTree(nodes, parents)).logits
             path = path_to(chance.randrange(-1, size), parents)
             ids = [*ids, session.pending, *(nodes[node] for node in path)]
             reference = tiny.plain_forward(model.module, ids)[-len(path) - 1 :]
@@ -362,33 +362,3 @@ def test_only_the_last_row_is_returned_when_asked_for() -> None:
     logits = started(model).feed(ids, last_only=True)
     assert logits.shape == (1, model.vocab_size)
     same(logits, tiny.plain_forward(model.module, ids)[-1:])
-
-
-# ---------------------------------------------------------------------------------------------------------------------- taps
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_taps_are_the_hidden_states_of_root_and_accepted_path(architecture: str) -> None:
-    model, layers = model_of(architecture), (0, 1, -1)
-    prompt, nodes = tiny.prompt(9), tiny.prompt(len(PARENTS), seed=3)
-    session = started(model, taps=layers)
-    session.prefill(prompt)
-    with torch.inference_mode():
-        expected = model.module(torch.tensor([prompt]), use_cache=False, output_hidden_states=True).hidden_states
-    for layer in layers:
-        same(session.taps[layer], expected[layer][0])
-    session.pending = 7
-    session.forward(DraftTree(nodes, PARENTS))
-    assert session.taps[-1].shape[0] == 1 + len(nodes)
-    session.commit(Verdict(PATH, (*(nodes[node] for node in PATH), 11)))
-    ids = torch.tensor([[*prompt, 7, *(nodes[node] for node in PATH)]])
-    with torch.inference_mode():
-        expected = model.module(ids, use_cache=False, output_hidden_states=True).hidden_states
-    for layer in layers:
-        same(session.taps[layer], expected[layer][0, len(prompt) :])
-
-
-def test_the_last_tap_is_what_the_head_reads() -> None:
-    model = model_of("llama")
-    session = started(model, taps=(-1,))
-    logits = session.feed(tiny.prompt(9))
-    with torch.inference_mode():
-        same(model.module.lm_head(session.taps[-1]), logits)

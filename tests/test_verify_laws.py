@@ -158,7 +158,7 @@ def test_any_pair_of_laws(seed, vocab_size, temperatures, top_p, top_k, name, wi
 @pytest.mark.parametrize("name", [name for name in RULES if RULES[name].claim == "sampling-exact"])
 def test_an_empty_draft_is_a_plain_step(name):
     rule = RULES[name]
-    function = with_draws(rule.function) if rule.needs == "choice" else rule.function
+    function = with_draws(rule.function) if rule.reads == "choice" else rule.function
     target = Language(41)
     assert round_error(target, target, no_draft, function, 2) < EXACT
 

@@ -92,7 +92,7 @@ def test_residual_of_equal_laws_is_the_law_itself():
     assert torch.allclose(residual(p, torch.tensor([0.75, 0.25]).double()), torch.tensor([0.0, 1.0]).double())
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if RULES[name].needs == "probabilities"])
+@pytest.mark.parametrize("name", [name for name in RULES if RULES[name].reads == "probabilities"])
 def test_rules_leave_their_inputs_alone(name):
     target, draft = PAIRS["any"](61)
     rule = RULES[name]
@@ -221,7 +221,7 @@ def test_every_rule_says_what_it_accepts():
     assert {name: set(rule.accepts) for name, rule in RULES.items()} == {n: c | {Contract.NONE} for n, c in ACCEPTED.items()}
     assert all(name == rule.name for name, rule in RULES.items())
     assert {name for name, rule in RULES.items() if rule.claim == "lossy"} == {"typical"}
-    assert {name for name, rule in RULES.items() if rule.needs == "choice"} == {"greedy_match", "sample_match"}
+    assert {name for name, rule in RULES.items() if rule.reads == "choice"} == {"greedy_match", "sample_match"}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -247,7 +247,7 @@ def test_an_unknown_rule_lists_what_there_is(name):
 def test_refused_contracts_are_refused_with_reason(name):
     """Each refused combination of a rule and a drafter really breaks the law (and none that is accepted does)."""
     rule = RULES[name]
-    function = with_draws(rule.function) if rule.needs == "choice" else rule.function
+    function = with_draws(rule.function) if rule.reads == "choice" else rule.function
     shape = [1] if rule.chain_only else [2]
     drafters = {IID: drawn_tree(shape, IID), WITHOUT: drawn_tree(shape, WITHOUT)}
     drafters[FIXED] = best_tree(shape, None if FIXED in rule.accepts else IID)

@@ -127,7 +127,7 @@ def amusd(
         verifier.prepare(order)
         drafter.prepare(order)
         seconds += world.play([verifier, drafter]) - times.target(1)  # the prefill
-        emitted += len(verifier.output) - 1
+        emitted += len(verifier.books.output) - 1
     return emitted / seconds
 
 

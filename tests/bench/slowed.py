@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from specbench.engine.request import Request
-from specbench.engine.tree import EMPTY, DraftTree
 from specbench.measure.sensors.clock import now
-from specbench.methods.chains.autoregressive import Autoregressive
+from specbench.method import EMPTY, Drafter, DraftTree, Evidence, Method, Request
 
 
-class Slowed(Autoregressive):
+class Slowed(Method):
     """Spins for `share` of the last round's time before each round. share: 0.05 makes decoding take 1.05 times as long."""
 
     def __init__(self, *, share: float = 0.05, draft_length: int | None = None):
-        super().__init__(draft_length=draft_length)
+        super().__init__(Spin(share))
+
+
+class Spin(Drafter):
+    """Drafts nothing, and takes its time."""
+
+    def __init__(self, share: float):
         self.share = share
 
-    def begin(self, request: Request, first_token: int) -> None:
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
         self.last_end: float | None = None
 
     def propose(self, max_depth: int) -> DraftTree:
