@@ -8,9 +8,8 @@
     report(["runs"], "report")              # report/report.html, report.md, tables/, figures/
     frames = load(["runs"])                 # frames.runs, frames.samples, frames.rounds; columns: read.columns
 
-Rooms: `frames` and `reading` load, `conditions` says what may be compared, `derive` and `theory` compute, `paper_tables`,
-`run_tables`, `across` and `reference` make tables, `figures_*` draw, `text`, `document` and `writing` write, `experiments`
-holds what each named experiment ends in. Heavy libraries are imported when a function is called.
+Rooms, each using those before it: `read` loads, `derive` computes, `show` makes tables and figures, `reports` writes whole
+reports, those of the named experiments too. Heavy libraries are imported when a function is called.
 """
 
 from __future__ import annotations
