@@ -27,7 +27,7 @@ from specbench.train.corpus.tokenizer import train_tokenizer
 from specbench.train.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, final_hidden, head_of
 from specbench.train.generate import choose, continuations, distinct_share, mask_after_end
 from specbench.train.loop import Schedule, train, use_autocast
-from specbench.train.optim import learning_rate_factor, orthogonalise
+from specbench.train.optim import learning_rate_factor, make_optimizers
 from specbench.train.overlap import OverlapFilter, evaluation_files, evaluation_texts
 from specbench.train.settings import PartSettings, Settings, TrainSettings, settings_from
 from specbench.train.target import new_llama, next_token_loss, save_model
@@ -290,11 +290,25 @@ def test_batches_depend_on_the_seed_alone(source: Path, tmp_path: Path) -> None:
     assert first["packages"][0]["licence"] == "MIT"
 
 
-def test_orthogonalised_updates_and_learning_rate() -> None:
-    matrices = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(0))
-    singular = torch.linalg.svdvals(orthogonalise(matrices))
-    assert singular.min() > 0.5
-    assert singular.max() < 1.3
+def test_matrices_get_orthogonal_updates_the_rest_adam() -> None:
+    """The first step: every singular value of a matrix' update is about its rate, every entry of Adam's is."""
+    model = new_llama(TrainSettings(**TINY), PartSettings(layers=1), 64)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    next_token_loss(model, torch.arange(128).view(2, 64) % 64, autocast=False).backward()
+    for optimizer in make_optimizers(model, matrix_lr=0.02, other_lr=0.004):
+        optimizer.step()
+    steps = {name: (p.detach() - before[name]) for name, p in model.named_parameters()}
+    matrices = {name for name, p in before.items() if p.ndim == 2 and ".layers." in name}
+    assert matrices and {"model.embed_tokens.weight", "model.norm.weight"} <= before.keys() - matrices
+    for name in matrices:
+        rows, columns = before[name].shape
+        singular = torch.linalg.svdvals(steps[name] + 0.02 * 0.01 * before[name])  # the decay of the weights put back
+        assert singular[0] < 1.3 * 0.02 * max(1.0, rows / columns) ** 0.5, name
+    largest = float(steps["model.norm.weight"].abs().max())
+    assert largest == pytest.approx(0.004, rel=1e-3), "Adam's first step is its rate"
+
+
+def test_learning_rate() -> None:
     factors = [learning_rate_factor(p, 0.1, 0.4) for p in (0.0, 0.05, 0.3, 0.6, 0.8, 1.0)]
     assert factors == pytest.approx([0.02, 0.5, 1.0, 1.0, 0.5, 0.0])
 
