@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from test_analysis_figures import overlaps
 from test_energy import DRAFT, TARGET, Runner, with_nvml  # noqa: F401
 
 from specbench.analysis.derive.conditions import groups
-from specbench.analysis.derive.derive import comparisons
+from specbench.analysis.derive.derive import Estimate, comparisons
 from specbench.analysis.derive.rollback_counts import SUMS, follows_rollback, rollbacks_of, sums_by_prompt
 from specbench.analysis.read.frames import load
 from specbench.analysis.reports import experiments
@@ -51,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Docume
         key = f"{name} {options}"
         if key not in found:
             folder = WRITERS[name](tmp_path_factory.mktemp("runs"), **options)
-            found[key] = experiments.document(load([folder]), experiments.find(name))
+            found[key] = experiments.find(name).document(load([folder]))
         return found[key]
 
     return make
@@ -181,8 +182,8 @@ def test_a_part_of_the_jobs_makes_a_smaller_report(name: str, tmp_path: Path) ->
 def test_states_of_the_code_are_not_mixed(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / "runs", prompts=range(3))
     WRITERS[name](tmp_path / "other", prompts=range(3), conditions="c1")
-    doc, table = experiments.document(load([tmp_path / "runs", tmp_path / "other"]), experiments.find(name))
-    alone, _ = experiments.document(load([tmp_path / "other"]), experiments.find(name))
+    doc, table = experiments.find(name).document(load([tmp_path / "runs", tmp_path / "other"]))
+    alone, _ = experiments.find(name).document(load([tmp_path / "other"]))
     assert any(block.kind == "warning" and "changed between the runs" in block.text for block in doc.blocks)
     tables = [block.table for block in doc.blocks if block.table is not None]
     assert len({t.name for t in tables}) == len(tables)
@@ -225,7 +226,7 @@ def test_the_papers_boundaries_are_counted_as_the_paper_does(tmp_path: Path) -> 
 
 def test_over_speculative_is_the_paired_run(tmp_path: Path) -> None:
     frames = load([experiment_runs.paper(tmp_path)])
-    _, table = experiments.document(frames, experiments.find("amusd_paper"))
+    _, table = experiments.find("amusd_paper").document(frames)
     runs = frames.runs[(frames.runs["method"] == "amusd") & (frames.runs["baseline"] == "speculative")]
     equal = [r for r, _ in runs.iterrows() if not frames.facts[r]["config"]["baseline"].get("compat")]
     for run in equal:
@@ -291,7 +292,7 @@ def test_drafting_thrown_away_on_the_targets_path_is_charged(tmp_path: Path) -> 
 def test_output_identity_stands_beside_the_rollbacks(tmp_path: Path) -> None:
     write_run(tmp_path, "amusd", gamma=5, free=True)
     write_run(tmp_path, "amusd", data="mt_bench", gamma=5, free=True, wrong=True, when=1)
-    _, table = experiments.document(load([tmp_path]), experiments.find("amusd_rollback"))
+    _, table = experiments.find("amusd_rollback").document(load([tmp_path]))
     assert row_of(table, data="humaneval").cell("lossless").text() == "identical (16/16)"
     bad = row_of(table, data="mt_bench")
     assert bad.cell("lossless").text() == "DIFFERENT" and "not ranked" in bad.cell("method").text()
@@ -306,36 +307,39 @@ def test_sampled_rows_stand_apart_from_greedy_ones(made: Callable[..., tuple[Doc
 # ------------------------------------------------------------------------------------------------ amusd_ratio
 def points(folder: Path) -> list[amusd_ratio.Point]:
     frames = load([folder])
-    return amusd_ratio.points_of(frames, groups(frames)[0])
+    return amusd_ratio.cases_of(frames, groups(frames)[:1])
+
+
+def best_of(found: list[amusd_ratio.Point]) -> amusd_ratio.Point:
+    (best,) = [point for point in found if point.said]
+    return best
 
 
 def test_the_best_ratio_is_named_with_what_is_not_told_from_it(tmp_path: Path) -> None:
     for i, (draft, alpha) in enumerate((("a", 0.9), ("b", 0.9), ("c", 0.3))):
         write_run(tmp_path, "amusd", gamma=3, free=True, draft=draft, alpha=alpha, seed=i, when=i, pair_name="p")
-    verdict = amusd_ratio.best_ratio(points(tmp_path))
-    assert verdict is not None
-    said = sorted(verdict.against.values(), key=lambda text: text[0])
-    assert said[0] == "best" and said[1].startswith("less (") and said[2] == "not told apart"
-    assert "Not distinguishable from it" in verdict.sentence and "c : target" not in verdict.sentence
-    assert "in parameters" in verdict.sentence
+    found = points(tmp_path)
+    against = sorted((point.against for point in found), key=lambda text: text[0])
+    assert against[0] == "best" and against[1].startswith("less (") and against[2] == "not told apart"
+    said = best_of(found).said
+    assert "Not distinguishable from it" in said and "c : target" not in said and "in parameters" in said
 
 
 def test_a_best_that_is_no_gain_is_not_called_one(tmp_path: Path) -> None:
     write_run(tmp_path, "amusd", gamma=1, alpha=0.05, draft_share=0.01, free=False, prompts=range(4), repeats=1)
     (point,) = points(tmp_path)
-    assert point.speedup.value < 1.05
-    flat = amusd_ratio.Point(**{**vars(point), "speedup": type(point.speedup)(1.01, 0.97, 1.05)})
-    verdict = amusd_ratio.best_ratio([flat])
-    assert verdict is not None and "not told from 1" in verdict.sentence and "no other ratio" in verdict.sentence
+    assert point.gain.value < 1.05
+    said = best_of(amusd_ratio.judged([replace(point, gain=Estimate(1.01, 0.97, 1.05))])).said
+    assert "not told from 1" in said and "no other ratio" in said
 
 
 def test_what_is_not_ranked_is_never_the_best(tmp_path: Path) -> None:
     write_run(tmp_path, "amusd", gamma=3, free=True, draft="a", alpha=0.95, wrong=True, pair_name="p")
     write_run(tmp_path, "amusd", gamma=3, free=True, draft="b", alpha=0.4, when=1, pair_name="p")
     found = points(tmp_path)
-    verdict = amusd_ratio.best_ratio(found)
-    assert verdict is not None and "b : target" in verdict.sentence
-    assert max(found, key=lambda p: p.speedup.value).draft == "a"
+    assert best_of(found).draft == "b" and "b : target" in best_of(found).said
+    fastest = max(found, key=lambda p: p.gain.value)
+    assert fastest.draft == "a" and fastest.against == "not ranked"
 
 
 # ------------------------------------------------------------------------------------------------ amusd_energy
@@ -352,11 +356,7 @@ def test_nothing_measured_is_missing_and_never_zero(made: Callable[..., tuple[Do
 def test_the_split_of_time_sums_to_each_devices_time(tmp_path: Path) -> None:
     experiment_runs.energy(tmp_path, measured=False)
     frames = load([tmp_path])
-    lines = [
-        line
-        for family in amusd_energy.families(frames, amusd_energy.BASELINE)
-        for line in amusd_energy.lines_of(frames, family)
-    ]
+    lines = [arm for chapter in amusd_energy.STUDY.chapters(frames) for arm in chapter.cases]
     assert {line.label for line in lines} == {"autoregressive", "speculative", "amusd"}
     for line in lines:
         roles = {key.partition(" ")[0] for key in line.seconds}
@@ -383,7 +383,7 @@ def test_joules_read_from_a_device_stand_in_the_table(with_nvml: Runner, tmp_pat
         """
     )
     experiment_runs.energy(tmp_path / "runs", entry=entry)
-    doc, table = experiments.document(load([tmp_path / "runs"]), experiments.find("amusd_energy"))
+    doc, table = experiments.find("amusd_energy").document(load([tmp_path / "runs"]))
     amusd, speculative = (row_of(table, data="humaneval", method=name) for name in ("amusd", "speculative"))
     for row in (amusd, speculative):
         assert row.cell("source").text().startswith("nvml_") and row.cell("why").value is None

@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from sweeping import Command
 from specbench.analysis.__main__ import main
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import experiments
-from specbench.analysis.show.document import Document
+from specbench.analysis.reports.study import Chapter, Study
 from specbench.analysis.show.table import Cell, Column, Row, Table
 from specbench.analysis.show.text import table_text
 from specbench.front.launchers import IsolatedLauncher, SerialLauncher, combinations
@@ -56,17 +57,20 @@ def test_an_option_of_another_group_with_the_same_name_stays() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ its own report
-def fake(fill: object = None) -> types.ModuleType:
+def folders(frames: Frames) -> list[Chapter[str]]:
+    return [Chapter(frames, [Path(folder).name for folder in frames.runs["folder"]])]
+
+
+def table_of(chapter: Chapter[str]) -> Table:
+    return chapter.table("own", "Its own table", [Column("folder", "folder", text=True, of=str)], "A caption.")
+
+
+OWN: Study[str] = Study("A title of its own", "Folders", "no folder", folders, table_of)
+
+
+def fake(study: Study[str] = OWN) -> types.ModuleType:
     module = types.ModuleType("specbench.analysis.reports.experiments.smoke")
-    module.TITLE = "A title of its own"  # type: ignore[attr-defined]
-
-    def table_of_folders(doc: Document, frames: Frames) -> Table:
-        rows = [Row({"folder": Cell(Path(folder).name), "data": Cell("x")}) for folder in frames.runs["folder"]]
-        table = Table("own", "Its own table", [Column("folder", "folder", text=True)], rows, "A caption.")
-        doc.add(table)
-        return table
-
-    module.fill = fill or table_of_folders  # type: ignore[attr-defined]
+    module.STUDY = study  # type: ignore[attr-defined]
     return module
 
 
@@ -96,10 +100,11 @@ def test_an_experiment_ends_in_its_own_report_by_one_command(command: Command, w
 
 
 def test_an_experiment_whose_report_fails_loses_nothing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(doc: Document, frames: Frames) -> Table:
+    def broken(chapter: Chapter[str]) -> Table:
         raise KeyError("column")
 
-    monkeypatch.setitem(sys.modules, "specbench.analysis.reports.experiments.smoke", fake(broken))
+    module = fake(replace(OWN, table=broken))
+    monkeypatch.setitem(sys.modules, "specbench.analysis.reports.experiments.smoke", module)
     monkeypatch.setattr(experiments, "known", lambda: ["smoke"])
     status, document, err = command("experiment=smoke", "data.limit=1")
     assert status == 0 and document is not None and document["report"] is None
@@ -173,7 +178,7 @@ def test_every_experiment_is_two_files() -> None:
     runnable = {path.stem for path in (Path(CONF_DIR) / "experiment").glob("*.yaml")}
     assert set(experiments.known()) <= runnable
     for name in experiments.known():
-        assert experiments.find(name).TITLE and callable(experiments.find(name).fill)
+        assert isinstance(experiments.find(name), Study) and experiments.find(name).title
 
 
 def test_the_record_of_a_sweep_of_lists_is_json(command: Command) -> None:

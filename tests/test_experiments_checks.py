@@ -28,7 +28,7 @@ PATTERNS = ("never", "iid:0.3", "always", "every:4", "bursts:6+3", "end:0.25")
 
 
 def report(folder: Path, name: str) -> tuple[Document, Table]:
-    return experiments.document(load([folder]), experiments.find(name))
+    return experiments.find(name).document(load([folder]))
 
 
 def rows_of(table: Table) -> list[dict[str, Any]]:

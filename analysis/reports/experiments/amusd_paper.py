@@ -2,32 +2,36 @@
 
 The published table mixes three boundaries (as the published code measures): autoregressive decoding is timed with its prefill,
 speculative decoding without either prefill and with a handicapped draft (`compat=amusd`), AMUSD with its prefill; all divide by
-all output tokens. Here both are made from the same runs: `paper_rates` counts as the paper does, the other columns as all of
+all output tokens. Here both are made from the same runs: `paper_rate` counts as the paper does, the other columns as all of
 this project's tables. What cannot be had from warm runs is left out and said: the paper's cold start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from specbench.analysis.derive.derive import RESAMPLES, Comparison, Estimate, is_ranked, strata_of
-from specbench.analysis.derive.families import BASELINE, Family, cells_of, families, find_run, options
+from specbench.analysis.derive.conditions import Group
+from specbench.analysis.derive.derive import RESAMPLES, Comparison, Estimate, comparisons, is_ranked, strata_of
+from specbench.analysis.derive.families import BASELINE, cells_of, find_run, options
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.reports import reference
+from specbench.analysis.reports import reference, study
+from specbench.analysis.reports.study import Chapter
 from specbench.analysis.show import check_tables, figures_power, figures_speed
-from specbench.analysis.show.captions import definitions, setting, verdict_text
+from specbench.analysis.show.captions import definitions, verdict_text
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.paper_tables import cell, number
-from specbench.analysis.show.table import Cell, Column, Row, Table
+from specbench.analysis.show.style import Drawing
+from specbench.analysis.show.table import Column, Table, row_of
 from specbench.measure import stats
 from specbench.measure.pairing import ArmTimes, FloatArray, PairedTimes
 
-TITLE = "AMUSD's paper: autoregressive, speculative and asynchronous decoding"
 SOURCE = "AMUSD"  # what the reference file's sources begin with
+EQUAL, PAPER, PUBLISHED = "equal boundaries", "paper's boundaries", "published, other hardware and models"
 BOUNDARIES = (
     "Paper's boundaries: autoregressive and AMUSD timed from before the prefill, speculative decoding from after both prefills "
     "and with a draft that never sees the bonus token (compat=amusd); each divided by all output tokens. The published "
@@ -35,168 +39,136 @@ BOUNDARIES = (
 )
 
 
-def fill(doc: Document, frames: Frames) -> Table:
-    """One table per machine and state of the code; the power figure, or why there is none. Raises ValueError without AMUSD."""
-    found = families(frames, BASELINE)
-    made = [(family, paper_table(frames, family)) for family in found]
-    made = [(family, table) for family, table in made if len(table)]
-    if not made:
-        raise ValueError("no run of amusd or speculative over autoregressive decoding: the paper's table needs one")
-    for family, table in made:
-        doc.heading("The paper's table" if family.number == 1 else f"The paper's table, conditions {family.number}")
-        doc.add(table)
-        group = family.group_where(baseline="autoregressive")
-        forest = figures_speed.forest(frames, group, list(cells_of(frames, group).values())) if group is not None else None
-        if forest is not None:
-            forest.name = family.table_name(forest.name)
-            doc.add(forest)
-    doc.heading("Power and energy (the paper's figure 5)")
-    drawn = False
-    for family, _ in made:
-        for group in family.groups:
-            cells = list(cells_of(frames, group).values())
-            drawing = figures_power.power_over_time(frames, group, cells) if cells else None
-            if drawing is not None:
-                drawing.name = f"power_over_time_{family.number}_{group.number}" if drawn else drawing.name
-                doc.add(drawing)
-                drawn = True
-    if not drawn:
-        doc.text(f"No figure: no run holds a power trace. {check_tables.why_no_energy(frames)}")
-    doc.add(power_table(frames, made[0][0]))
-    return made[0][1]
-
-
 # ---------------------------------------------------------------------------------------------------- the table
-def paper_table(frames: Frames, family: Family) -> Table:
-    """Data set and method down; ms/token and speed-up with both boundaries, AMUSD over speculative, and the published ones."""
-    over_ar = cells_of(frames, family.group_where(baseline="autoregressive"))
-    over_sd = [cells_of(frames, g) for g in family.groups if g.conditions.get("baseline") == "speculative"]
-    published = reference.load()
-    rows: list[Row] = []
-    shown: list[Comparison] = []
-    missing: list[str] = []
-    for (pair, data), comparison in over_ar.items():
-        runs = {
-            "speculative": find_run(frames, comparison, "speculative", compat=None),
-            "handicapped": find_run(frames, comparison, "speculative", compat="amusd"),
-            "amusd": find_run(frames, comparison, "amusd"),
-        }
-        if all(run is None for run in runs.values()):
-            continue
-        shown.append(comparison)
-        direct = {
-            compat: next(
-                (
-                    (c[pair, data], run)
-                    for c in over_sd
-                    if (run := find_run(frames, c.get((pair, data)), "amusd")) is not None
-                    and options(frames.facts[run], "baseline").get("compat") == compat
-                ),
-                None,
-            )
-            for compat in (None, "amusd")
-        }
-        names = {"speculative": "speculative", "handicapped": "speculative (compat=amusd)", "amusd": "amusd"}
-        absent = [names[name] for name, run in runs.items() if run is None]
-        absent += [f"amusd over {names['handicapped' if compat else 'speculative']}" for compat in direct if not direct[compat]]
-        if absent:
-            missing.append(f"{data}: no run of {', '.join(absent)}")
-        own = _rows(comparison, runs, direct)
-        for method, row in own.items():
-            row.cells |= _published(published, method, data)
-        rows += own.values()
-    columns = [
-        Column("data", "data", merge=True, text=True),
-        Column("method", "method", text=True),
-        Column("ms_per_token", "ms/token", "equal boundaries"),
-        Column("speedup", "speed-up", "equal boundaries"),
-        Column("over_speculative", "over speculative", "equal boundaries"),
-        Column("paper_ms_per_token", "ms/token", "paper's boundaries"),
-        Column("paper_speedup", "speed-up", "paper's boundaries"),
-        Column("paper_over_speculative", "over speculative", "paper's boundaries"),
-        Column("lossless", "lossless", text=True),
-        Column("published_ms_per_token", "ms/token", "published, other hardware and models"),
-        Column("published_speedup", "speed-up", "published, other hardware and models"),
-        Column("published_over_speculative", "over speculative", "published, other hardware and models"),
-    ]
-    standins = [c.data for c in shown if c.data.endswith("-standin")]
-    notes = [f"Published figures are for the sets themselves, ours for other prompts: {', '.join(standins)}."][: len(standins)]
-    return Table(
-        family.table_name("amusd_paper"),
-        "AMUSD's table, ours beside the published one",
-        columns,
-        rows,
-        (setting(over_ar_conditions(family), shown) + " " if shown else "")
-        + "Equal boundaries: decoding alone, prefill excluded, for every method. "
-        + definitions("ms_per_token", "speedup")
-        + " Over speculative: AMUSD with speculative decoding as the baseline of the same run, same interval. "
-        + BOUNDARIES
-        + " Brackets there: 95 % paired bootstrap over prompts. Every run measures its own baseline; where they differ the "
-        "autoregressive row shows their span. "
-        + definitions("lossless")
-        + f" Published: {', '.join(dict.fromkeys(published_sources(published)))}; nothing is ranked against it.",
-        [*notes, *missing, *(note for c in shown for note in c.notes)],
-    ).drop_empty_columns()  # fmt: skip
+@dataclass
+class Beside:
+    """A method on a data set: its entries by column. missing: what the data set has no run of."""
+
+    comparison: Comparison
+    group: Group
+    method: str
+    missing: str
+    entries: dict[str, Any]
+
+    @property
+    def data(self) -> str:
+        return self.comparison.data
 
 
-def over_ar_conditions(family: Family) -> Mapping[str, Any]:
-    group = family.group_where(baseline="autoregressive")
-    return {} if group is None else group.conditions
+Direct = Mapping[str | None, tuple[Comparison, int] | None]  # AMUSD's run over speculative decoding, by the handicap of that
 
 
-Direct = Mapping[str | None, tuple[Comparison, int] | None]
+def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Beside]:
+    """The rows of every data set that has a run over autoregressive decoding, with the published ones."""
+    over = {name: [g for g in groups if g.conditions.get("baseline") == name] for name in ("autoregressive", "speculative")}
+    over_sd = [cells_of(frames, group) for group in over["speculative"]]
+    published, cases = reference.load(), list[Beside]()
+    for group in over["autoregressive"][:1]:
+        for (pair, data), comparison in cells_of(frames, group).items():
+            runs = {
+                "speculative": find_run(frames, comparison, "speculative", compat=None),
+                "speculative (compat=amusd)": find_run(frames, comparison, "speculative", compat="amusd"),
+                "amusd": find_run(frames, comparison, "amusd"),
+            }
+            direct: dict[str | None, tuple[Comparison, int] | None] = {None: None, "amusd": None}
+            for found in reversed([c[pair, data] for c in over_sd if (pair, data) in c]):
+                run = find_run(frames, found, "amusd")
+                compat = None if run is None else options(frames.facts[run], "baseline").get("compat")
+                if run is not None and compat in direct:
+                    direct[compat] = found, run
+            if any(run is not None for run in runs.values()):
+                absent = [name for name, run in runs.items() if run is None]
+                absent += [f"amusd over speculative{' (compat=amusd)' * bool(c)}" for c, one in direct.items() if one is None]
+                missing = f"{data}: no run of {', '.join(absent)}" if absent else ""
+                for method, entries in _entries(comparison, runs, direct).items():
+                    cases.append(Beside(comparison, group, method, missing, entries | _published(published, method, data)))
+    return cases
 
 
-def _rows(comparison: Comparison, runs: Mapping[str, int | None], direct: Direct) -> dict[str, Row]:
+def _entries(comparison: Comparison, runs: Mapping[str, int | None], direct: Direct) -> dict[str, dict[str, Any]]:
     """The three rows of a data set, by method."""
     known = [run for run in runs.values() if run is not None]
-    data = Cell(comparison.data)
-    rates = [rate for run in known if (rate := comparison.rates(run)[1])]
-    whole = [1e3 / paper_rate(comparison.pairs(run).baseline, True) for run in known if len(comparison.pairs(run))]
-    made = {
-        "autoregressive": Row(
-            {
-                "data": data,
-                "method": Cell("autoregressive"),
-                "ms_per_token": _span([1e3 / rate for rate in rates]),
-                "speedup": number(1.0),
-                "paper_ms_per_token": _span(whole),
-                "paper_speedup": number(1.0),
-            },
-            ranked=False,
-        )
+    made: dict[str, dict[str, Any]] = {
+        "autoregressive": {
+            "ms_per_token": _span([1e3 / rate for run in known if (rate := comparison.rates(run)[1])]),
+            "speedup": 1.0,
+            "paper_ms_per_token": _span(
+                [1e3 / paper_rate(comparison.pairs(run).baseline, True) for run in known if len(comparison.pairs(run))]
+            ),
+            "paper_speedup": 1.0,
+        }
     }
-    for method, equal, paper, with_prefill in (
-        ("speculative", runs["speculative"], runs["handicapped"], False),
-        ("amusd", runs["amusd"], runs["amusd"], True),
+    for method, counted, with_prefill in (
+        ("speculative", "speculative (compat=amusd)", False),
+        ("amusd", "amusd", True),
     ):
-        if equal is None and paper is None:
-            continue
-        cells = {"data": data, "method": Cell(method)}
+        equal, paper, own = runs[method], runs[counted], dict[str, Any]()
         if equal is not None:
             rate, facts = comparison.rates(equal)[0], comparison.runs.loc[equal]
-            cells["ms_per_token"] = number(1e3 / rate if rate else None)
-            cells["speedup"] = cell(comparison.speedup(equal))
-            cells["lossless"] = Cell(verdict_text(facts) + ("" if is_ranked(facts) else " (not ranked)"))
+            own["ms_per_token"] = 1e3 / rate if rate else None
+            own["speedup"] = comparison.speedup(equal)
+            own["lossless"] = verdict_text(facts) + ("" if is_ranked(facts) else " (not ranked)")
         if paper is not None and len(pairs := comparison.pairs(paper)):
-            cells["paper_ms_per_token"] = number(1e3 / paper_rate(pairs.method, with_prefill))
-            cells["paper_speedup"] = cell(paper_speedup(pairs, with_prefill, True))
-        made[method] = Row(cells, ranked=False)
+            own["paper_ms_per_token"] = 1e3 / paper_rate(pairs.method, with_prefill)
+            own["paper_speedup"] = paper_speedup(pairs, with_prefill, True)
+        if equal is not None or paper is not None:
+            made[method] = own
     if "amusd" in made:
-        equal_run, paper_run = direct[None], direct["amusd"]
-        if equal_run is not None:
-            made["amusd"].cells["over_speculative"] = cell(equal_run[0].speedup(equal_run[1]))
-        if paper_run is not None and len(pairs := paper_run[0].pairs(paper_run[1])):
-            made["amusd"].cells["paper_over_speculative"] = cell(paper_speedup(pairs, True, False))
+        if equal_run := direct[None]:
+            made["amusd"]["over_speculative"] = equal_run[0].speedup(equal_run[1])
+        if (paper_run := direct["amusd"]) and len(pairs := paper_run[0].pairs(paper_run[1])):
+            made["amusd"]["paper_over_speculative"] = paper_speedup(pairs, True, False)
     return made
 
 
-def _span(values: list[float]) -> Cell:
+def _span(values: list[float]) -> float | str | None:
     """One value, or from where to where several runs measured the same thing."""
-    if not values:
-        return Cell(None)
-    ends = f"{min(values):.2f}", f"{max(values):.2f}"
-    return number(values[0]) if ends[0] == ends[1] else Cell(f"{ends[0]} to {ends[1]}")
+    ends = [f"{end(values):.2f}" for end in (min, max) if values]
+    return " to ".join(ends) if len(set(ends)) > 1 else values[0] if values else None
+
+
+def _column(key: str, label: str, group: str = "", text: bool = False) -> Column:
+    return Column(key, label, group, text=text, of=lambda case: case.entries.get(key))
+
+
+COLUMNS = (
+    study.DATA,
+    Column("method", "method", text=True, of=lambda case: case.method),
+    *(
+        _column(f"{of}{key}", label, group)
+        for of, group in (("", EQUAL), ("paper_", PAPER))
+        for key, label in (("ms_per_token", "ms/token"), ("speedup", "speed-up"), ("over_speculative", "over speculative"))
+    ),
+    _column("lossless", "lossless", text=True),
+    *(
+        _column(f"published_{key}", label, PUBLISHED)
+        for key, label in (("ms_per_token", "ms/token"), ("speedup", "speed-up"), ("over_speculative", "over speculative"))
+    ),
+)
+
+
+def table_of(chapter: Chapter[Beside]) -> Table:
+    """Data set and method down; ms/token and speed-up with both boundaries, AMUSD over speculative, and the published ones."""
+    shown = study.comparisons_of(chapter.cases)
+    standins = ", ".join(c.data for c in shown if c.data.endswith("-standin"))
+    notes = [f"Published figures are for the sets themselves, ours for other prompts: {standins}."] if standins else []
+    missing = [case.missing for case in chapter.cases if case.missing]
+    return chapter.table(
+        "amusd_paper",
+        "AMUSD's table, ours beside the published one",
+        COLUMNS,
+        f"{study.setting_of(chapter.cases)} Equal boundaries: decoding alone, prefill excluded, for every method. "
+        f"{definitions('ms_per_token', 'speedup')} Over speculative: AMUSD with speculative decoding as the baseline of the "
+        f"same run, same interval. {BOUNDARIES} Brackets there: 95 % paired bootstrap over prompts. Every run measures its own "
+        f"baseline; where they differ the autoregressive row shows their span. {definitions('lossless')} Published: "
+        f"{', '.join(dict.fromkeys(_of_paper(reference.load())['source']))}; nothing is ranked against it.",
+        [*notes, *missing, *study.notes_of(chapter.cases)],
+    )
+
+
+def forest(chapter: Chapter[Beside]) -> Drawing | None:
+    group = chapter.cases[0].group
+    return figures_speed.forest(chapter.frames, group, comparisons(chapter.frames, group))
 
 
 # ---------------------------------------------------------------------------------------------------- the paper's boundaries
@@ -226,11 +198,7 @@ def _of_paper(published: pd.DataFrame) -> pd.DataFrame:
     return published[published["source"].str.startswith(SOURCE)]
 
 
-def published_sources(published: pd.DataFrame) -> list[str]:
-    return list(_of_paper(published)["source"])
-
-
-def _published(published: pd.DataFrame, method: str, data: str) -> dict[str, Cell]:
+def _published(published: pd.DataFrame, method: str, data: str) -> dict[str, Any]:
     """The paper's README row; AMUSD over speculative from its two times."""
 
     def value(metric: str, of: str) -> float | None:
@@ -239,55 +207,80 @@ def _published(published: pd.DataFrame, method: str, data: str) -> dict[str, Cel
         return None if rows.empty else float(rows["value"].iloc[0])
 
     time, speculative = value("ms_per_token", method), value("ms_per_token", "speculative")
-    speedup = 1.0 if method == "autoregressive" and time else value("speedup", method)
-    over = speculative / time if method == "amusd" and time and speculative else None
     return {
-        "published_ms_per_token": number(time),
-        "published_speedup": number(speedup),
-        "published_over_speculative": number(over),
+        "published_ms_per_token": time,
+        "published_speedup": 1.0 if method == "autoregressive" and time else value("speedup", method),
+        "published_over_speculative": speculative / time if method == "amusd" and time and speculative else None,
     }
 
 
 # ---------------------------------------------------------------------------------------------------- power
-def power_table(frames: Frames, family: Family) -> Table:
+POWER = ("watts_target", "watts_draft", "joules_per_token")
+POWER_COLUMNS = (
+    Column("origin", "origin", merge=True, text=True, of=itemgetter("origin")),
+    Column("data", "data", text=True, of=itemgetter("data")),
+    Column("method", "method", text=True, of=itemgetter("method")),
+    Column("watts_target", "target's device", "mean watts", digits=1, of=lambda row: row.get("watts_target")),
+    Column("watts_draft", "draft's device", "mean watts", digits=1, of=lambda row: row.get("watts_draft")),
+    Column("joules_per_token", "J/token", of=lambda row: row.get("joules_per_token")),
+    Column("source", "source", text=True, of=itemgetter("source")),
+)
+
+
+def power(doc: Document, chapters: Sequence[Chapter[Beside]]) -> None:
+    """The figure, or why there is none, and the table."""
+    doc.heading("Power and energy (the paper's figure 5)")
+    frames, drawn = chapters[0].frames, False
+    for chapter in chapters:
+        for group in chapter.groups:
+            cells = comparisons(frames, group)
+            drawing = figures_power.power_over_time(frames, group, cells) if cells else None
+            if drawing is not None:
+                drawing.name += f"_{chapter.number}_{group.number}" if drawn else ""
+                doc.add(drawing)
+                drawn = True
+    if not drawn:
+        doc.text(f"No figure: no run holds a power trace. {check_tables.why_no_energy(frames)}")
+    doc.add(power_table(chapters[0]))
+
+
+def power_table(chapter: Chapter[Beside]) -> Table:
     """Mean watts by device and joules per token as in figure 5: our rows with a reading, then the published ones."""
-    rows: list[Row] = []
-    for group in family.groups:
-        for run, facts in group.runs.iterrows():
-            energy = frames.summaries[run].get("energy") or {}
-            arms = [(str(facts["label"]), "")]
-            arms += [("autoregressive", "baseline_")] if group.conditions.get("baseline") == "autoregressive" else []
-            for label, prefix in arms:
-                seconds, roles = energy.get(f"{prefix}seconds"), energy.get(f"{prefix}joules_by_role") or {}
-                if not seconds or energy.get(f"{prefix}joules_per_token") is None:
-                    continue
-                cells = {"origin": Cell("measured"), "data": Cell(str(facts["data_label"])), "method": Cell(label)}
-                cells |= {f"watts_{role}": number(joules / seconds, 1) for role, joules in roles.items()}
-                cells["joules_per_token"] = number(energy[f"{prefix}joules_per_token"])
-                rows.append(Row(cells | {"source": Cell(str(energy.get("source")))}, ranked=False))
-    measured = len(rows)
-    published = _of_paper(reference.load())
-    published = published[published["metric"].isin(["watts_target", "watts_draft", "joules_per_token"])]
-    for (method, data), values in published.groupby(["method", "dataset"], sort=False):
-        cells = {"origin": Cell("published, other hardware"), "data": Cell(str(data)), "method": Cell(str(method))}
-        cells |= {str(v["metric"]): number(float(v["value"])) for _, v in values.iterrows()}
-        rows.append(Row(cells | {"source": Cell(str(values["source"].iloc[0]))}, ranked=False))
-    columns = [
-        Column("origin", "origin", merge=True, text=True),
-        Column("data", "data", text=True),
-        Column("method", "method", text=True),
-        Column("watts_target", "target's device", "mean watts"),
-        Column("watts_draft", "draft's device", "mean watts"),
-        Column("joules_per_token", "J/token"),
-        Column("source", "source", text=True),
-    ]
-    notes = [] if measured else [f"No measured row. {check_tables.why_no_energy(frames)}"]
+    measured: list[dict[str, Any]] = []
+    for case in study.cases_in(chapter.frames, chapter.groups):
+        energy = chapter.frames.summaries[case.run].get("energy") or {}
+        for label, of in ((str(case.facts["label"]), ""), ("autoregressive", "baseline_")):
+            seconds, joules = energy.get(f"{of}seconds"), energy.get(f"{of}joules_per_token")
+            if seconds and joules is not None and not (of and case.condition("baseline") != label):
+                watts = {f"watts_{role}": whole / seconds for role, whole in (energy.get(f"{of}joules_by_role") or {}).items()}
+                row = {"origin": "measured", "data": case.data, "method": label, "source": str(energy.get("source"))}
+                measured.append(row | watts | {"joules_per_token": joules})
+    rows, published = list(measured), _of_paper(reference.load())
+    for (method, data), values in published[published["metric"].isin(POWER)].groupby(["method", "dataset"], sort=False):
+        row = {
+            "origin": "published, other hardware",
+            "data": str(data),
+            "method": str(method),
+            "source": values["source"].iloc[0],
+        }
+        rows.append(row | dict(zip(values["metric"], values["value"].astype(float), strict=True)))
     return Table(
         "amusd_power",
         "Mean power by device and energy per token",
-        columns,
-        rows,
+        list(POWER_COLUMNS),
+        [row_of(POWER_COLUMNS, row, ranked=False) for row in rows],
         "Joules over seconds of the energy pass by device (an idle device is charged too), gross joules per output token. "
         "Published: one prompt of RefactorChat, mean power x total time, both devices charged; other hardware, never ranked.",
-        notes,
-    ).drop_empty_columns()  # fmt: skip
+        [] if measured else [f"No measured row. {check_tables.why_no_energy(chapter.frames)}"],
+    ).drop_empty_columns()
+
+
+STUDY = study.Study(
+    title="AMUSD's paper: autoregressive, speculative and asynchronous decoding",
+    heading="The paper's table",
+    nothing="no run of amusd or speculative over autoregressive decoding: the paper's table needs one",
+    chapters=study.by_family(cases_of, BASELINE),
+    table=table_of,
+    shown=(forest,),
+    after=power,
+)
