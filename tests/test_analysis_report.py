@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from analysis_runs import energy_of, write_run
 
 import specbench.analysis as analysis
 from specbench.analysis.__main__ import main
-from specbench.analysis.reports import notebook
+from specbench.analysis.reports import notebook, writing
+from specbench.analysis.show.render import document_html, document_markdown
 
 SOURCE = Path(notebook.__file__).parent
 
@@ -27,10 +30,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SCRIPT = """
+import sys
+import specbench.analysis as analysis
+assert not {'pandas', 'matplotlib'} & set(sys.modules), 'heavy imports are lazy'
+from specbench.analysis.__main__ import main
+runs, out = sys.argv[1:]
+print(analysis.compare([runs]))
+assert main([runs, '--out', out, '--across', 'machines', '--reference']) == 0
+bad = {'torch', 'transformers', 'hydra', 'omegaconf', 'datasets', 'wandb'} & set(sys.modules)
+assert not bad, bad
+"""
+
+
 @pytest.fixture(scope="module")
 def written(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole report, written by a process of its own that must not have imported torch or the front door's libraries."""
     out = tmp_path_factory.mktemp("report")
-    assert main([str(root), "--out", str(out), "--across", "machines", "--reference"]) == 0
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(root), str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "amusd" in done.stdout and str(out / "report.html") in done.stdout
     return out
 
 
@@ -129,9 +148,16 @@ def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     ids=["noise floor alone", "one arm alone", "one prompt", "a handful of rounds", "lossy alone", "nothing recorded"],
 )
 def test_meagre_runs_make_a_report_too(tmp_path: Path, options: dict[str, object]) -> None:
+    """Every table in its forms, every figure laid out, both pages; how figures are saved is tested with the figures."""
     write_run(tmp_path / "runs", **options)  # type: ignore[arg-type]
-    page = analysis.report([tmp_path / "runs"], tmp_path / "out")
-    assert page_of(page.read_text()).fetched == []
+    made = writing.document(analysis.load([tmp_path / "runs"]))
+    for block in made.blocks:
+        if block.table is not None:
+            assert len(block.table.save(tmp_path / "tables")) == 3
+        if block.figure is not None:
+            assert block.figure.bounds().width > 1
+    pictures = {block.figure.name: "" for block in made.blocks if block.figure is not None}
+    assert page_of(document_html(made, pictures)).fetched == [] and document_markdown(made)
     assert analysis.compare([tmp_path / "runs"])
 
 
