@@ -1,0 +1,84 @@
+"""Prompt lookup decoding (Saxena 2023; transformers' `prompt_lookup_num_tokens`): what followed the last tokens before.
+
+The last n tokens of the text are looked for in the text itself, the longest n first; what stood behind the first place where
+they are found is drafted. Rounds equal those of transformers' `PromptLookupCandidateGenerator` under the same settings (its
+defaults are ours: 10 tokens, n from 2 down to 1), which is a test; a draft ends before an EOS, as there.
+
+Beyond it: places are found in a table of n-grams that grows with the text, instead of by a search through all of it every
+round. What is drafted looks at no model, so it is exact under every rule that takes a fixed set.
+"""
+
+from __future__ import annotations
+
+from specbench.method import (
+    EMPTY,
+    Drafter,
+    DraftTree,
+    Evidence,
+    Feedback,
+    Method,
+    Request,
+    Rule,
+    Stop,
+    exact_rules,
+    make_stop,
+    whole,
+)
+
+
+class PromptLookup(Method):
+    """draft_length: tokens drafted at most. max_ngram: the longest run of tokens that is looked for.
+
+    stop: fixed | heuristic, or a node. rule: greedy_match | sample_match | delta; null = match.
+    """
+
+    def __init__(
+        self,
+        *,
+        draft_length: int = 10,
+        max_ngram: int = 2,
+        stop: str | Stop | None = None,
+        rule: str | Rule | None = None,
+    ):
+        whole("method.draft_length", draft_length, 1)
+        whole("method.max_ngram", max_ngram, 1)
+        stop = make_stop(stop, draft_length)
+        drafter = LookupDraft(draft_length, max_ngram)
+        super().__init__(drafter, rule=rule, rules=exact_rules(trees=False), stop=stop, draft_length=draft_length)
+
+
+class LookupDraft(Drafter):
+    """first_end: where each n-gram ended when it was first seen."""
+
+    def __init__(self, draft_length: int, max_ngram: int):
+        self.draft_length, self.max_ngram = draft_length, max_ngram
+
+    @property
+    def max_nodes(self) -> int:
+        return self.draft_length
+
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
+        self.eos_ids = request.eos_ids
+        self.tokens: list[int] = []
+        self.first_end: dict[tuple[int, ...], int] = {}
+        self._append((*request.prompt_ids, first_token))
+
+    def _append(self, tokens: tuple[int, ...]) -> None:
+        for token in tokens:
+            self.tokens.append(token)
+            end = len(self.tokens)
+            for size in range(1, min(self.max_ngram, end) + 1):
+                self.first_end.setdefault(tuple(self.tokens[end - size :]), end)
+
+    def propose(self, max_depth: int) -> DraftTree:
+        length = len(self.tokens)
+        for size in range(min(self.max_ngram, length - 1), 0, -1):
+            start = self.first_end[tuple(self.tokens[length - size :])]
+            if start < length:  # else it stands nowhere but at the end
+                found = self.tokens[start : start + min(self.draft_length, max_depth)]
+                ends = [place for place, token in enumerate(found) if token in self.eos_ids]
+                return DraftTree(found[: ends[0]] if ends else found)
+        return EMPTY
+
+    def observe(self, feedback: Feedback) -> None:
+        self._append(feedback.verdict.tokens)
