@@ -29,7 +29,7 @@ def caches(bench: Bench) -> Result:
                     # The last token is pending; what the draft holds behind the last verdict may have been rejected by it.
                     for role, session in method.sessions().items():
                         known = len(ids) - 1 if role == "target" else len(ids) - last_round
-                        if not isinstance(session, Session):
+                        if not isinstance(session, Session) or not session.length:  # emptied, to be filled when it is used
                             continue
                         if role == "target" and session.length < known:
                             return Result.of(f"the target was fed {session.length} of {known} committed tokens", "")

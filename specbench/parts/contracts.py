@@ -203,11 +203,11 @@ class Adapter(Part):
     def attach(self, drafter: Drafter) -> None:
         """The drafter whose draft is changed, opened."""
 
+    def begin(self, request: Request, first_token: int) -> None:
+        """A new sample; on the prefill's clock."""
+
     def learn(self, feedback: Feedback) -> None:
         """After every round, the last one included."""
-
-    def end(self, request: Request) -> None:
-        """After a sample; the clock has stopped."""
 
 
 class Parts(Protocol):

@@ -32,6 +32,8 @@ class Sequential(Schedule):
         books.first(first)
         if not books.finished:
             drafter.begin(request, first, evidence)
+            if adapter is not None:
+                adapter.begin(request, first)
         books.decode()
 
         while not books.finished:
@@ -51,7 +53,4 @@ class Sequential(Schedule):
                 books.draft_version = adapter.version
             books.end_round("learn" if adapter is not None else "other")
 
-        outcome = books.outcome()
-        if adapter is not None:
-            adapter.end(request)
-        return outcome
+        return books.outcome()

@@ -1,0 +1,1 @@
+"""Methods that draft with a part of the target's own layers, on its own cache."""
