@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any, ClassVar
 
-import torch
-
-from specbench.engine.request import Outcome, Request
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.tree import Contract, DraftTree
-from specbench.method import Method, Needs
+from specbench.method import (
+    Contract,
+    DraftTree,
+    Evidence,
+    Method,
+    ModelDraft,
+    Outcome,
+    Request,
+    Setting,
+)
 from specbench.methods.chains.speculative import Speculative
 
 
@@ -29,28 +35,43 @@ class TypicalUnlabelled(Typical):
         return "greedy-exact" if law.greedy else "sampling-exact"
 
 
-class ArgmaxUnderRatio(Speculative):
+class _Drafting(Speculative):
+    """Speculative decoding whose drafter has the fault. options: of `Speculative`."""
+
+    draft: ClassVar[type[ModelDraft]]
+    options: ClassVar[dict[str, Any]] = {"draft_length": 4}
+
+    def __init__(self) -> None:
+        super().__init__(**self.options)
+        assert isinstance(self.drafter, ModelDraft)
+        self.drafter = self.draft(self.drafter.shape, self.drafter.stop)
+
+
+class _Likeliest(ModelDraft):
+    def open(self, setting: Setting) -> None:
+        super().open(setting)
+        draw = self.choice.draw
+        self.choice.draw = lambda logits: (int(logits.argmax()), draw(logits)[1])  # type: ignore[method-assign]
+
+
+class ArgmaxUnderRatio(_Drafting):
     """Drafts the likeliest token and claims to have drawn it from the softmax."""
 
-    def __init__(self) -> None:
-        super().__init__(draft_length=3, rule="ratio")
-
-    def _step(self, feed: list[int], position: int, rows: list[torch.Tensor]) -> int:
-        super()._step(feed, position, rows)
-        return int(rows[-1].argmax())
+    draft, options = _Likeliest, {"draft_length": 3, "rule": "ratio"}
 
 
-class DropsUnlikelyDrafts(Speculative):
-    """Looks at a drawn token and keeps it from the target if the draft itself found it unlikely."""
-
-    def __init__(self) -> None:
-        super().__init__(draft_length=1, rule="ratio")
-
+class _Dropping(ModelDraft):
     def propose(self, max_depth: int) -> DraftTree:
         tree = super().propose(max_depth)
         if tree.tokens and float(tree.q[0][tree.tokens[0]]) < 0.4:  # type: ignore[index]
             return DraftTree([], num_forwards=1, num_wasted=1)
         return tree
+
+
+class DropsUnlikelyDrafts(_Drafting):
+    """Looks at a drawn token and keeps it from the target if the draft itself found it unlikely."""
+
+    draft, options = _Dropping, {"draft_length": 1, "rule": "ratio"}
 
 
 class OtherNoise(Speculative):
@@ -63,19 +84,21 @@ class OtherNoise(Speculative):
         return super().decode(replace(request, noise_key=request.noise_key + 1))
 
 
-class Remembers(Speculative):
-    """Drafts longer and longer blocks, sample after sample."""
+class _Remembering(ModelDraft):
+    seen = 0
 
-    def __init__(self) -> None:
-        super().__init__(draft_length=8)
-        self.seen = 0
-
-    def begin(self, request: Request, first_token: int) -> None:
-        super().begin(request, first_token)
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
+        super().begin(request, first_token, evidence)
         self.seen += 1
 
     def propose(self, max_depth: int) -> DraftTree:
         return super().propose(min(max_depth, self.seen))
+
+
+class Remembers(_Drafting):
+    """Drafts longer and longer blocks, sample after sample."""
+
+    draft, options = _Remembering, {"draft_length": 8}
 
 
 class IgnoresEos(Method):
@@ -100,42 +123,45 @@ class MiscountsRounds(Method):
         return replace(outcome, rounds=outcome.rounds[1:])
 
 
-class KeepsRejectedRows(Speculative):
-    """Leaves rejected drafts in the target's cache."""
-
-    def __init__(self) -> None:
-        super().__init__(draft_length=4)
-
-    def open(self, runtime: object) -> None:
-        super().open(runtime)  # type: ignore[arg-type]
-        self.target.commit = lambda verdict: setattr(self.target, "pending", verdict.extra)  # type: ignore[method-assign]
-        self.target.rollback = lambda length: None  # type: ignore[method-assign]
-
+class _Roomy(ModelDraft):
     @property
     def max_nodes(self) -> int:
         return 100
 
 
-class DraftsOnAnotherPrompt(Speculative):
+class KeepsRejectedRows(_Drafting):
+    """Leaves rejected drafts in the target's cache."""
+
+    draft = _Roomy
+
+    def open(self, runtime: Any) -> None:
+        super().open(runtime)
+        self.target.commit = lambda verdict: setattr(self.target, "pending", verdict.extra)  # type: ignore[method-assign]
+        self.target.rollback = lambda length: None  # type: ignore[attr-defined]
+
+
+class _OfAnotherPrompt(ModelDraft):
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
+        wrong = ((request.prompt_ids[0] + 1) % 24, *request.prompt_ids[1:])
+        super().begin(replace(request, prompt_ids=wrong), first_token, evidence)
+
+
+class DraftsOnAnotherPrompt(_Drafting):
     """Prefills its draft with a wrong first token: the output stays right, the drafts are bad."""
 
-    def __init__(self) -> None:
-        super().__init__(draft_length=4)
-
-    def begin(self, request: Request, first_token: int) -> None:
-        wrong = ((request.prompt_ids[0] + 1) % 24, *request.prompt_ids[1:])
-        super().begin(replace(request, prompt_ids=wrong), first_token)
+    draft = _OfAnotherPrompt
 
 
-class Unseeded(Speculative):
+class _Unseeded(ModelDraft):
+    def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
+        super().begin(request, first_token, evidence)
+        self.choice.generator.manual_seed(random.randrange(2**62))
+
+
+class Unseeded(_Drafting):
     """Draws from Python's own generator."""
 
-    def __init__(self) -> None:
-        super().__init__(draft_length=2, rule="ratio")
-
-    def begin(self, request: Request, first_token: int) -> None:
-        super().begin(request, first_token)
-        self.generator.manual_seed(random.randrange(2**62))
+    draft, options = _Unseeded, {"draft_length": 2, "rule": "ratio"}
 
 
 class OneSeedForAll(Speculative):
@@ -145,21 +171,23 @@ class OneSeedForAll(Speculative):
         return super().decode(replace(request, noise_key=7))
 
 
-class NeedsNoDraft(Speculative):
+class _Undemanding(ModelDraft):
+    def open(self, setting: Setting) -> None:
+        if setting.runtime.draft is not None:
+            super().open(setting)
+
+
+class NeedsNoDraft(_Drafting):
     """Declares a draft model and opens without one."""
 
-    def open(self, runtime: object) -> None:
-        if runtime.draft is None:  # type: ignore[attr-defined]
-            Method.open(self, runtime)  # type: ignore[arg-type]
-        else:
-            super().open(runtime)  # type: ignore[arg-type]
+    draft = _Undemanding
 
 
 class UndeclaredTaps(Method):
     """Takes hidden states that it does not declare."""
 
-    def open(self, runtime: object) -> None:
-        super().open(runtime)  # type: ignore[arg-type]
+    def open(self, runtime: Any) -> None:
+        super().open(runtime)
         self.target.tap_layers = (-1,)
 
 
@@ -183,19 +211,18 @@ class NamesTheWrongOption(Method):
 class ClosesOnce(Method):
     """Fails when it is closed without having been opened."""
 
-    needs = Needs()
-
     def close(self) -> None:
         del self.target
 
 
-class IidWithoutLaw(Speculative):
-    """Claims draws under a contract that its rule does not accept."""
-
-    def __init__(self) -> None:
-        super().__init__(draft_length=2, rule="ratio")
-
+class _Mislabelled(ModelDraft):
     def propose(self, max_depth: int) -> DraftTree:
         tree = super().propose(max_depth)
         tree.contract = Contract.FIXED_SET if tree.tokens else Contract.NONE
         return tree
+
+
+class IidWithoutLaw(_Drafting):
+    """Claims draws under a contract that its rule does not accept."""
+
+    draft, options = _Mislabelled, {"draft_length": 2, "rule": "ratio"}

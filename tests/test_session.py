@@ -342,7 +342,7 @@ def test_the_size_in_bytes_is_what_the_layers_hold() -> None:
 def test_more_rows_than_were_reserved_are_refused() -> None:
     session = started(model_of("llama"), 8)
     session.feed(tiny.prompt(8))
-    with pytest.raises(AssertionError, match="session of 8 positions asked for 9"):
+    with pytest.raises(AssertionError, match="cache of 8 positions asked for 9"):
         session.feed([1])
 
 

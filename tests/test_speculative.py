@@ -214,7 +214,7 @@ def test_a_draft_that_is_the_target_is_always_right(
 ) -> None:
     around = tiny.runtime(*pairs["same"], LAWS[law], 32)
     method = tiny.opened(Speculative(draft_length=draft_length), around)
-    log = FeedLog(method.draft, monkeypatch)
+    log = FeedLog(method.sessions()["draft"], monkeypatch)
     outcome = method.decode(tiny.request(around, tiny.prompt(6)))
     assert {(r.num_accepted, r.num_emitted) for r in outcome.rounds[:-1]} == {(draft_length, draft_length + 1)}
     assert sum(r.num_discarded + r.rollback_depth for r in outcome.rounds) == 0
@@ -234,7 +234,7 @@ def test_every_committed_token_is_fed_to_the_draft_once(pairs: Any, pair: str, m
     """What the draft's cache holds is always a prefix of what was committed, followed by this round's drafts."""
     around = tiny.runtime(*pairs[pair], GREEDY, 32)
     method = tiny.opened(Speculative(draft_length=3), around)
-    log = FeedLog(method.draft, monkeypatch)
+    log = FeedLog(method.sessions()["draft"], monkeypatch)
     outcome = method.decode(tiny.request(around, tiny.prompt(6)))
     committed, held = [*tiny.prompt(6), outcome.output_ids[0]], list(tiny.prompt(6))
     for calls, r in zip(log.of_rounds(outcome), outcome.rounds, strict=True):
@@ -262,7 +262,7 @@ def test_the_published_baseline_costs_one_forward_per_full_round_and_wastes_wron
     length, limit = 2, 40
     around = tiny.runtime(*pairs[pair], LAWS[law], limit)
     method = tiny.opened(Speculative(draft_length=length, compat="amusd"), around)
-    log = FeedLog(method.draft, monkeypatch)
+    log = FeedLog(method.sessions()["draft"], monkeypatch)
     request = tiny.request(around, tiny.prompt(6))
     outcome = method.decode(request)
     assert outcome.output_ids == ar(around, tiny.prompt(6))
@@ -319,7 +319,7 @@ def test_a_request_is_answered_the_same_whatever_came_before(pairs: Any, compat:
     first = answer(tiny.prompt(6), "a")
     answer(tiny.prompt(11, seed=8), "b")
     assert answer(tiny.prompt(6), "a") == first
-    method.draft.feed([1, 2, 3])  # a sample that broke off in the middle of a draft
+    method.sessions()["draft"].feed([1, 2, 3])  # a sample that broke off in the middle of a draft
     assert answer(tiny.prompt(6), "a") == first
     assert answer(tiny.prompt(6), "c") != first  # another sample has other noise
 
@@ -347,8 +347,14 @@ def test_wrong_options_are_named(pairs: Any) -> None:
             Speculative(draft_length=wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"method\.compat='pearl': possible: null, amusd"):
         Speculative(compat="pearl")
-    with pytest.raises(ConfigError, match=r"method\.rule='delta': possible"):
-        Speculative(rule="delta")
+    for rule in ("k_seq", "typical", "recursive_with_replacement", "lockstep_ratio"):
+        with pytest.raises(ConfigError, match=rf"method\.rule='{rule}': possible for this draft"):
+            Speculative(rule=rule)
+    with pytest.raises(ConfigError, match=r"method\.rule='ratio': possible for this draft"):
+        Speculative(rule="ratio", shape="dynamic")
+    for options in ({"shape": "dynamic"}, {"stop": "confidence"}):
+        with pytest.raises(ConfigError, match=r"method\.compat='amusd': is the published baseline"):
+            Speculative(compat="amusd", **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"method\.rule='greedy_match': is not exact"):
         Speculative(rule="greedy_match").rule_for(WARM)
     with pytest.raises(ConfigError, match=r"pair\.draft=None"):

@@ -84,7 +84,6 @@ def test_output_equals_the_targets_own_whoever_is_slow(pair: PairSpec, temperatu
     """Also: a sample that fails on the target's side, or is interrupted there, spoils none that follows; the worker sleeps
     while the other arm is on the clock; memory and mailbox stay as they are over many samples."""
     with opened(pair, temperature=temperature, trace=True) as (method, baseline):
-        assert method.worker is not None
         pid = method.worker.pid
         stale = accepted = 0
         for number in range(6):
@@ -128,7 +127,7 @@ def test_output_equals_the_targets_own_whoever_is_slow(pair: PairSpec, temperatu
 
 def check_footprint(method: ScriptedAmusd, pair: PairSpec) -> None:
     """What the draft's process holds is counted there: its weights to the byte, its cache, its size."""
-    assert pair.draft is not None and method.worker is not None
+    assert pair.draft is not None
     weights = sum(p.numel() * p.element_size() for p in load_model(pair.draft).module.parameters())
     parts = method.memory_bytes()
     assert parts["draft_weights"] == weights and parts["draft_kv"] > 0 and parts["target_kv"] > 0 and parts["mailbox"] > 0
@@ -162,7 +161,6 @@ def check_books(outcome: Any) -> None:
 
 def check_memory(method: ScriptedAmusd, count: int) -> None:
     """After some samples neither process grows any more, and the mailbox not at all."""
-    assert method.worker is not None
     for number in range(20):
         method.decode(request(number, max_new_tokens=8))
     pids, buffers = (os.getpid(), method.worker.pid), buffers_of(method)
@@ -198,7 +196,6 @@ def test_a_lost_draft_ends_the_run_in_its_own_words(pair: PairSpec) -> None:
     ]
     for what, timeout_seconds, words in cases:
         with opened(pair, timeout_seconds=timeout_seconds) as (method, _):
-            assert method.worker is not None
             pid = method.worker.pid
             start = time.monotonic()
             with pytest.raises(WorkerError, match=words) as caught:

@@ -19,8 +19,11 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import DraftTree
 from specbench.methods.overlap.amusd import Amusd
 from specbench.pair.load import draft_loader, load_model
+from specbench.parts.contracts import Setting
 from specbench.parts.schedules.free_running.draft import Drafter, DraftReport
+from specbench.parts.schedules.free_running.schedule import FreeRunning
 from specbench.processes.steps import Progress
+from specbench.processes.worker import Worker
 
 SLOW_SECONDS = 0.004
 
@@ -71,21 +74,40 @@ class LockHoldingDrafter(ScriptedDrafter):
         return super().run()
 
 
+class Scripted(FreeRunning):
+    """AMUSD's schedule around a draft that misbehaves."""
+
+    draft: type[Drafter] = LockHoldingDrafter
+
+    def make_drafter(self, setting: Setting) -> Drafter:
+        return self.draft(self.mailbox, setting.runtime.law, self.max_lookahead, setting.runtime.trace)
+
+
 class ScriptedAmusd(Amusd):
     """Amusd with a scripted draft and a target that is slow, fails or is interrupted on request."""
 
-    def make_drafter(self, runtime: Runtime) -> Drafter:
-        return LockHoldingDrafter(self.mailbox, runtime.law, self.max_lookahead, runtime.trace)
+    schedule: FreeRunning
+    scripted: type[Scripted] = Scripted
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        made = self.schedule
+        self.schedule = self.scripted(made.waits_for, made.max_lookahead, made.stale, made.draft_cores, made.stop)
+
+    @property
+    def worker(self) -> Worker:
+        assert self.schedule.worker is not None, "open first"
+        return self.schedule.worker
 
     def open(self, runtime: Runtime) -> None:
         super().open(runtime)
-        forward = self.target.forward
+        forward, verifier = self.target.forward, self.schedule.verifier
 
         def scripted(tree: DraftTree) -> Any:
-            what = self.verifier.order.request.sample_id
+            what = verifier.order.request.sample_id
             if what == "slow target":
                 time.sleep(SLOW_SECONDS)
-            if len(self.verifier.output) > 3:
+            if verifier.books.position > 3:
                 if what == "target: fails":
                     raise RuntimeError("the target stumbled")
                 if what == "target: interrupted":
@@ -95,17 +117,20 @@ class ScriptedAmusd(Amusd):
         self.target.forward = scripted  # type: ignore[method-assign]
 
 
-class FailingAmusd(ScriptedAmusd):
-    """For a whole run: the draft fails in every sample, whatever its name."""
-
-    def make_drafter(self, runtime: Runtime) -> Drafter:
-        return FailingDrafter(self.mailbox, runtime.law, self.max_lookahead, runtime.trace)
-
-
 class FailingDrafter(Drafter):
     def _draft(self) -> Progress:
         misbehave("raise")
         return super()._draft()
+
+
+class Failing(Scripted):
+    draft = FailingDrafter
+
+
+class FailingAmusd(ScriptedAmusd):
+    """For a whole run: the draft fails in every sample, whatever its name."""
+
+    scripted = Failing
 
 
 # ------------------------------------------------------------------------------------------------ a tiny pair
@@ -158,8 +183,7 @@ def decode_for_ever(folder: str) -> None:
     """Say the worker's process id, then decode until somebody ends this."""
     method = Amusd()
     method.open(runtime(tiny_pair(Path(folder))))
-    assert method.worker is not None
-    print(method.worker.pid, flush=True)
+    print(*method.pids(), flush=True)
     number = 0
     while True:
         method.decode(request(number))
