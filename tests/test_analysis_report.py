@@ -15,7 +15,7 @@ from analysis_runs import energy_of, write_run
 import specbench.analysis as analysis
 from specbench.analysis.__main__ import main
 from specbench.analysis.reports import notebook, writing
-from specbench.analysis.show.render import document_html, document_markdown
+from specbench.analysis.show import render
 
 SOURCE = Path(notebook.__file__).parent
 
@@ -153,11 +153,11 @@ def test_meagre_runs_make_a_report_too(tmp_path: Path, options: dict[str, object
     made = writing.document(analysis.load([tmp_path / "runs"]))
     for block in made.blocks:
         if block.table is not None:
-            assert len(block.table.save(tmp_path / "tables")) == 3
+            assert len(render.save(block.table, tmp_path / "tables")) == 3
         if block.figure is not None:
             assert block.figure.bounds().width > 1
     pictures = {block.figure.name: "" for block in made.blocks if block.figure is not None}
-    assert page_of(document_html(made, pictures)).fetched == [] and document_markdown(made)
+    assert page_of(made.html(pictures)).fetched == [] and made.markdown()
     assert analysis.compare([tmp_path / "runs"])
 
 

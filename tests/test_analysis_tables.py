@@ -16,7 +16,7 @@ from specbench.analysis.derive.derive import comparisons, restrict
 from specbench.analysis.read.frames import load
 from specbench.analysis.show import check_tables, members, paper_tables, run_tables
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.render import document_html, document_markdown, escape_latex, to_html, to_latex, to_markdown
+from specbench.analysis.show.render import escape_latex, to_html, to_latex, to_markdown
 from specbench.analysis.show.table import Cell, Column, Row, Table, mark_best
 from specbench.measure import stats
 
@@ -211,7 +211,7 @@ def test_no_place_of_a_page_takes_markup() -> None:
     doc.add(hostile("<b>\"&'"))
     doc.warning("<b>\"&'")
     doc.text("<b>\"&'")
-    page = document_html(doc, {})
+    page = doc.html({})
     assert page.count("&lt;b&gt;&#34;&amp;&#39;") == 12 and "<b>&lt;b&gt;" in page
     assert page.count("<b>") == 1, "the bold cell's own"
 
@@ -220,7 +220,7 @@ def test_no_place_of_markdown_takes_markup() -> None:
     doc = Document("a|b*c`<i>_d", [])
     doc.add(hostile("a|b*c`<i>_d\n# no"))
     doc.warning("a|b*c`<i>_d")
-    shown = document_markdown(doc)
+    shown = doc.markdown()
     assert shown.count("a\\|b\\*c\\`\\<i>\\_d") == 9 and "a|b" not in shown and "\n# no" not in shown
     assert "snake_case, 0.5 < 1 and [0.9, 1.1]" in to_markdown(hostile("snake_case, 0.5 < 1 and [0.9, 1.1]"))
 

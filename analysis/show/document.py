@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from specbench.analysis.show.render import document_html, document_markdown
+from specbench.analysis.show import render
 from specbench.analysis.show.style import Drawing, save_all
 from specbench.analysis.show.table import Table
 
@@ -51,11 +52,18 @@ class Document:
         """
         for block in self.blocks:
             if block.table is not None:
-                block.table.save(folder / "tables")
+                render.save(block.table, folder / "tables")
         drawings = [block.figure for block in self.blocks if block.figure is not None]
         save_all(drawings, folder / "figures", workers)
-        (folder / "report.md").write_text(document_markdown(self), encoding="utf-8")
+        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
         pictures = {d.name: base64.b64encode((folder / "figures" / f"{d.name}.png").read_bytes()).decode() for d in drawings}
         path = folder / "report.html"
-        path.write_text(document_html(self, pictures), encoding="utf-8")
+        path.write_text(self.html(pictures), encoding="utf-8")
         return path
+
+    def markdown(self) -> str:
+        return str(render.markdown().document(self))
+
+    def html(self, pictures: Mapping[str, str]) -> str:
+        """One page. pictures: each figure's PNG by its name, in base64."""
+        return str(render.html().document(self, pictures))

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-if TYPE_CHECKING:
-    from specbench.analysis.show.document import Document
-    from specbench.analysis.show.table import Table
+from specbench.analysis.show.table import Table
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -81,10 +79,10 @@ def to_latex(table: Table) -> str:
     return str(latex().table(table))
 
 
-def document_html(document: Document, pictures: Mapping[str, str]) -> str:
-    """pictures: each figure's PNG by its name, in base64."""
-    return str(html().document(document, pictures))
-
-
-def document_markdown(document: Document) -> str:
-    return str(markdown().document(document))
+def save(table: Table, folder: Path) -> list[Path]:
+    """name.tex, name.csv and name.md in the folder; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    forms = {"tex": to_latex(table), "csv": table.to_csv(), "md": to_markdown(table)}
+    for ending, text in forms.items():
+        (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
+    return [folder / f"{table.name}.{ending}" for ending in forms]

@@ -13,7 +13,6 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 MISSING = "-"
@@ -257,16 +256,6 @@ class Table:
                 line += ["" if value is None else value for value in values]
             writer.writerow(line)
         return out.getvalue()
-
-    def save(self, folder: Path) -> list[Path]:
-        """name.tex, name.csv and name.md in the folder; returns the paths."""
-        from specbench.analysis.show.render import to_latex, to_markdown
-
-        folder.mkdir(parents=True, exist_ok=True)
-        forms = {"tex": to_latex(self), "csv": self.to_csv(), "md": to_markdown(self)}
-        for ending, text in forms.items():
-            (folder / f"{self.name}.{ending}").write_text(text, encoding="utf-8")
-        return [folder / f"{self.name}.{ending}" for ending in forms]
 
 
 def label_spans(labels: Sequence[str]) -> list[tuple[str, int]]:
