@@ -155,7 +155,7 @@ def test_the_run_folder_holds_its_files(finished: Any) -> None:
         "trace.json",
     }
     told = read_run(folder)
-    assert told["status"] == "success" and told["format_version"] == 1
+    assert told["status"] == "success" and told["format_version"] == 2
     assert told["config"]["decoding"]["max_new_tokens"] == 16 and told["provenance"]
     assert set(told["warmup"]) == {"method", "baseline"} and told["device"] == "cpu"
     assert len(told["pair"]["target"]["sha256"]) == 64
@@ -414,8 +414,8 @@ def test_a_failing_sample_is_recorded_and_the_run_goes_on(tmp_path: Path) -> Non
     def failing(real: Any, self: Any, request: Request) -> Outcome:
         calls.append(request.sample_id)
         if len(calls) == 3:  # two of the warm-up, then the first sample
-            self.draft.start(8)  # where both warm-up prompts ended at once it was never started
-            self.draft.feed([1, 2, 3])  # in the middle of something
+            self.drafter.session.start(8)  # where both warm-up prompts ended at once it was never started
+            self.drafter.session.feed([1, 2, 3])  # in the middle of something
             raise RuntimeError("the draft fell over")
         return real(self, request)
 

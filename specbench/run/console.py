@@ -148,8 +148,10 @@ def _round_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shares(seconds: Mapping[str, float]) -> str:
+    """learn: only of a draft that does."""
     total = sum(seconds.values())
-    return ", ".join(f"{name.replace('_', ' ')} {value / total:.0%}" for name, value in seconds.items()) if total > 0 else "-"
+    shown = {name.replace("_", " "): value for name, value in seconds.items() if value > 0 or name != "learn"}
+    return ", ".join(f"{name} {value / total:.0%}" for name, value in shown.items()) if total > 0 else "-"
 
 
 def _time_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
