@@ -37,8 +37,7 @@ class Pearl(Method):
         draft_cores: int = 1,
         stop: str | Stop | None = None,
     ):
-        if draft_length != "auto":
-            whole("method.draft_length", draft_length, 1)
+        whole("method.draft_length", draft_length, 1, auto=True)
         one_of("method.draft", draft, "keyed", "greedy")
         if rule == "lockstep_ratio" and draft == "greedy":
             raise ConfigError("method.draft", draft, "is not exact under method.rule=lockstep_ratio: leave it at keyed")

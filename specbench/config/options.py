@@ -37,12 +37,13 @@ def one_of(key: str, value: object, *possible: str | None) -> None:
         raise ConfigError(key, value, f"possible: {', '.join('null' if p is None else p for p in possible)}")
 
 
-def whole(key: str, value: object, low: int, null: str | None = None) -> None:
-    """Refuse all but integers of at least `low`; None too, where `null` says what it means."""
-    if value is None and null is not None:
+def whole(key: str, value: object, low: int, null: str | None = None, auto: bool = False) -> None:
+    """Refuse all but integers of at least `low`; None too, where `null` says what it means, and "auto" where it is allowed."""
+    if (value is None and null is not None) or (auto and value == "auto"):
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(key, value, f"possible: an integer of at least {low}" + (f", or null ({null})" if null else ""))
+        possible = f"{'auto or ' if auto else ''}an integer of at least {low}"
+        raise ConfigError(key, value, f"possible: {possible}" + (f", or null ({null})" if null else ""))
 
 
 def number(key: str, value: object, low: float, high: float, possible: str, null: bool = False) -> None:

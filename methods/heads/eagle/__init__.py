@@ -70,8 +70,7 @@ class Eagle(Method):
     ):
         whole("method.draft_length", draft_length, 1)
         whole("method.top_k", top_k, 1)
-        if num_nodes != "auto":
-            whole("method.num_nodes", num_nodes, 1)
+        whole("method.num_nodes", num_nodes, 1, auto=True)
         drafter = EagleDraft(heads, draft_length, top_k, num_nodes)
         stop = make_stop(stop, draft_length)
         super().__init__(drafter, rule=rule, rules=exact_rules(trees=True), stop=stop, draft_length=draft_length)

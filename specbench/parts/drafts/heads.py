@@ -46,8 +46,7 @@ class HeadDraft(Drafter):
         presets: Mapping[str, Sequence[Node]] | None = None,
     ):
         self.family, self.heads_name, self.num_nodes, self.presets = family, heads, num_nodes, presets or {}
-        if num_nodes != "auto":
-            whole("method.num_nodes", num_nodes, 1, null=None)
+        whole("method.num_nodes", num_nodes, 1, auto=True)
         self.given = None if tree == "auto" else self._parse(tree)
         self.plan: TreePlan | None = None
         self.noise: Tensor | None = None  # of the round's positions, [depth, vocab], where the target's is shared
