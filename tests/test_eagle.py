@@ -20,12 +20,13 @@ from specbench.engine.model import Model
 from specbench.engine.request import Outcome
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.tree import DraftTree, Verdict
+from specbench.engine.tree import DraftTree, Evidence, Feedback
 from specbench.method import Method
-from specbench.methods.heads.eagle import FITTING_RULES, Eagle
+from specbench.methods.heads.eagle import Eagle, EagleDraft
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
 from specbench.parts.heads.base import TargetParts, build_heads, load_heads, save_heads
+from specbench.parts.rules.rule import exact_rules
 from specbench.train.__main__ import run as run_training
 from specbench.train.settings import PartSettings
 
@@ -128,21 +129,21 @@ def test_shared_noise_finds_more_of_the_targets_samples(target: Any, folder: str
         return sum(r.num_accepted for o in outputs(Eagle(heads=folder, num_nodes=10), around, PROMPTS) for r in o.rounds)
 
     with_noise = accepted()
-    monkeypatch.setattr("specbench.methods.heads.eagle.keyed_gumbel", lambda key, positions, size, device: torch.zeros(1, size))
+    monkeypatch.setattr("specbench.parts.drafts.choice.keyed_gumbel", lambda key, positions, size, device: torch.zeros(1, size))
     assert with_noise > 1.1 * accepted()
 
 
-class Watched(Eagle):
+class Watched(EagleDraft):
     """Looks at every tree, and compares the draft's cache of committed rows with one computed afresh from the target."""
 
-    def begin(self, request: Any, first_token: int) -> None:
+    def begin(self, request: Any, first_token: int, evidence: Evidence) -> None:
         self.worst, self.compared, self.trees = 0.0, 0, []
         self.text = [*request.prompt_ids, first_token]
-        super().begin(request, first_token)
+        super().begin(request, first_token, evidence)
 
-    def observe(self, verdict: Verdict) -> None:
-        self.text += verdict.tokens
-        super().observe(verdict)
+    def observe(self, feedback: Feedback) -> None:
+        self.text += feedback.verdict.tokens
+        super().observe(feedback)
 
     def propose(self, max_depth: int) -> DraftTree:
         tree = super().propose(max_depth)
@@ -156,10 +157,18 @@ class Watched(Eagle):
             root = fresh.extend(hidden, self.text[1:])
             assert self.num_true == fresh.length == len(self.text) - 1
             pairs = [(getattr(d, name)[:, : fresh.length]) for name in ("keys", "values") for d in (self.draft, fresh)]
-            for ours, theirs in [(pairs[0], pairs[1]), (pairs[2], pairs[3]), (self.root, root)]:
+            for ours, theirs in [(pairs[0], pairs[1]), (pairs[2], pairs[3]), (self.features, root)]:
                 self.worst = max(self.worst, float((ours - theirs).abs().max() / theirs.abs().max()))
             self.compared += 1
         return tree
+
+
+def watched(around: Runtime, folder: str, **options: Any) -> tuple[Method, Watched]:
+    """The method, opened, and its drafter."""
+    method = Eagle(heads=folder, **options)
+    made: Any = method.drafter
+    method.drafter = Watched(made.heads_name, made.draft_length, made.top_k, made.num_nodes)
+    return tiny.opened(method, around), method.drafter
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -167,11 +176,10 @@ def test_the_cache_after_rollbacks_is_a_fresh_one(target: Any, folder: str, seed
     draw = random.Random(seed)
     options = {"top_k": draw.choice([1, 2, 4, 8]), "num_nodes": draw.choice([2, 6, 20]), "draft_length": draw.choice([2, 5])}
     around = tiny.runtime(Model.wrap(target), law=draw.choice([SamplingLaw(), SAMPLED]), max_new_tokens=30)
-    method = Watched(heads=folder, **options)
-    method.open(around)
+    method, draft = watched(around, folder, **options)
     for prompt in PROMPTS:
         outcome = method.decode(tiny.request(around, prompt, str(seed)))
-        assert method.compared >= len(outcome.rounds) - 1 and method.worst < 1e-4
+        assert draft.compared >= len(outcome.rounds) - 1 and draft.worst < 1e-4
     method.close()
 
 
@@ -179,8 +187,7 @@ def test_a_missing_rollback_is_seen(target: Any, folder: str, monkeypatch: pytes
     # The twin of the test above: guessed features that stay in the cache, as if they had been the target's.
     monkeypatch.setattr(FeatureDraft, "rollback", lambda self, length: None)
     around = tiny.runtime(Model.wrap(target), max_new_tokens=30)
-    method = Watched(heads=folder, num_nodes=10)
-    method.open(around)
+    method, _ = watched(around, folder, num_nodes=10)
     with pytest.raises(AssertionError):
         method.decode(tiny.request(around, PROMPTS[3]))
 
@@ -188,11 +195,10 @@ def test_a_missing_rollback_is_seen(target: Any, folder: str, monkeypatch: pytes
 def test_trees_respect_their_limits(target: Any, folder: str) -> None:
     around = tiny.runtime(Model.wrap(target), max_new_tokens=12)
     for options in ({"draft_length": 5, "top_k": 3, "num_nodes": 7}, {"draft_length": 2, "top_k": 2, "num_nodes": 50}):
-        method = Watched(heads=folder, **options)
-        method.open(around)
+        method, draft = watched(around, folder, **options)
         for prompt in PROMPTS:
             method.decode(tiny.request(around, prompt))
-            for tree, max_depth in method.trees:
+            for tree, max_depth in draft.trees:
                 assert tree.depth <= min(options["draft_length"], max_depth) and len(tree.tokens) <= options["num_nodes"]
                 assert all(len(siblings) <= options["top_k"] for siblings in tree.children())
                 assert tree.num_forwards <= options["draft_length"]
@@ -385,7 +391,10 @@ def test_the_automatic_depth_follows_the_cost_of_a_level(
         )
         method = tiny.opened(Eagle(heads=heads, top_k=top_k), around)
         assert method.facts()["levels"] == levels
-        method.size = 200  # more than is grown: the best nodes alone may all lie higher up, where these heads are unsure
+        draft: Any = method.drafter
+        draft.size = draft.shape.num_nodes = (
+            200  # more than is grown: the best nodes alone may all lie higher up, where these heads are unsure
+        )
         rounds = method.decode(tiny.request(around, PROMPTS[2])).rounds
         assert max(r.draft_depth for r in rounds) == levels
 
@@ -393,7 +402,7 @@ def test_the_automatic_depth_follows_the_cost_of_a_level(
 def test_an_automatic_size_needs_measured_accuracies(target: Any, folder: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"method\.num_nodes"):
         Eagle(heads=calibrated(folder, tmp_path / "heads", None)).open(tiny.runtime(Model.wrap(target)))
-    with pytest.raises(ConfigError, match="auto or a whole number"):
+    with pytest.raises(ConfigError, match="auto or an integer"):
         Eagle(num_nodes="many")
     with pytest.raises(ConfigError, match=r"method\.top_k"):
         Eagle(top_k="auto")  # type: ignore[arg-type]
@@ -431,9 +440,9 @@ def test_training_end_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["ratio", "typical", "recursive_without_replacement", "k_seq", "lockstep_ratio", "no such"])
 def test_rules_for_drawn_drafts_are_refused(rule: str) -> None:
-    with pytest.raises(ConfigError, match="deterministic tree"):
+    with pytest.raises(ConfigError, match="possible for this draft"):
         Eagle(rule=rule)
-    assert {"greedy_match", "sample_match", "delta"} <= set(FITTING_RULES)
+    assert {"greedy_match", "sample_match", "delta"} <= set(exact_rules(trees=True))
 
 
 @pytest.mark.parametrize(

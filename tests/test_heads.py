@@ -38,7 +38,7 @@ from specbench.parts.heads.base import (
 )
 from specbench.parts.heads.files import find_heads
 from specbench.parts.heads.loss import depth_loss
-from specbench.parts.heads.tree_heads import TreePlan
+from specbench.parts.shapes.plan import TreePlan
 from specbench.parts.shapes.static import node_probabilities
 from specbench.train.calibrate import TOP, calibrate
 from specbench.train.heads import heads_class_of
@@ -270,16 +270,16 @@ def test_any_tree_gives_the_targets_own_output(name: str, tree: Any, pair: PairS
 def test_drafts_come_from_the_last_row_that_stands(name: str, pair: PairSpec, heads_folder: Path) -> None:
     """Every draft of a decoded text equals what the heads say, in one pass over the whole text, at the committed position."""
     bench = bench_of(name, pair, heads_folder, tree=[[0], [0, 0], [0, 0, 0]])
-    method: Any = bench.method(GREEDY)
+    drafter: Any = bench.method(GREEDY).drafter
     seen: list[tuple[int, list[int]]] = []
-    original = method.propose
+    original = drafter.propose
 
     def recording(max_depth: int) -> Any:
         tree = original(max_depth)
-        seen.append((method.num_output, list(tree.tokens)))
+        seen.append((drafter.num_output, list(tree.tokens)))
         return tree
 
-    method.propose = recording
+    drafter.propose = recording
     request = bench.request(2, eos_ids=())
     output = bench.decode(GREEDY, request).output_ids
     text = torch.tensor([[*request.prompt_ids, *output]])
@@ -289,7 +289,8 @@ def test_drafts_come_from_the_last_row_that_stands(name: str, pair: PairSpec, he
         place = len(request.prompt_ids) + num_output - 2  # of the last token but the pending one
         if tokens:
             pending = int(text[0, place + 1])
-            assert method.fill(hidden[place], pending, len(tokens)).tolist() == tokens
+            levels = drafter.plan.levels[: len(tokens)]
+            assert drafter.heads.fill(hidden[place], pending, levels, drafter.candidates).tolist() == tokens
             accepted += output[num_output] == tokens[0] if num_output < len(output) else 0
     assert accepted > 0, "nothing was ever drafted right: the comparison says little"
     bench.close()
@@ -318,7 +319,7 @@ def test_an_automatic_tree_follows_the_cost_of_rows(
     pair: PairSpec, heads_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flat rows give a large tree, rows as dear as forwards a small one; what was measured stands among the facts."""
-    import specbench.parts.heads.tree_heads as module
+    import specbench.parts.drafts.heads as module
 
     sizes = {}
     for name, slope in (("flat", 0.0), ("dear", 1.0)):
@@ -337,7 +338,7 @@ def test_a_target_that_takes_chains_only_gets_a_chain(pair: PairSpec, heads_fold
     bench = bench_of("hydra", pair, heads_folder)
     bench.target.tree_refusal = "it says so"
     try:
-        plan: Any = bench.method(GREEDY).plan  # type: ignore[attr-defined]
+        plan: Any = bench.method(GREEDY).drafter.plan  # type: ignore[attr-defined]
         assert plan.tree([0] * len(plan.nodes), plan.depth, 1).is_chain
         assert greedy_identity(bench).status == PASS
     finally:
