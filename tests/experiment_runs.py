@@ -1,11 +1,20 @@
-"""Synthetic runs of each experiment, in the settings of its YAML, for the tests of what is made of them."""
+"""Synthetic runs of each experiment, in the settings of its YAML, for the tests of what is made of them; and its jobs."""
 
 from __future__ import annotations
 
+import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
 from analysis_runs import energy_of, write_run
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from specbench.config.compose import compose, register
+from specbench.config.paths import CONF_DIR
+from specbench.config.schema import RunConfig
+from specbench.front.launchers import combinations
 
 PAPER_DATA = ("humaneval", "mt_bench", "refactorchat")
 NOTHING = {
@@ -74,3 +83,35 @@ def energy(root: Path, measured: bool = True, entry: dict[str, Any] | None = Non
         write_run(root, "amusd", gamma=3, free=True, **own | SPECULATIVE | {"when": 10 * i, "energy": made[0]})
         write_run(root, gamma=4, **own | {"when": 10 * i + 1, "energy": made[1]})
     return root
+
+
+# ------------------------------------------------------------------------------------------------ what is run
+def planned(name: str) -> list[tuple[str, ...]]:
+    """The options of every job of an experiment, as its sweep would start them."""
+    sweeper = yaml.safe_load((Path(CONF_DIR) / "experiment" / f"{name}.yaml").read_text())["hydra"]["sweeper"]
+    params = [f"{key}={value}" for key, value in sweeper["params"].items()]
+    return [tuple(job) for job in combinations(OverridesParser.create().parse_overrides, params, sweeper["jobs"], [])[0]]
+
+
+@functools.cache
+def composed(name: str) -> list[RunConfig]:
+    """The checked configurations of as few of its jobs as have every option, and every set of a method's, among them."""
+    register()
+    wanted = {job: {*job, frozenset(o for o in job if o.startswith(("method", "baseline")))} for job in planned(name)}
+    seen: set[object] = set()
+    configs = []
+    while left := {job: len(own - seen) for job, own in wanted.items() if own - seen}:
+        job = max(left, key=lambda job: left[job])
+        seen |= wanted[job]
+        configs.append(compose([f"experiment={name}", *job]))
+    return configs
+
+
+def under_other_conditions(folder: Path, copy: Path) -> Path:
+    """The same runs as if the code had changed meanwhile."""
+    shutil.copytree(folder, copy)
+    for path in copy.rglob("run.json"):
+        text = path.read_text()
+        assert '"conditions_hash": "c0"' in text
+        path.write_text(text.replace('"conditions_hash": "c0"', '"conditions_hash": "c1"'))
+    return copy

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import experiment_runs
 import numpy as np
 import pytest
 from analysis_runs import write_run
-from sweeping import Command, execute
+from sweeping import execute
 from test_analysis_figures import overlaps
 from test_energy import DRAFT, TARGET, Runner, with_nvml  # noqa: F401
 
@@ -27,14 +28,13 @@ from specbench.analysis.reports import experiments
 from specbench.analysis.reports.experiments import amusd_energy, amusd_paper, amusd_ratio
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.table import Table
-from specbench.front.launchers import IsolatedLauncher, SerialLauncher
 from specbench.measure import metrics
 from specbench.measure.metrics import RoundTable
 from specbench.measure.pairing import pair_samples
-from specbench.measure.records import provenance
 from specbench.measure.records.store import read_samples
 
 PAPER_DATA = experiment_runs.PAPER_DATA
+STANDIN: dict[str, Any] = {"measured": True, "source": "standin"}
 WRITERS: dict[str, Callable[..., Path]] = {
     "amusd_paper": experiment_runs.paper,
     "amusd_rollback": experiment_runs.rollback,
@@ -68,99 +68,80 @@ def row_of(table: Table, **wanted: str) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------ what is run
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(provenance, "git_facts", lambda *_: {"commit": None, "dirty": None, "diff_sha256": None})
-    monkeypatch.setattr(IsolatedLauncher, "one", SerialLauncher.one)
-    monkeypatch.setattr("specbench.front.cli.write_report", lambda sweep: "REPORTED")
-    return Command(monkeypatch, capsys, tmp_path / "runs")
+def jobs(name: str) -> list[str]:
+    """The options of every job, each job once."""
+    found = [" ".join(sorted(job)).replace("\\:", ":") for job in experiment_runs.planned(name)]
+    assert len(set(found)) == len(found), "no job is asked for twice"
+    return sorted(found)
 
 
-def planned(command: Command, name: str) -> list[tuple[Any, ...]]:
-    """(data, method, its telling options, baseline, its compat) of every job, after the checks of a real start."""
-    status, document, err = command(f"experiment={name}")
-    assert status == 0 and document is not None, err
-    assert document["sweep_folder"] == str(command.runs / "sweeps" / name)
-    configs = command.run.configs
-    assert len(configs) == document["num_requested"], "no job is asked for twice"
-    tokens = 48 if name == "amusd_ratio" else 64
-    assert all(c.data.source == "auto" and c.decoding.max_new_tokens == tokens and c.measure.repeats == 1 for c in configs)
-    return [
-        (c.data.name, c.method_name, c.method.get("compat") or c.method.get("stale"), c.baseline_name, c.baseline.get("compat"))
-        for c in configs
-    ]
+def on(data: Sequence[str], *lines: str) -> list[str]:
+    """These options on each of these data sets."""
+    return sorted(" ".join(sorted([f"data={name}", *line.split()])) for name in data for line in lines)
 
 
-def test_jobs_of_amusd_paper(command: Command) -> None:
-    jobs = planned(command, "amusd_paper")
-    each = [
-        ("speculative", None, "autoregressive", None),
-        ("speculative", "amusd", "autoregressive", None),
-        ("amusd", "plain", "autoregressive", None),
-        ("amusd", "plain", "speculative", None),
-        ("amusd", "plain", "speculative", "amusd"),
-    ]
-    assert sorted(jobs, key=str) == sorted(((data, *job) for data in PAPER_DATA for job in each), key=str)
-    configs = command.run.configs
-    assert {c.method["draft_length"] for c in configs if c.method_name == "speculative"} == {5}
-    assert {c.baseline["draft_length"] for c in configs if c.baseline_name == "speculative"} == {5}
-    power = [(c.data.name, c.method_name, c.method.get("compat")) for c in configs if c.measure.power == "auto"]
-    assert sorted(power, key=str) == [("refactorchat", "amusd", None), ("refactorchat", "speculative", "amusd")]
+def test_jobs_of_amusd_paper() -> None:
+    equal, over = "method=speculative method.draft_length=5", "method=amusd method@baseline=speculative baseline.draft_length=5"
+    unread = [f"{line} measure.power=off" for line in (equal, over, f"{over} baseline.compat=amusd")]
+    read = [f"{equal} method.compat=amusd measure.power=", "method=amusd measure.power="]  # on the data of the paper's figure 5
+    *others, last = PAPER_DATA
+    expected = on(PAPER_DATA, *unread) + on(others, *(f"{line}off" for line in read)) + on([last], *(f"{r}auto" for r in read))
+    assert jobs("amusd_paper") == sorted(expected) and last == "refactorchat"
 
 
-def test_jobs_of_amusd_rollback(command: Command) -> None:
-    jobs = planned(command, "amusd_rollback")
-    each = [("amusd", "plain"), ("amusd", "wait"), ("speculative", None)]
-    data = (*PAPER_DATA, "specbench")
-    sampled = [("humaneval", "amusd", "plain"), ("mt_bench", "amusd", "plain")]
-    expected = [(name, *job) for name in data for job in each] + sampled
-    assert sorted((job[:3] for job in jobs), key=str) == sorted(expected, key=str)
-    hot = [(c.data.name, c.decoding.temperature) for c in command.run.configs if c.decoding.temperature]
-    assert sorted(hot) == [("humaneval", 1.0), ("mt_bench", 1.0)]
+def test_jobs_of_amusd_rollback() -> None:
+    everywhere = on((*PAPER_DATA, "specbench"), "method=amusd", "method=amusd method.stale=wait", "method=speculative")
+    sampled = on(("humaneval", "mt_bench"), "method=amusd decoding.temperature=1")
+    assert jobs("amusd_rollback") == sorted(everywhere + sampled)
+    assert {c.method["stale"] for c in experiment_runs.composed("amusd_rollback") if c.method_name == "amusd"} == {
+        "plain",
+        "wait",
+    }
 
 
-def test_jobs_of_amusd_ratio(command: Command) -> None:
-    planned(command, "amusd_ratio")
-    configs = command.run.configs
-    sizes = {(c.data.name, c.pair.target, c.pair.draft) for c in configs if c.method_name == "amusd"}
-    parts = [("builtin:target", "builtin:target_half"), ("builtin:draft_small", "builtin:draft", "builtin:draft_large")]
-    assert sizes == {(data, target, draft) for data in PAPER_DATA for target in parts[0] for draft in parts[1]}
-    (floor,) = [c for c in configs if c.method_name == "autoregressive"]
-    assert (floor.measure.mode, floor.data.name, floor.pair.target) == ("aa", "humaneval", "builtin:target")
-    assert len(configs) == 19
+def test_jobs_of_amusd_ratio() -> None:
+    targets, drafts = ("target", "target_half"), ("draft_small", "draft", "draft_large")
+    sizes = [f"method=amusd pair.target=builtin:{target} pair.draft=builtin:{draft}" for target in targets for draft in drafts]
+    floor = "method=autoregressive measure.mode=aa measure.power=off pair.target=builtin:target"
+    assert jobs("amusd_ratio") == sorted(on(PAPER_DATA, *sizes) + on(["humaneval"], floor))
 
 
-def test_jobs_of_amusd_energy(command: Command) -> None:
-    jobs = planned(command, "amusd_energy")
-    each = [("amusd", "plain", "speculative", None), ("speculative", None, "autoregressive", None)]
-    assert sorted(jobs, key=str) == sorted(((data, *job) for data in PAPER_DATA for job in each), key=str)
-    assert {c.measure.power for c in command.run.configs} == {"auto"}
+def test_jobs_of_amusd_energy() -> None:
+    assert jobs("amusd_energy") == on(PAPER_DATA, "method=amusd method@baseline=speculative", "method=speculative")
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "power"),
+    [("amusd_paper", 64, {"auto", "off"}), ("amusd_rollback", 64, {"off"}), ("amusd_ratio", 48, {"auto", "off"}),
+     ("amusd_energy", 64, {"auto"}), ("rollback_stress", 64, {"off"}), ("reproducibility", 64, {"off"}),
+     ("output_consistency", 96, {"off"})],
+)  # fmt: skip
+def test_jobs_compose(name: str, tokens: int, power: set[str]) -> None:
+    configs = experiment_runs.composed(name)
+    assert {config.measure.power for config in configs} == power
+    assert {(config.data.source, config.decoding.max_new_tokens) for config in configs} == {("auto", tokens)}
+    assert {config.measure.repeats for config in configs} == {2 if name == "reproducibility" else 1}
 
 
 # ------------------------------------------------------------------------------------------------ every report
-CASES = [(name, {}) for name in WRITERS] + [
-    ("amusd_paper", {"measured": True}), ("amusd_ratio", {"measured": True}), ("amusd_energy", {"measured": False}),
-    ("amusd_rollback", {"source": "standin"}),
-]  # fmt: skip
+CASES = [
+    *((name, {}) for name in WRITERS),
+    ("amusd_paper", {"measured": True, "source": "standin"}),
+    ("amusd_energy", {"measured": False}),
+]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_a_report_is_whole(
-    made: Callable[..., tuple[Document, Table]], name: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_report_is_whole(made: Callable[..., tuple[Document, Table]], name: str, options: dict[str, Any]) -> None:
     doc, table = made(name, **options)
-    names = [block.table.name for block in doc.blocks if block.table] + [b.figure.name for b in doc.blocks if b.figure]
+    tables = [block.table for block in doc.blocks if block.table]
+    figures = [block.figure for block in doc.blocks if block.figure]
+    names = [item.name for item in (*tables, *figures)]
     assert len(names) == len(set(names)), "one file each"
-    assert table.name == name and len(table)
-    assert all("n = 8 prompts x 2 repeats" in b.table.caption for b in doc.blocks if b.table and b.table.name.startswith(name))
-    for block in doc.blocks:
-        if block.figure is not None:
-            assert overlaps(block.figure) == [] and len(block.figure.data) and block.figure.caption
-    page = doc.save(tmp_path)
-    assert page.read_text().count("<img") == len([b for b in doc.blocks if b.figure])
-    with (tmp_path / "tables" / f"{name}.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == len(table.rows)
+    assert table.name == name and len(table) and figures
+    assert len(list(csv.DictReader(io.StringIO(table.to_csv())))) == len(table.rows)
+    assert all("n = 8 prompts x 2 repeats" in t.caption for t in tables if t.name.startswith(name))
+    assert all(overlaps(figure) == [] and len(figure.data) and figure.caption for figure in figures)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -175,21 +156,30 @@ def test_runs_that_cannot_carry_it_are_refused_in_one_line(name: str, tmp_path: 
 def test_a_part_of_the_jobs_makes_a_smaller_report(name: str, tmp_path: Path) -> None:
     write_run(tmp_path / "runs", "amusd", gamma=3, free=True, prompts=[3], repeats=1, mean_tokens=6)
     page, text = experiments.report([tmp_path / "runs"], tmp_path / "out", name)
-    assert page.is_file() and "amusd" in page.read_text() and max(map(len, text.splitlines())) <= 120
+    assert "amusd" in page.read_text() and max(map(len, text.splitlines())) <= 120
+    saved = {path.stem for path in (page.parent / "figures").glob("*.pdf")}
+    assert page.read_text().count("<img") == len(saved) and (page.parent / "tables" / f"{name}.csv").is_file()
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_states_of_the_code_are_not_mixed(name: str, tmp_path: Path) -> None:
-    WRITERS[name](tmp_path / "runs", prompts=range(3))
-    WRITERS[name](tmp_path / "other", prompts=range(3), conditions="c1")
-    doc, table = experiments.find(name).document(load([tmp_path / "runs", tmp_path / "other"]))
-    alone, _ = experiments.find(name).document(load([tmp_path / "other"]))
+    one = WRITERS[name](tmp_path / "runs", prompts=range(3))
+    other = experiment_runs.under_other_conditions(one, tmp_path / "other")
+    study = experiments.find(name)
+    chapters = [chapter for chapter in study.chapters(load([one, other])) if chapter.cases]
+    assert [{group.conditions["conditions_hash"] for group in chapter.groups} for chapter in chapters] == [{"c0"}, {"c1"}]
+    ours, theirs = (study.table(chapter).to_csv() for chapter in chapters)
+    assert ours == theirs and ours.count("\n") > 2, "a table for each state, of its own runs alone"
+
+
+def test_a_report_of_two_states_says_so_and_has_one_file_for_each(tmp_path: Path) -> None:
+    one = experiment_runs.paper(tmp_path / "runs", prompts=range(3), measured=True)
+    frames = load([one, experiment_runs.under_other_conditions(one, tmp_path / "other")])
+    doc, table = experiments.find("amusd_paper").document(frames)
     assert any(block.kind == "warning" and "changed between the runs" in block.text for block in doc.blocks)
-    tables = [block.table for block in doc.blocks if block.table is not None]
-    assert len({t.name for t in tables}) == len(tables)
-    twice = [t for t in tables if t.name.startswith(table.name) and len(t) == len(table)]
-    assert len(twice) >= 2, "a table for each state"
-    assert alone
+    items = [item for block in doc.blocks for item in (block.table, block.figure) if item is not None]
+    assert len({item.name for item in items}) == len(items)
+    assert table_named(doc, "amusd_paper") is table and len(table_named(doc, "amusd_paper_2")) == len(table)
 
 
 # ------------------------------------------------------------------------------------------------ amusd_paper
@@ -225,8 +215,9 @@ def test_the_papers_boundaries_are_counted_as_the_paper_does(tmp_path: Path) -> 
 
 
 def test_over_speculative_is_the_paired_run(tmp_path: Path) -> None:
-    frames = load([experiment_runs.paper(tmp_path)])
-    _, table = experiments.find("amusd_paper").document(frames)
+    frames = load([experiment_runs.paper(tmp_path, prompts=range(3))])
+    (chapter,) = amusd_paper.STUDY.chapters(frames)
+    table = amusd_paper.table_of(chapter)
     runs = frames.runs[(frames.runs["method"] == "amusd") & (frames.runs["baseline"] == "speculative")]
     equal = [r for r, _ in runs.iterrows() if not frames.facts[r]["config"]["baseline"].get("compat")]
     for run in equal:
@@ -239,7 +230,7 @@ def test_the_power_figure_or_why_there_is_none(made: Callable[..., tuple[Documen
     assert not [b for b in doc.blocks if b.figure is not None and b.figure.name == "power_over_time"]
     assert any("no run holds a power trace. Reason recorded by the runs: no accelerator" in b.text for b in doc.blocks)
     assert all(row.cell("origin").text() != "measured" for row in table_named(doc, "amusd_power").rows)
-    doc, _ = made("amusd_paper", measured=True)
+    doc, _ = made("amusd_paper", **STANDIN)
     assert [b for b in doc.blocks if b.figure is not None and b.figure.name == "power_over_time"]
     power = table_named(doc, "amusd_power")
     ours = [row for row in power.rows if row.cell("origin").text() == "measured" and row.cell("method").text() == "amusd"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from analysis_runs import write_run
 from check_runs import LIMIT, METHODS, T_AR, TIMES, WHEN, change, drawn, played, write_scripted
+from experiment_runs import planned
 from sweeping import execute
 
 from specbench.analysis.derive.conditions import groups
@@ -20,10 +21,9 @@ from specbench.analysis.read.frames import load
 from specbench.analysis.reports import experiments
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.table import Table
-from specbench.config.compose import compose, register
-from specbench.front.launchers import combinations
 from specbench.measure.theory import formulas
 
+Found = dict[tuple[str, str], tuple[Scripted, float]]
 PATTERNS = ("never", "iid:0.3", "always", "every:4", "bursts:6+3", "end:0.25")
 
 
@@ -40,18 +40,6 @@ def warnings_of(doc: Document) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ rollback_stress
-def found(folder: Path) -> dict[tuple[str, str], Scripted]:
-    frames = load([folder])
-    made = {}
-    for group in groups(frames):
-        for comparison in comparisons(frames, group):
-            for run in comparison.runs.index:
-                one = scripted(comparison, int(run))
-                assert one is not None
-                made[one.method, one.errors] = one
-    return made
-
-
 @pytest.fixture(scope="module")
 def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stress")
@@ -59,6 +47,21 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for errors in PATTERNS:
             write_scripted(root, method, errors)
     return root
+
+
+@pytest.fixture(scope="module")
+def runs(stress: Path) -> Found:
+    """What was found of every method under every pattern, and its measured speed-up."""
+    frames = load([stress])
+    made = {}
+    for group in groups(frames):
+        for comparison in comparisons(frames, group):
+            for run in comparison.runs.index:
+                one = scripted(comparison, int(run))
+                assert one is not None
+                made[one.method, one.errors] = one, float(frames.runs.loc[run, "speedup"])
+    assert len(made) == len(METHODS) * len(PATTERNS)
+    return made
 
 
 def test_runs_of_different_patterns_stand_in_one_table(stress: Path) -> None:
@@ -69,8 +72,8 @@ def test_runs_of_different_patterns_stand_in_one_table(stress: Path) -> None:
     assert sum(block.kind == "figure" for block in doc.blocks) == 2
 
 
-def test_what_the_script_says_is_what_was_played(stress: Path) -> None:
-    for (method, errors), one in found(stress).items():
+def test_what_the_script_says_is_what_was_played(runs: Found) -> None:
+    for (method, errors), (one, _) in runs.items():
         assert one.as_scripted == one.num_rounds
         steps = [s for n in range(6) for s in played(method, errors, f"s/{n}", LIMIT - n % 3)[0]]
         assert one.emitted == pytest.approx(sum(s.emitted for s in steps) / len(steps))
@@ -79,39 +82,35 @@ def test_what_the_script_says_is_what_was_played(stress: Path) -> None:
         assert one.gamma == METHODS[method]
 
 
-def test_ends_are_exact_and_a_rate_is_met(stress: Path) -> None:
-    for (_, errors), one in found(stress).items():
+def test_ends_are_exact_and_a_rate_is_met(runs: Found) -> None:
+    for (_, errors), (one, _) in runs.items():
         if errors in ("never", "always"):
             assert one.acceptance.value == one.set_acceptance == (errors == "never")
         if errors == "iid:0.3":
             low, high = one.acceptance.low, one.acceptance.high
             assert low is not None and high is not None and low <= 0.7 <= high
-    assert found(stress)["speculative", "every:4"].set_acceptance == pytest.approx(0.766, abs=0.01)
+    assert runs["speculative", "every:4"][0].set_acceptance == pytest.approx(0.766, abs=0.01)
 
 
-def test_closed_forms_are_for_independent_errors_alone(stress: Path) -> None:
-    runs = found(stress)
-    assert runs["speculative", "every:4"].closed_speedup is None and runs["pearl", "end:0.25"].closed_emitted is None
-    one = runs["speculative", "iid:0.3"]
+def test_closed_forms_are_for_independent_errors_alone(runs: Found) -> None:
+    assert runs["speculative", "every:4"][0].closed_speedup is None and runs["pearl", "end:0.25"][0].closed_emitted is None
+    one = runs["speculative", "iid:0.3"][0]
     assert one.closed_emitted == pytest.approx(formulas.emitted_sequential(0.7, 4))
     assert one.times is not None and one.ar_seconds == pytest.approx(T_AR)
     assert one.times.draft == pytest.approx(TIMES.draft, rel=0.1) and one.times.target(5) == pytest.approx(
         TIMES.target(5), rel=0.02
     )
-    assert runs["pearl", "never"].closed_emitted == 4
-    amusd = runs["amusd", "iid:0.3"]
+    assert runs["pearl", "never"][0].closed_emitted == 4
+    amusd = runs["amusd", "iid:0.3"][0]
     assert amusd.closed_emitted is None and amusd.times is not None
     assert amusd.closed_speedup == pytest.approx(T_AR / amusd.times.draft)
 
 
-def test_a_played_script_is_as_fast_as_the_run(stress: Path) -> None:
+def test_a_played_script_is_as_fast_as_the_run(runs: Found) -> None:
     """The synthetic runs take exactly the time of their schedule: reached is 1."""
-    frames = load([stress])
-    for (method, errors), one in found(stress).items():
-        row = frames.runs[(frames.runs["method"] == method)]
-        run = next(run for run in row.index if frames.facts[run]["pair"]["draft"]["errors"] == errors)
+    for (method, _), (one, speedup) in runs.items():
         if method == "speculative":
-            assert frames.runs.loc[run, "speedup"] == pytest.approx(one.speedup_scripted, rel=0.05)
+            assert speedup == pytest.approx(one.speedup_scripted, rel=0.05)
 
 
 def test_a_method_that_does_not_follow_the_script_is_named(tmp_path: Path) -> None:
@@ -297,20 +296,9 @@ def test_a_method_alone_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ what is run
 @pytest.mark.parametrize(("name", "num_jobs"), [("rollback_stress", 18), ("reproducibility", 12), ("output_consistency", 12)])
-def test_every_job_composes(name: str, num_jobs: int) -> None:
-    import yaml
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from specbench.config.paths import CONF_DIR
-
-    register()
-    text = yaml.safe_load((Path(CONF_DIR) / "experiment" / f"{name}.yaml").read_text())
-    sweeper = text["hydra"]["sweeper"]
-    params = [f"{key}={value}" for key, value in sweeper["params"].items()]
-    batch, _ = combinations(OverridesParser.create().parse_overrides, params, sweeper["jobs"], [])
-    assert len(batch) == num_jobs
-    configs = [compose([f"experiment={name}", *options]) for options in batch[:: max(1, num_jobs // 4)]]
-    assert all(config.measure.power == "off" and config.data.source == "auto" for config in configs)
+def test_jobs(name: str, num_jobs: int) -> None:
+    """That they compose is proven with the other experiments', in test_experiment_reports."""
+    assert len(set(planned(name))) == num_jobs
 
 
 @pytest.mark.slow
