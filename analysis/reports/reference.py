@@ -8,8 +8,9 @@ readme, recomputed from raw files), note.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,8 @@ import pandas as pd
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.show.captions import definitions, setting
-from specbench.analysis.show.paper_tables import cell, number
-from specbench.analysis.show.table import Cell, Column, Row, Table
+from specbench.analysis.show.members import Member
+from specbench.analysis.show.table import Column, Table, row_of
 from specbench.measure import metrics
 from specbench.measure.metrics import RoundTable
 from specbench.measure.records.events import Round
@@ -47,30 +48,30 @@ def matching(reference: pd.DataFrame, method: str, data: str) -> pd.DataFrame:
 def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
     """For each data set and method that we ran and somebody published: our row, then theirs."""
     reference = load()
-    rows: list[Row] = []
+    items: list[dict[str, Any]] = []
     notes: list[str] = []
     for comparison in comparisons:
         for run, facts in comparison.runs.iterrows():
             published = matching(reference, str(facts["method"]), comparison.data)
             if published.empty:
                 continue
-            rate = comparison.rates(run)[0]
+            member = Member(comparison, run, facts)
             ours = {
-                "data": Cell(comparison.data),
-                "method": Cell(str(facts["label"])),
-                "origin": Cell(OURS if is_ranked(facts) else f"{OURS}, not ranked"),
-                "models": Cell(comparison.pair),
-                "hardware": Cell(str(facts["machine"])),
-                "emitted_per_round": number(comparison.per_round(run, "emitted_per_round")),
-                "accepted_run_length": number(comparison.per_round(run, "accepted_run_length")),
-                "speedup": cell(comparison.speedup(run)),
-                "ms_per_token": number(1e3 / rate if rate else None),
+                "data": comparison.data,
+                "method": str(facts["label"]),
+                "origin": OURS if is_ranked(facts) else f"{OURS}, not ranked",
+                "models": comparison.pair,
+                "hardware": str(facts["machine"]),
+                "emitted_per_round": member.per_round("emitted_per_round"),
+                "accepted_run_length": member.per_round("accepted_run_length"),
+                "speedup": member.speedup,
+                "ms_per_token": member.ms_per_token,
             }
-            if not any(row.cells == ours for row in rows):
-                rows.append(Row(ours, ranked=False))
+            if ours not in items:
+                items.append(ours)
         shown = {str(facts["method"]) for _, facts in comparison.runs.iterrows()}
-        rows += [row for method in sorted(shown) for row in _published_rows(matching(reference, method, comparison.data))]
-        if comparison.data.endswith("-standin") and rows:
+        items += [item for method in sorted(shown) for item in _published(matching(reference, method, comparison.data))]
+        if comparison.data.endswith("-standin") and items:
             real = comparison.data.removesuffix("-standin")
             notes.append(f"Published figures are for {real} itself; ours are for {comparison.data}, other prompts.")
     columns = [
@@ -90,7 +91,7 @@ def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
         "reference",
         "Published numbers beside ours",
         columns,
-        rows,
+        [row_of(columns, item, ranked=False) for item in items],
         "Published numbers with their sources. They were measured on other hardware, with other models and estimators: "
         "mean accepted tokens of the same pair on the same prompts carry over between machines, speed-ups and "
         "times do not. No row is ranked against another. " + setting(group.conditions, comparisons) + " "
@@ -99,23 +100,20 @@ def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
     ).drop_empty_columns()  # fmt: skip
 
 
-def _published_rows(published: pd.DataFrame) -> list[Row]:
-    rows = []
+def _published(published: pd.DataFrame) -> Iterator[dict[str, Any]]:
     keys = ["source", "published_name", "models", "dataset", "hardware"]
     for key, values in published.groupby(keys, sort=False):
         facts = dict(zip(keys, key, strict=True))
-        cells = {
-            "data": Cell(facts["dataset"]),
-            "method": Cell(facts["published_name"]),
-            "origin": Cell(PUBLISHED),
-            "models": Cell(facts["models"]),
-            "hardware": Cell(facts["hardware"] or "not stated"),
-            "remark": Cell("; ".join(dict.fromkeys(note for note in values["note"] if note)) or None),
-            "source": Cell(facts["source"]),
+        yield {
+            "data": facts["dataset"],
+            "method": facts["published_name"],
+            "origin": PUBLISHED,
+            "models": facts["models"],
+            "hardware": facts["hardware"] or "not stated",
+            "remark": "; ".join(dict.fromkeys(note for note in values["note"] if note)) or None,
+            "source": facts["source"],
+            **{str(row["metric"]): float(row["value"]) for _, row in values.iterrows()},
         }
-        cells |= {str(row["metric"]): number(float(row["value"])) for _, row in values.iterrows()}
-        rows.append(Row(cells, ranked=False))
-    return rows
 
 
 # ---------------------------------------------------------------------------------------------------- checks of the metric code
@@ -131,6 +129,14 @@ def rounds_with(emitted: int, rounds: int, drafted: int = 0) -> RoundTable:
 
 def reproduced() -> Table:
     """Our metrics on the aggregates that others published, beside the figures that they state."""
+    columns = [
+        Column("source", "source", merge=True, text=True),
+        Column("models", "models", text=True),
+        Column("metric", "metric", text=True),
+        Column("aggregate", "aggregate", text=True),
+        Column("published", "published", digits=3),
+        Column("ours", "this code", digits=3),
+    ]
     reference = load()
     rows = []
     for (source, models), values in reference.groupby(["source", "models"], sort=False):
@@ -143,24 +149,10 @@ def reproduced() -> Table:
         found = {"emitted_per_round": metrics.emitted_per_round(table)["pooled"]}
         if "drafted" in stated:
             found["acceptance_rate"] = metrics.acceptance_rate(table)
+        item = {"source": source, "models": models, "aggregate": f"{tokens:,} tokens in {count:,} rounds"}
         for metric, value in found.items():
-            cells = {
-                "source": Cell(str(source)),
-                "models": Cell(str(models)),
-                "metric": Cell(metric),
-                "aggregate": Cell(f"{tokens:,} tokens in {count:,} rounds"),
-                "published": number(stated[metric], 3),
-                "ours": number(value, 3),
-            }
-            rows.append(Row(cells, ranked=False))
-    columns = [
-        Column("source", "source", merge=True, text=True),
-        Column("models", "models", text=True),
-        Column("metric", "metric", text=True),
-        Column("aggregate", "aggregate", text=True),
-        Column("published", "published"),
-        Column("ours", "this code"),
-    ]
+            own = {"metric": metric, "published": stated[metric], "ours": value}
+            rows.append(row_of(columns, item | own, ranked=False))
     return Table(
         "reference_reproduced",
         "Published aggregates through this project's metric code",

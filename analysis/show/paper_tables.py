@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, Estimate, is_lossy, is_ranked
+from specbench.analysis.derive.derive import Comparison, is_lossy, is_ranked
 from specbench.analysis.show.captions import definitions, setting, verdict_text
 from specbench.analysis.show.members import (
     ACCEPTED_RUN,
@@ -33,20 +33,6 @@ from specbench.analysis.show.members import (
 from specbench.analysis.show.table import Cell, Column, Row, Table, mark_columns, row_of
 
 REPEATS_BELOW = 5  # so few prompts in a category that its interval says little
-
-
-def cell(estimate: Estimate | None, digits: int = 2) -> Cell:
-    return Cell(None) if estimate is None else Cell.of(estimate.value, estimate.low, estimate.high, digits)
-
-
-def number(value: float | None, digits: int = 2) -> Cell:
-    return Cell.of(value, digits=digits)
-
-
-def baseline_rates(comparison: Comparison) -> dict[int, float]:
-    """The baseline's decode tokens/s by run: every run has measured its own, and they are never averaged."""
-    rates = {run: comparison.rates(run)[1] for run in comparison.runs.index}
-    return {run: rate for run, rate in rates.items() if rate is not None}
 
 
 def method_by_category(group: Group, comparison: Comparison) -> Table:
@@ -110,10 +96,12 @@ def dataset_by_method(group: Group, comparisons: Sequence[Comparison]) -> list[T
 
 
 def _dataset_rows(columns: Sequence[Column], comparison: Comparison, baseline: str) -> list[Row]:
-    rates = [1e3 / rate for rate in baseline_rates(comparison).values()]
-    ends = (f"{min(rates):.2f}", f"{max(rates):.2f}")
-    span = number(rates[0]) if ends[0] == ends[1] else Cell(f"{ends[0]} to {ends[1]}")
-    first = {"data": Cell(comparison.data), "method": Cell(baseline), "ms_per_token": span, "speedup": number(1.0)}
+    """The baseline's row, with the span of what every run measured of it, and a row for each method."""
+    rates = [comparison.rates(run)[1] for run in comparison.runs.index]
+    times = [1e3 / rate for rate in rates if rate is not None]
+    ends = (f"{min(times):.2f}", f"{max(times):.2f}")
+    span = Cell(times[0]) if ends[0] == ends[1] else Cell(f"{ends[0]} to {ends[1]}")
+    first = {"data": Cell(comparison.data), "method": Cell(baseline), "ms_per_token": span, "speedup": Cell(1.0)}
     runs = [m for m in members(comparison) if m.tokens_per_second and m.speedup is not None]
     made = [row_of(columns, m, ranked=is_ranked(m.facts)) for m in runs]
     mark_columns(columns, made)

@@ -71,8 +71,8 @@ def _known(value: float | None) -> float | None:
 class Column:
     """`key` names it in the CSV (with its unit), `label` in the other forms; `group` is a heading over several columns.
 
-    of: what a row's item says here: a number, an estimate (value, low, high), text, a cell, or None for a missing entry; a
-    column without it is filled by key. digits: behind the point. merge: equal entries in consecutive rows are one cell in
+    of: what a row's item says here: a number, an estimate (value, low, high), text, a cell, or None for a missing entry;
+    without it items are mappings by key. digits: behind the point. merge: equal entries in consecutive rows are one cell in
     LaTeX and blank after the first in HTML and on a terminal. text: set to the left. best: which of the ranked rows
     `mark_columns` prints in bold, `largest` or `smallest`.
     """
@@ -100,7 +100,7 @@ class Column:
         return replace(self, of=cell, **changes)
 
     def cell(self, item: Any) -> Cell:
-        value = self.of(item) if self.of is not None else None
+        value = item.get(self.key) if self.of is None else self.of(item)
         if isinstance(value, Cell):
             return value
         if value is None or isinstance(value, str):
