@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from specbench.engine.masks import MaskPlan
+from specbench.engine.masks import FULL, MaskPlan
 
 if TYPE_CHECKING:
     from specbench.engine.request import Request
+
+
+RECURRENT = ("mamba", "mamba2", "falcon_mamba")  # every layer keeps a state and none a cache: see engine.backends.recurrent
 
 
 @dataclass
@@ -38,18 +41,19 @@ class Model:
         config = module.config.get_text_config(decoder=True)
         if getattr(module.config, "is_encoder_decoder", False):
             raise ValueError("encoder-decoder models are not supported")
-        if getattr(module, "_is_stateful", False):
-            raise ValueError("its recurrent state cannot be rolled back")
+        is_recurrent = getattr(config, "model_type", None) in RECURRENT
+        if getattr(module, "_is_stateful", False) and not is_recurrent:
+            raise ValueError(f"its recurrent state cannot be rolled back; of such models {', '.join(RECURRENT)} can be targets")
         parameters = inspect.signature(module.forward).parameters
         return cls(
             module=module.eval(),
             vocab_size=min(vocab_size or config.vocab_size, config.vocab_size),
-            plan=MaskPlan.of(config),
+            plan=MaskPlan((FULL,), None) if is_recurrent else MaskPlan.of(config),
             accepts_logits_to_keep="logits_to_keep" in parameters,
             num_cache_layers=config.num_hidden_layers,
             num_rows=config.vocab_size,
-            # GPT-Neo cuts its local layers by row inside the attention, where no mask of ours reaches.
-            tree_refusal="its local attention counts rows, not depth" if "local" in _layers(config) else None,
+            tree_refusal=_tree_refusal(config, is_recurrent),
+            is_recurrent=is_recurrent,
         )
 
     @property
@@ -70,9 +74,16 @@ class Model:
         return sum(p.numel() for p in self.module.parameters())
 
     def expect(self, request: Request) -> None:
-        """A draft model is told of every prompt before its clock starts. A real one needs no word (see `engine.replay`)."""
+        """A draft model is told of every prompt before its clock starts. A real one needs no word (see `pair.scripted`)."""
 
 
 def _layers(config: Any) -> Sequence[str]:
     """GPT-Neo's name for layer types."""
     return getattr(config, "attention_layers", None) or ()
+
+
+def _tree_refusal(config: Any, is_recurrent: bool) -> str | None:
+    if is_recurrent:
+        return "its state belongs to one path"
+    # GPT-Neo cuts its local layers by row inside the attention, where no mask of ours reaches.
+    return "its local attention counts rows, not depth" if "local" in _layers(config) else None

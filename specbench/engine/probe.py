@@ -10,6 +10,8 @@ import torch
 from specbench.config.options import ConfigError
 from specbench.engine.model import Model
 from specbench.engine.session import Session
+from specbench.engine.target import open_target
+from specbench.engine.tree import DraftTree, Verdict
 
 
 def probe_rollback(model: Model, role: str, name: str, ids: Sequence[int] | None = None) -> None:
@@ -49,8 +51,14 @@ def probe_rollback(model: Model, role: str, name: str, ids: Sequence[int] | None
 
 def _chain_error(model: Model, ids: list[int], fresh: Any) -> float:
     """Largest error of the logits after a rollback; fresh [n, vocab] belongs to ids [n], n >= 12."""
-    session = Session(model)
+    session = open_target(model)
     session.start(len(ids) + 4)
+    if not isinstance(session, Session):  # another backend: a round in which nothing stands
+        session.feed(ids[:6])
+        session.pending = ids[6]
+        session.forward(DraftTree(ids[8:11]))
+        session.commit(Verdict((), (ids[7],)))
+        return float((session.forward(DraftTree(ids[8:])).logits.float() - fresh[7:].float()).abs().max())
     session.feed(ids[:6])
     session.feed(ids[8:11])  # wrong tokens ...
     session.rollback(6)  # ... forgotten

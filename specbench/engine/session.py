@@ -74,8 +74,9 @@ class Session:
     def feed(
         self,
         ids: Sequence[int] | Tensor,
-        parents: Sequence[int] | None = None,
+        *,
         last_only: bool = False,
+        parents: Sequence[int] | None = None,
         depths: Sequence[int] | None = None,
     ) -> Tensor:
         """Append rows and return their logits [n, vocab] ([1, vocab] with last_only), on the model's device.
@@ -162,14 +163,14 @@ class Session:
         rows = len(ids)
         parents = None if tree.parents is None else [-1, *(parent + 1 for parent in tree.parents)]
         if riders is None:
-            return Evidence(self.feed(ids, parents), self._tapped)
+            return Evidence(self.feed(ids, parents=parents), self._tapped)
         parents, depths = _with_riders(tree)
         if riders.tokens is not None:
-            logits = self.feed([*ids, *riders.tokens], parents, depths=depths)
+            logits = self.feed([*ids, *riders.tokens], parents=parents, depths=depths)
         else:
             assert riders.embeddings is not None
             embedded = self.model.module.get_input_embeddings()(torch.tensor(ids, device=self.model.device))
-            logits = self.feed(torch.cat([embedded, riders.embeddings]), parents, depths=depths)
+            logits = self.feed(torch.cat([embedded, riders.embeddings]), parents=parents, depths=depths)
         return Evidence(logits[:rows], {layer: hidden[:rows] for layer, hidden in self._tapped.items()}, logits[rows:])
 
     def _forward_by_layers(self, ids: list[int], tree: DraftTree) -> Evidence:
@@ -192,7 +193,7 @@ class Session:
             given = riders.embeddings if riders.tokens is None else None
             assert given is not None, "riders that enter at a later layer bring what enters it"
             hidden = torch.cat([hidden, given])
-        logits = self.part(range(start, total)).feed(hidden, parents, depths=depths)
+        logits = self.part(range(start, total)).feed(hidden, parents=parents, depths=depths)
         self._last_start = past
         rows, share = len(ids), (total - first) / total
         return Evidence(logits[:rows], {}, logits[rows:] if riders is not None else None, share)

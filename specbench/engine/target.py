@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from specbench.engine.tree import DraftTree, Evidence, Verdict
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from specbench.engine.model import Model
 
 
@@ -35,6 +37,9 @@ class Target(Protocol):
 
     def start(self, capacity: int) -> None:
         """A new sequence of at most `capacity` fed positions."""
+
+    def feed(self, ids: Sequence[int], *, last_only: bool = False) -> Tensor:
+        """Append rows; logits [n, vocab] after them ([1, vocab] with last_only)."""
 
     def prefill(self, prompt_ids: Sequence[int]) -> Evidence:
         """Feed the prompt; the caller's choice from its last logits becomes `pending`."""

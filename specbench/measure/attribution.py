@@ -30,8 +30,8 @@ def parts_of_work(
 
     seconds: {draft, verify, wait, learn, other} of the target's process; concurrent: {draft, discarded_draft, idle} of a draft
     worker, empty without one. discarded_share: discarded over drafted tokens, which splits the drafting time of a sequential
-    method; a worker's own record splits its time. `other` (bookkeeping on the host) leaves the device idle, as `wait` does. Learning is
-    work on the draft and counted as drafting.
+    method; a worker's own record splits its time. `other` (bookkeeping on the host) leaves the device idle, as `wait` does.
+    Learning is work on the draft and counted as drafting.
     """
     assert 0 <= discarded_share <= 1, "a share"
     target = {"verify": seconds.get("verify", 0.0), "prefill": prefill_seconds}

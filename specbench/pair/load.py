@@ -66,6 +66,19 @@ def draft_loader(pair: PairSpec) -> Callable[[], Model] | None:
     return None if pair.draft is None else partial(load_model, pair.draft, pair.draft_vocab_size)
 
 
+def abilities(spec: ModelSpec) -> frozenset[str]:
+    """What a target of this architecture can be asked (`engine.target.Target.can`), told without loading its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from specbench.engine.model import Model
+    from specbench.engine.target import open_target
+
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(read_config(spec), trust_remote_code=spec.trust_remote_code)
+        return open_target(Model.wrap(module)).can
+
+
 def load_tokenizer(spec: ModelSpec) -> Any:
     """The tokenizer that belongs to a model."""
     from transformers import AutoTokenizer

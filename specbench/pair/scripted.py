@@ -20,7 +20,7 @@ import torch
 
 from specbench.config.draft_errors import DraftErrors, wrong_token
 from specbench.engine.model import Model
-from specbench.engine.session import Session
+from specbench.engine.target import open_target
 
 if TYPE_CHECKING:
     from specbench.engine.request import Request
@@ -101,7 +101,7 @@ class ReplayModel(Model):
 
 def greedy_text(target: Model, prompt_ids: tuple[int, ...], num_tokens: int) -> list[int]:
     """The target's argmax tokens behind a prompt, past any EOS, one row at a time."""
-    session = Session(target)
+    session = open_target(target)
     session.start(len(prompt_ids) + num_tokens)
     text = session.prefill(prompt_ids).logits.argmax(-1).tolist()
     while len(text) < num_tokens:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specbench import data
+from specbench.config.options import ConfigError
 from specbench.config.say import say
 from specbench.config.schema import RunConfig, validate
-from specbench.config.specs import PairSpec
+from specbench.config.specs import ModelSpec, PairSpec
 from specbench.data import Dataset, Sample
 from specbench.engine.probe import probe_rollback
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel, noise_key
-from specbench.engine.session import Session
+from specbench.engine.target import open_target
 from specbench.measure.lossless import compare
 from specbench.measure.metrics import SampleKey
 from specbench.measure.noise import find_noise_floor
@@ -31,7 +32,16 @@ from specbench.measure.records.store import read_power, read_rounds, read_sample
 from specbench.measure.summary import build_summary
 from specbench.measure.timeline import build_trace
 from specbench.method import Method, create_method
-from specbench.pair.load import check_pair, context_length, draft_loader, eos_ids, load_model, load_tokenizer, pair_facts
+from specbench.pair.load import (
+    abilities,
+    check_pair,
+    context_length,
+    draft_loader,
+    eos_ids,
+    load_model,
+    load_tokenizer,
+    pair_facts,
+)
 from specbench.pair.spec import specify
 from specbench.processes.locks import Held, hold
 from specbench.processes.placement import Placement, available_cores
@@ -101,12 +111,22 @@ def prepare(config: RunConfig) -> Prepared:
         pair = PairSpec(pair.name, pair.target, None)
     for method in methods.values():
         method.rule_for(law)
+    refuse_unmet_needs(methods.values(), pair.target)
     dataset = data.load(config.data)
     samples = data.select(dataset, config.data)
     warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
     tokenizer = load_tokenizer(pair.target)
     pair = check_pair(pair, tokenizer)
     return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context_length(pair))
+
+
+def refuse_unmet_needs(methods: Iterable[Method], target: ModelSpec) -> None:
+    """Raise ConfigError for a target that cannot give what a method needs of it beside hidden states, which all have."""
+    wanted = frozenset[str]().union(*(method.needs.of_target for method in methods)) - {"taps"}
+    missing = wanted - abilities(target) if wanted else frozenset[str]()
+    if missing:
+        remedy = f"it cannot give {', '.join(sorted(missing))}, which the method needs: choose another target or method"
+        raise ConfigError("pair.target", target.name, remedy)
 
 
 def create_arms(config: RunConfig) -> dict[str, Method]:
@@ -233,7 +253,7 @@ def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleR
             for (prompt, ids), k in keys.items()
             if prompt == tuple(prompt_ids) and ids[: len(prefix_ids)] == tuple(prefix_ids)
         )
-        session = Session(runtime.target)
+        session = open_target(runtime.target)
         session.start(len(prompt_ids) + len(prefix_ids))
         logits = session.feed([*prompt_ids, *prefix_ids], last_only=True)
         scores = logits[0].float()

@@ -45,6 +45,9 @@ class ModelDraft(Drafter):
         if runtime.draft is None:
             raise ConfigError("pair.draft", None, "this method drafts with a model: name one")
         self.model = runtime.draft
+        if self.model.is_recurrent:
+            name = None if runtime.pair.draft is None else runtime.pair.draft.name
+            raise ConfigError("pair.draft", name, "keeps a state that cannot be cut back: it can be a target, and no draft")
         if self.shape.branches:
             for role, model in (("draft", self.model), ("target", runtime.target)):
                 if model.tree_refusal is not None:

@@ -38,7 +38,7 @@ def measure_costs(
 
     def forward(count: int) -> None:
         parents = [-1, *[0] * (count - 1)] if model.tree_refusal is None else None
-        session.feed([(11 * i + 3) % model.vocab_size for i in range(count)], parents).argmax(-1).tolist()
+        session.feed([(11 * i + 3) % model.vocab_size for i in range(count)], parents=parents).argmax(-1).tolist()
         session.rollback(context)
 
     sizes = sorted(set(rows))
