@@ -557,14 +557,16 @@ def test_processes_that_share_a_device_are_warned_about(monkeypatch: pytest.Monk
     """Two processes on one accelerator, or on one core, take turns; on two cores they do not."""
     from dataclasses import replace
 
-    prepared = run_module.prepare(compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1"]))
+    from specbench.run import prepare
+
+    prepared = prepare.prepare(compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1"]))
     assert prepared.pair.draft is not None
-    monkeypatch.setattr(run_module, "available_cores", lambda: (0, 1))
-    assert run_module.shared_device(prepared) == []
-    monkeypatch.setattr(run_module, "available_cores", lambda: (0,))
-    assert "one CPU core" in run_module.shared_device(prepared)[0]
+    monkeypatch.setattr(prepare, "available_cores", lambda: (0, 1))
+    assert prepare.shared_device(prepared) == []
+    monkeypatch.setattr(prepare, "available_cores", lambda: (0,))
+    assert "one CPU core" in prepare.shared_device(prepared)[0]
     on_gpu = {role: replace(getattr(prepared.pair, role), device="cuda:0") for role in ("target", "draft")}
     prepared.pair = replace(prepared.pair, **on_gpu)
-    assert "cuda:0" in run_module.shared_device(prepared)[0]
+    assert "cuda:0" in prepare.shared_device(prepared)[0]
     prepared.pair = replace(prepared.pair, draft=replace(prepared.pair.draft, device="cuda:1"))
-    assert run_module.shared_device(prepared) == []
+    assert prepare.shared_device(prepared) == []

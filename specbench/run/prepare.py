@@ -1,0 +1,137 @@
+"""What a run is made of, checked before a folder exists and a weight is loaded, and what run.json says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specbench import data
+from specbench.config.options import ConfigError
+from specbench.config.schema import RunConfig
+from specbench.config.specs import ModelSpec, PairSpec
+from specbench.data import Dataset, Sample
+from specbench.engine.sampling import SamplingLaw
+from specbench.measure.records import provenance
+from specbench.method import Method, create_method
+from specbench.pair.load import (
+    abilities,
+    check_pair,
+    context_length,
+    load_tokenizer,
+    pair_facts,
+)
+from specbench.pair.spec import specify
+from specbench.processes.placement import available_cores
+
+
+@dataclass
+class Prepared:
+    """Everything that could be checked without loading a weight."""
+
+    law: SamplingLaw
+    pair: PairSpec
+    tokenizer: Any
+    dataset: Dataset
+    samples: tuple[Sample, ...]
+    warmup: tuple[Sample, ...]
+    methods: dict[str, Method]  # by arm; one arm when method and baseline are the same
+    context: int | None
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """All checks that need no weights: options, data, tokenizers, context."""
+    decoding = config.decoding
+    law = SamplingLaw(decoding.temperature, decoding.top_k, decoding.top_p, decoding.seed)
+    methods = create_arms(config)
+    needs_draft = any(method.needs.draft != "none" for method in methods.values())
+    pair = specify(config.pair, config.engine.attention)
+    if not needs_draft:
+        pair = PairSpec(pair.name, pair.target, None)
+    for method in methods.values():
+        method.rule_for(law)
+    refuse_unmet_needs(methods.values(), pair.target)
+    dataset = data.load(config.data)
+    samples = data.select(dataset, config.data)
+    warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
+    tokenizer = load_tokenizer(pair.target)
+    pair = check_pair(pair, tokenizer)
+    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context_length(pair))
+
+
+def refuse_unmet_needs(methods: Iterable[Method], target: ModelSpec) -> None:
+    """Raise ConfigError for a target that cannot give what a method needs of it beside hidden states, which all have."""
+    wanted = frozenset[str]().union(*(method.needs.of_target for method in methods)) - {"taps"}
+    missing = wanted - abilities(target) if wanted else frozenset[str]()
+    if missing:
+        remedy = f"it cannot give {', '.join(sorted(missing))}, which the method needs: choose another target or method"
+        raise ConfigError("pair.target", target.name, remedy)
+
+
+def create_arms(config: RunConfig) -> dict[str, Method]:
+    """The methods by arm. A method that is its own baseline runs alone, unless measure.mode=aa asks for the noise floor."""
+    baseline = create_method(config.baseline, config.allow_targets, key="baseline")
+    if config.measure.mode == "aa":
+        return {"method": create_method(config.baseline, config.allow_targets, key="baseline"), "baseline": baseline}
+    method = create_method(config.method, config.allow_targets)
+    return {"method": method} if config.method == config.baseline else {"method": method, "baseline": baseline}
+
+
+def pair_uses_draft(prepared: Prepared) -> bool:
+    return any(method.needs.draft != "none" for method in prepared.methods.values())
+
+
+def devices(pair: PairSpec) -> set[str]:
+    """The torch devices that the run computes on."""
+    return {pair.target.device} | ({pair.draft.device} if pair.draft is not None else set())
+
+
+def num_devices(prepared: Prepared) -> int:
+    """Devices that the method arm computes on; CPU cores count as one device, however they are split."""
+    pair, method = prepared.pair, prepared.methods["method"]
+    used = {pair.target.device} | ({pair.draft.device} if pair.draft is not None and method.needs.draft != "none" else set())
+    return len(used)
+
+
+def run_facts(prepared: Prepared) -> dict[str, Any]:
+    """What run.json says about the run beside its options."""
+    return {
+        "pair": pair_facts(prepared.pair),
+        "data": data_facts(prepared),
+        "warnings": [*prepared.dataset.warnings, *shared_device(prepared), *set_acceptance(prepared.pair)],
+        "provenance": provenance.collect(),
+    }
+
+
+def shared_device(prepared: Prepared) -> list[str]:
+    """Processes that compute at once need devices of their own: what comes out of one device's turns is no basis for speed."""
+    pair, method = prepared.pair, prepared.methods["method"]
+    if method.needs.draft != "worker" or pair.draft is None or pair.draft.device != pair.target.device:
+        return []
+    if pair.target.device == "cpu":
+        if len(available_cores()) > 1:
+            return []
+        return ["draft and target share one CPU core and take turns: correct, but no basis for speed"]
+    return [f"draft and target share {pair.target.device} and take turns: correct, but no basis for speed"]
+
+
+def set_acceptance(pair: PairSpec) -> list[str]:
+    """A replayed draft is an experiment on a method, never a finding about a pair."""
+    if pair.draft is None or pair.draft.replay is None:
+        return []
+    how = f"pair.draft_errors={pair.draft.replay.errors}"
+    return [f"the draft replays the target's text ({how}): acceptance is set and not measured, its speed-up is no pair's"]
+
+
+def data_facts(prepared: Prepared) -> dict[str, Any]:
+    dataset = prepared.dataset
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "file": Path(dataset.file).name,
+        "sha256": dataset.sha256,
+        "content_sha256": dataset.content_sha256,
+        "revision": dataset.revision,
+        "sample_ids": [sample.sample_id for sample in prepared.samples],
+    }
