@@ -1,7 +1,8 @@
 # make install   the virtual environment .venv with the tested versions (constraints.txt); nothing to do if it is up to date
 # make run       the main job: AMUSD against autoregressive decoding on HumanEval. make run ARGS="data=mt_bench data.limit=5"
 # make test      style, types and tests. make test ARGS="tests/test_cli.py -x"
-# make test-all  every test, the slow ones (kills, long runs, every sweep command) and those for an accelerator included
+# make test-all  every test: the slow ones (kills, long runs, every sweep command), the deep ones (full products) and those
+#                for an accelerator included
 # make clean     remove what was built and cached; .venv and runs stay
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow and not deep" $(ARGS)
 
 test-all: install
 	$(BIN)/python -m pytest $(ARGS)

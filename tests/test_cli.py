@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -108,20 +109,23 @@ def test_a_file_carries_its_own_name() -> None:
         assert compose([f"data={data}"]).data.name == data
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_composes_with_every_pair_and_data(method: str) -> None:
     for pair in choices("pair"):
         for data in choices("data"):
             config = compose([f"method={method}", f"pair={pair}", f"data={data}"])
             assert (config.method_name, config.pair.name, config.data.name) == (method, pair, data)
-            assert "draft_length" in config.method, "declared for every method, so that sweeps over methods compose"
 
 
-@pytest.mark.parametrize("baseline", choices("method"))
-def test_every_method_composes_as_a_baseline(baseline: str) -> None:
-    config = compose([f"method@baseline={baseline}"])
-    assert config.baseline_name == baseline
-    assert config.baseline == compose([f"method={baseline}"]).method
+@pytest.mark.parametrize("number", range(len(choices("method"))))
+def test_every_method_composes_with_some_pair_and_data_and_as_a_baseline(number: int) -> None:
+    """Each with another pair and another set: all pairs and sets meet a method."""
+    method, pair, data = (choices(group)[number % len(choices(group))] for group in ("method", "pair", "data"))
+    config = compose([f"method={method}", f"method@baseline={method}", f"pair={pair}", f"data={data}"])
+    assert (config.method_name, config.baseline_name, config.pair.name, config.data.name) == (method, method, pair, data)
+    assert config.baseline == config.method
+    assert "draft_length" in config.method, "declared for every method, so that sweeps over methods compose"
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -242,33 +246,35 @@ def test_nan_never_reaches_the_last_line(door: Door) -> None:
 HEAVY = ("torch", "transformers", "datasets", "wandb", "pandas", "matplotlib", "scipy")
 LIGHT = """
 import sys
-sys.argv[1:] = {arguments!r}
-try:
-    {body}
-except SystemExit as exit_:
-    assert not exit_.code, exit_.code
-loaded = sorted(set({heavy!r}) & set(sys.modules))
-sys.exit(f"loaded: {{loaded}}" if loaded else 0)
+for arguments in {lines!r}:
+    sys.argv[1:] = arguments
+    try:
+        {body}
+    except SystemExit as exit_:
+        print("exit status", exit_.code or 0)
+    loaded = sorted(set({heavy!r}) & set(sys.modules))
+    print(arguments, "loaded:", loaded)
 """
 ENTER = "from specbench.front.cli import main; sys.exit(main())"
 
 
-def loads_nothing_heavy(arguments: list[str], body: str = ENTER) -> subprocess.CompletedProcess[str]:
-    code = LIGHT.format(arguments=arguments, body=body, heavy=HEAVY)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+def loads(lines: list[list[str]], body: str = ENTER) -> list[str]:
+    """What these command lines print, one after another in one process, each followed by the heavy libraries there then."""
+    code = LIGHT.format(lines=lines, body=body, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--version"], ["method=nothing", "--cfg", "job"]])
-def test_looking_does_not_load_heavy_libraries(arguments: list[str]) -> None:
-    done = loads_nothing_heavy(arguments)
-    assert "loaded:" not in done.stderr
-    if "method=nothing" not in arguments:
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
+def test_looking_does_not_load_heavy_libraries() -> None:
+    lines = [["--help"], ["--cfg", "job"], ["--version"], ["method=nothing", "--cfg", "job"]]
+    printed = loads(lines)
+    ends = [printed.index(f"{arguments} loaded: []") for arguments in lines]
+    assert [printed[end - 1] for end in ends] == [f"exit status {code}" for code in (0, 0, 0, 2)]
+    assert all(after - before > 2 for before, after in itertools.pairwise([-1, *ends[:3]])), "each says something"
 
 
 def test_a_heavy_import_is_caught() -> None:
-    assert "loaded: ['scipy']" in loads_nothing_heavy([], "import scipy").stderr
+    assert "[] loaded: ['scipy']" in loads([[]], "import scipy")
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -326,25 +332,29 @@ def test_an_installed_plugin_is_a_choice_and_may_run(tmp_path: Path) -> None:
     config = compose(["method=echo", "method.times=3"])
     method = create_method(config.method)
     print(config.method_name, type(method).__module__, method.times)
+    import sys
+    from specbench.front.cli import main
+    sys.argv[1:] = ["--info", "searchpath"]
+    sys.exit(main())
     """
     run = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(run, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["echo", "their_sd.echo", "3"], done.stderr
-    info = command("--info", "searchpath", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    assert "specbench plugin their_sd" in info.stdout
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[:3] == ["echo", "their_sd.echo", "3"], done.stderr
+    assert "specbench plugin their_sd" in done.stdout
 
 
-def test_a_broken_plugin_stops_with_its_name(tmp_path: Path) -> None:
-    write_plugin(tmp_path, conf=False)
-    done = command("--cfg", "job", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("specbench: plugin='their_sd': its configuration folder their_sd.conf does not exist")
+def test_a_broken_plugin_stops_with_its_name(door: Door, tmp_path: Path) -> None:
+    write_plugin(tmp_path, package="broken_sd", conf=False)
+    door.monkeypatch.syspath_prepend(str(tmp_path))
+    status, out, err = door("--cfg", "job")
+    assert (status, out, len(err)) == (2, [], 1)
+    assert err[0].startswith("specbench: plugin='broken_sd': its configuration folder broken_sd.conf does not exist")
 
 
-def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+def test_a_folder_of_ones_own(door: Door, tmp_path: Path) -> None:
     (tmp_path / "mine" / "method").mkdir(parents=True)
     (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: specbench.methods.chains.speculative.Speculative\n")
-    done = command("--config-dir", "mine", "method=mine", "--cfg", "job", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "method_name" in done.stdout
+    status, out, err = door("--config-dir", "mine", "method=mine", "--cfg", "job")
+    assert (status, err) == (0, [])
+    assert any("method_name" in line for line in out)
