@@ -73,10 +73,12 @@ class Chapter(Generic[C]):
         """A file name of this chapter: the first one has the plain name."""
         return name if self.number == 1 else f"{name}_{self.number}"
 
-    def table(self, name: str, title: str, columns: Iterable[Column], caption: str, notes: Iterable[str] = ()) -> Table:
-        """A row per case, nothing ranked; columns in which no case has anything are left out."""
+    def table(
+        self, name: str, title: str, columns: Iterable[Column], caption: str, notes: Iterable[str] = (), items: Any = None
+    ) -> Table:
+        """A row per case (or item), nothing ranked; columns in which none has anything are left out."""
         columns = list(columns)
-        rows = [row_of(columns, case, ranked=False) for case in self.cases]
+        rows = [row_of(columns, item, ranked=False) for item in (self.cases if items is None else items)]
         return Table(name, title, columns, rows, caption, list(dict.fromkeys(notes))).drop_empty_columns()
 
 

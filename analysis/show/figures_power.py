@@ -14,7 +14,7 @@ from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import setting
-from specbench.analysis.show.style import COLOURS, LINES, Drawing, errors, legend_below, legend_of, new_figure, series, styled
+from specbench.analysis.show.style import COLOURS, LINES, Drawing, errors, legend_below, legend_of, new_panels, series, styled
 from specbench.measure.records import store
 
 MAX_PANELS = 6
@@ -32,13 +32,11 @@ def power_over_time(frames: Frames, group: Group, comparisons: Sequence[Comparis
     if not traces:
         return None
     shown = traces[:MAX_PANELS]
-    columns = min(2, len(shown))
-    height = -(-len(shown) // columns)
     names: dict[str, int] = {}
     parts = []
     with styled():
-        figure, axes = new_figure(height, columns, height=0.7 + 1.75 * height, sharey=True)
-        for axis, (title, rows) in zip(axes.flat, shown, strict=False):
+        panels = new_panels(len(shown), across=2, top=0.7, each=1.75, sharey=True)
+        for axis, (title, rows) in zip(panels.axes, shown, strict=True):
             seconds = rows["time_seconds"] - rows["time_seconds"].min()
             if "arm" in rows:
                 for begin, end in _blocks(seconds.tolist(), rows["arm"].tolist()):
@@ -51,24 +49,21 @@ def power_over_time(frames: Frames, group: Group, comparisons: Sequence[Comparis
             axis.set_title(title, fontsize=8)
             axis.set_ylim(bottom=0)
             parts.append(rows.assign(run=title.replace("\n", ", "), seconds=seconds))
-        for axis in axes.flat[len(shown) :]:
-            axis.remove()
-        for axis in axes[:, 0]:
+        for axis in panels.left:
             axis.set_ylabel("watts")
-        for column in range(columns):
-            last = [axes[row, column] for row in range(height) if row * columns + column < len(shown)][-1]
-            last.set_xlabel("seconds of the energy pass")
-        handles, labels = legend_of(axes)
+        for axis in panels.lowest:
+            axis.set_xlabel("seconds of the energy pass")
+        handles, labels = legend_of(panels.axes)
         marked = any("arm" in rows for _, rows in shown)
         if marked:
             handles, labels = [*handles, Patch(facecolor="#E8E8E8")], [*labels, "method's blocks"]
-        legend_below(figure, handles, labels)
+        legend_below(panels.figure, handles, labels)
     more = f" The first {MAX_PANELS} of {len(traces)} runs." if len(traces) > len(shown) else ""
     order = "" if marked else f" In time: {BLOCK_ORDER}."
     return Drawing(
         "power_over_time",
         "Power over time",
-        figure,
+        panels.figure,
         pd.concat(parts),
         f"Power by device during the energy pass, whose timings are not used for speed.{order}{more} "
         + setting(group.conditions, comparisons),
@@ -113,13 +108,11 @@ def energy_against_speed(frames: Frames, group: Group, comparisons: Sequence[Com
     if not rows:
         return None
     frame = pd.DataFrame(rows)
-    panels = list(frame.groupby(["pair", "data"], sort=False))
-    columns = min(3, len(panels))
-    height = -(-len(panels) // columns)
+    cells = list(frame.groupby(["pair", "data"], sort=False))
     names = list(dict.fromkeys(frame["label"]))
     with styled():
-        figure, axes = new_figure(height, columns, height=0.7 + 2.5 * height, sharey=True)
-        for axis, ((pair, data), own) in zip(axes.flat, panels, strict=False):
+        panels = new_panels(len(cells), across=3, top=0.7, each=2.5, sharey=True)
+        for axis, ((pair, data), own) in zip(panels.axes, cells, strict=True):
             for point in own.itertuples():
                 style = series(names.index(point.label)) | {"linestyle": ""}
                 style["markerfacecolor"] = style["color"] if point.ranked else "white"
@@ -132,17 +125,14 @@ def energy_against_speed(frames: Frames, group: Group, comparisons: Sequence[Com
             )
             axis.set_title(f"{data}\n{pair}" if frame["pair"].nunique() > 1 else str(data), fontsize=8)
             axis.set_ylim(0, 1.08 * frame[["joules_per_token", "joules_high"]].max().max())
-        for axis in axes.flat[len(panels) :]:
-            axis.remove()
-        for axis in axes[:, 0]:
-            axis.set_ylabel("joules per token (gross)")
-        for axis in axes.flat[: len(panels)]:
             axis.set_xlabel("speed-up")
-        legend_below(figure, *legend_of(axes))
+        for axis in panels.left:
+            axis.set_ylabel("joules per token (gross)")
+        legend_below(panels.figure, *legend_of(panels.axes))
     return Drawing(
         "energy_against_speed",
         "Energy against speed",
-        figure,
+        panels.figure,
         frame,
         "Gross energy per output token against speed-up; lower right is better. Horizontal bars: 95 % interval over prompts; "
         "vertical bars: span of the energy pass's blocks, no interval. Grey: the front that no ranked run beats in both. "

@@ -12,7 +12,17 @@ from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting
-from specbench.analysis.show.style import Drawing, errors, legend_below, legend_of, new_figure, series, styled
+from specbench.analysis.show.style import (
+    Drawing,
+    Ladder,
+    errors,
+    legend_below,
+    legend_of,
+    new_figure,
+    new_panels,
+    series,
+    styled,
+)
 from specbench.measure.theory.formulas import speedup_sequential
 
 FOREST_ROWS = 40  # on one page
@@ -54,22 +64,18 @@ def forest(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> D
         return None
     frame["order"] = range(len(frame))
     shown = frame.head(FOREST_ROWS)
-    heads = list(dict.fromkeys(zip(shown["pair"], shown["data"], strict=True)))
+    heads, ladder = list(dict.fromkeys(zip(shown["pair"], shown["data"], strict=True))), Ladder()
     with styled():
         figure, axes = new_figure(height=0.9 + 0.24 * (len(shown) + 1.3 * len(heads)))
         axis = axes[0, 0]
-        y, ticks = 0.0, list[tuple[float, str, bool]]()
         for pair, data in heads:
-            ticks.append((y, f"{data}, {pair}", True))
-            y += 1
+            ladder.head(f"{data}, {pair}")
             for row in shown[(shown["pair"] == pair) & (shown["data"] == data)].itertuples():
+                y = ladder.row(str(row.label) if row.ranked else f"{row.label} *")
                 axis.plot([row.repeats_low, row.repeats_high], [y + 0.24] * 2, color="#8C8C8C", linewidth=1.0)
                 axis.plot([row.low, row.high], [y, y], color="#0072B2", linewidth=2.4, solid_capstyle="butt")
                 face = "#0072B2" if row.ranked else "white"
                 axis.plot(row.speedup, y, marker="s", color="#0072B2", markerfacecolor=face, markersize=5, linestyle="")
-                ticks.append((y, str(row.label) if row.ranked else f"{row.label} *", False))
-                y += 1
-            y += 0.3
         low, high = np.nanmin(shown[["low", "speedup"]].to_numpy()), np.nanmax(shown[["high", "speedup"]].to_numpy())
         margin = 0.08 * (max(high, 1.0) - min(low, 1.0)) + 0.01
         axis.set_xlim(min(low, 1.0) - margin, max(high, 1.0) + margin)  # two repeats have intervals that go anywhere
@@ -79,13 +85,8 @@ def forest(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> D
             axis.axvspan(
                 band["speedup_low"], band["speedup_high"], facecolor="#DDDDDD", edgecolor="#8C8C8C", hatch="////", linewidth=0
             )
-        axis.set_yticks([at for at, _, _ in ticks], [label for _, label, _ in ticks])
-        for tick, (_, _, head) in zip(axis.get_yticklabels(), ticks, strict=True):
-            tick.set_fontweight("bold" if head else "normal")
-        axis.set_ylim(y, -0.8)
+        ladder.label(axis, margin=0.3)
         axis.set_xlabel("speed-up over the baseline (decode tokens/s, ratio of totals)")
-        axis.grid(axis="y", visible=False)
-        axis.tick_params(axis="y", length=0)
     note = " Open squares (*): not ranked, the output is not the target's." if not shown["ranked"].all() else ""
     band = " Hatched band: the baseline against itself (noise floor)." if len(floor) else ""
     more = f" The first {FOREST_ROWS} of {len(frame)} runs; all are in the CSV." if len(frame) > len(shown) else ""
@@ -152,10 +153,8 @@ def _curves(
     names = list(dict.fromkeys(tuple(key[i] for i in shown) for key, _ in lines))
     parts = []
     with styled():
-        columns = min(3, len(panels))
-        rows_of_panels = -(-len(panels) // columns)
-        figure, axes = new_figure(rows_of_panels, columns, height=0.6 + 2.4 * rows_of_panels, sharey=True)
-        for panel, axis in zip(panels, axes.flat, strict=False):
+        grid = new_panels(len(panels), across=3, top=0.6, each=2.4, sharey=True)
+        for panel, axis in zip(panels, grid.axes, strict=True):
             for key, rows in lines:
                 if key[list(keys).index("data")] != panel:
                     continue
@@ -184,15 +183,12 @@ def _curves(
                 parts.append(made)
             axis.axhline(1.0, color="black", linewidth=0.9)
             axis.set_title(str(panel))
-        for axis in axes.flat[len(panels) :]:
-            axis.remove()
-        axes[0, 0].set_ylabel("speed-up")
-        for axis in axes.flat[: len(panels)]:
             axis.set_xlabel(x_label)
-        legend_below(figure, *legend_of(axes))
+        grid.axes[0].set_ylabel("speed-up")
+        legend_below(grid.figure, *legend_of(grid.axes))
     beside = " Dotted: the i.i.d. formula at each run's own acceptance and times." if with_theory else ""
     return Drawing(
-        name, title, figure, pd.concat(parts).drop(columns=["run"]),
+        name, title, grid.figure, pd.concat(parts).drop(columns=["run"]),
         f"{title}, with 95 % intervals over prompts.{beside} " + definitions("speedup") + " "
         + setting(group.conditions, comparisons),
     )  # fmt: skip

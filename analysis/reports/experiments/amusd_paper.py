@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,11 @@ from specbench.analysis.show import check_tables, figures_power, figures_speed
 from specbench.analysis.show.captions import definitions, verdict_text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import Drawing
-from specbench.analysis.show.table import Column, Table, row_of
+from specbench.analysis.show.table import Column, Table
 from specbench.measure import stats
 from specbench.measure.pairing import ArmTimes, FloatArray, PairedTimes
 
 SOURCE = "AMUSD"  # what the reference file's sources begin with
-EQUAL, PAPER, PUBLISHED = "equal boundaries", "paper's boundaries", "published, other hardware and models"
 BOUNDARIES = (
     "Paper's boundaries: autoregressive and AMUSD timed from before the prefill, speculative decoding from after both prefills "
     "and with a draft that never sees the bonus token (compat=amusd); each divided by all output tokens. The published "
@@ -46,13 +44,8 @@ class Beside:
 
     comparison: Comparison
     group: Group
-    method: str
     missing: str
     entries: dict[str, Any]
-
-    @property
-    def data(self) -> str:
-        return self.comparison.data
 
 
 Direct = Mapping[str | None, tuple[Comparison, int] | None]  # AMUSD's run over speculative decoding, by the handicap of that
@@ -81,7 +74,8 @@ def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Beside]:
                 absent += [f"amusd over speculative{' (compat=amusd)' * bool(c)}" for c, one in direct.items() if one is None]
                 missing = f"{data}: no run of {', '.join(absent)}" if absent else ""
                 for method, entries in _entries(comparison, runs, direct).items():
-                    cases.append(Beside(comparison, group, method, missing, entries | _published(published, method, data)))
+                    entries |= {"data": data, "method": method} | _published(published, method, data)
+                    cases.append(Beside(comparison, group, missing, entries))
     return cases
 
 
@@ -127,23 +121,18 @@ def _span(values: list[float]) -> float | str | None:
     return " to ".join(ends) if len(set(ends)) > 1 else values[0] if values else None
 
 
-def _column(key: str, label: str, group: str = "", text: bool = False) -> Column:
-    return Column(key, label, group, text=text, of=lambda case: case.entries.get(key))
+def _times(of: str, group: str) -> list[Column]:
+    names = (("ms_per_token", "ms/token"), ("speedup", "speed-up"), ("over_speculative", "over speculative"))
+    return [Column(f"{of}{key}", label, group) for key, label in names]
 
 
 COLUMNS = (
-    study.DATA,
-    Column("method", "method", text=True, of=lambda case: case.method),
-    *(
-        _column(f"{of}{key}", label, group)
-        for of, group in (("", EQUAL), ("paper_", PAPER))
-        for key, label in (("ms_per_token", "ms/token"), ("speedup", "speed-up"), ("over_speculative", "over speculative"))
-    ),
-    _column("lossless", "lossless", text=True),
-    *(
-        _column(f"published_{key}", label, PUBLISHED)
-        for key, label in (("ms_per_token", "ms/token"), ("speedup", "speed-up"), ("over_speculative", "over speculative"))
-    ),
+    Column("data", "data", merge=True, text=True),
+    Column("method", "method", text=True),
+    *_times("", "equal boundaries"),
+    *_times("paper_", "paper's boundaries"),
+    Column("lossless", "lossless", text=True),
+    *_times("published_", "published, other hardware and models"),
 )
 
 
@@ -163,6 +152,7 @@ def table_of(chapter: Chapter[Beside]) -> Table:
         f"baseline; where they differ the autoregressive row shows their span. {definitions('lossless')} Published: "
         f"{', '.join(dict.fromkeys(_of_paper(reference.load())['source']))}; nothing is ranked against it.",
         [*notes, *missing, *study.notes_of(chapter.cases)],
+        [case.entries for case in chapter.cases],
     )
 
 
@@ -215,15 +205,14 @@ def _published(published: pd.DataFrame, method: str, data: str) -> dict[str, Any
 
 
 # ---------------------------------------------------------------------------------------------------- power
-POWER = ("watts_target", "watts_draft", "joules_per_token")
-POWER_COLUMNS = (
-    Column("origin", "origin", merge=True, text=True, of=itemgetter("origin")),
-    Column("data", "data", text=True, of=itemgetter("data")),
-    Column("method", "method", text=True, of=itemgetter("method")),
-    Column("watts_target", "target's device", "mean watts", digits=1, of=lambda row: row.get("watts_target")),
-    Column("watts_draft", "draft's device", "mean watts", digits=1, of=lambda row: row.get("watts_draft")),
-    Column("joules_per_token", "J/token", of=lambda row: row.get("joules_per_token")),
-    Column("source", "source", text=True, of=itemgetter("source")),
+POWER = (
+    Column("origin", "origin", merge=True, text=True),
+    Column("data", "data", text=True),
+    Column("method", "method", text=True),
+    Column("watts_target", "target's device", "mean watts", digits=1),
+    Column("watts_draft", "draft's device", "mean watts", digits=1),
+    Column("joules_per_token", "J/token"),
+    Column("source", "source", text=True),
 )
 
 
@@ -256,7 +245,9 @@ def power_table(chapter: Chapter[Beside]) -> Table:
                 row = {"origin": "measured", "data": case.data, "method": label, "source": str(energy.get("source"))}
                 measured.append(row | watts | {"joules_per_token": joules})
     rows, published = list(measured), _of_paper(reference.load())
-    for (method, data), values in published[published["metric"].isin(POWER)].groupby(["method", "dataset"], sort=False):
+    for (method, data), values in published[published["metric"].isin([c.key for c in POWER])].groupby(
+        ["method", "dataset"], sort=False
+    ):
         row = {
             "origin": "published, other hardware",
             "data": str(data),
@@ -264,15 +255,12 @@ def power_table(chapter: Chapter[Beside]) -> Table:
             "source": values["source"].iloc[0],
         }
         rows.append(row | dict(zip(values["metric"], values["value"].astype(float), strict=True)))
-    return Table(
-        "amusd_power",
-        "Mean power by device and energy per token",
-        list(POWER_COLUMNS),
-        [row_of(POWER_COLUMNS, row, ranked=False) for row in rows],
+    return chapter.table(
+        "amusd_power", "Mean power by device and energy per token", POWER,
         "Joules over seconds of the energy pass by device (an idle device is charged too), gross joules per output token. "
         "Published: one prompt of RefactorChat, mean power x total time, both devices charged; other hardware, never ranked.",
-        [] if measured else [f"No measured row. {check_tables.why_no_energy(chapter.frames)}"],
-    ).drop_empty_columns()
+        [] if measured else [f"No measured row. {check_tables.why_no_energy(chapter.frames)}"], rows,
+    )  # fmt: skip
 
 
 STUDY = study.Study(

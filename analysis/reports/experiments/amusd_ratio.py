@@ -33,24 +33,16 @@ class Point(study.Case):
     """One pair of sizes on one data set. against: how it stands against the best of them; said: of the best, in a sentence."""
 
     gain: Estimate
+    target: str
+    draft: str
+    size_ratio: float
+    is_ranked: bool
     against: str = "not ranked"
     said: str = ""
 
     @property
-    def target(self) -> str:
-        return model_name(self.facts["target"])
-
-    @property
-    def draft(self) -> str:
-        return model_name(self.facts["draft"])
-
-    @property
     def name(self) -> str:
         return f"{self.draft} : {self.target}"
-
-    @property
-    def size_ratio(self) -> float:
-        return float(self.facts["size_ratio"])
 
     @cached_property
     def cost_ratio(self) -> float:
@@ -62,10 +54,6 @@ class Point(study.Case):
     def size(self) -> float:
         return self.cost_ratio if np.isnan(self.size_ratio) else self.size_ratio
 
-    @property
-    def is_ranked(self) -> bool:
-        return is_ranked(self.facts)
-
     def joules(self, of: str = "") -> float | None:
         energy = self.comparison.frames.summaries[self.run].get("energy") or {}
         value: float | None = energy.get(f"{of}joules_per_token")
@@ -74,9 +62,12 @@ class Point(study.Case):
 
 def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Point]:
     """The method's runs by data set, larger targets first (their ratios to one draft are smaller), then smaller drafts."""
-    found = [
-        Point.of(c, c.speedup) for c in study.cases_in(frames, groups) if c.facts["method"] == METHOD and c.speedup is not None
-    ]
+    found = []
+    for case in study.cases_in(frames, groups):
+        facts, gain = case.facts, case.speedup
+        if facts["method"] == METHOD and gain is not None:
+            target, draft = model_name(facts["target"]), model_name(facts["draft"])
+            found.append(Point.of(case, gain, target, draft, float(facts["size_ratio"]), is_ranked(facts)))
     points = [point for data in study.data_of(found) for point in judged([p for p in found if p.data == data])]
     return study.by_data(points, lambda point: (_size(points, target=point.target), point.size))
 

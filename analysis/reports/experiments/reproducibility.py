@@ -10,19 +10,10 @@ from operator import add
 import numpy as np
 import pandas as pd
 
+from specbench.analysis.derive import repetitions
 from specbench.analysis.derive.derive import Estimate
 from specbench.analysis.derive.outputs import Agreement
-from specbench.analysis.derive.repetitions import (
-    Moved,
-    Recorded,
-    configuration_of,
-    label_of,
-    method_of,
-    moved,
-    rank,
-    varying,
-    work_of,
-)
+from specbench.analysis.derive.repetitions import Moved, Recorded, configuration_of, label_of, varying
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
@@ -63,7 +54,7 @@ class Configured:
 
     @cached_property
     def found(self) -> Moved:
-        return reduce(add, (moved(one, self.reference[0]) for one in self.recorded))
+        return reduce(add, (repetitions.moved(one, self.reference[0]) for one in self.recorded))
 
     @property
     def agreement(self) -> Agreement:
@@ -117,7 +108,7 @@ def chapters(frames: Frames) -> Iterator[Chapter[Configured]]:
     """One per work that was done under two configurations, the one with most runs first."""
     works: dict[str, list[int]] = {}
     for run, facts in frames.facts.items():
-        works.setdefault(work_of(facts), []).append(run)
+        works.setdefault(repetitions.work_of(facts), []).append(run)
     for runs in sorted(works.values(), key=len, reverse=True):
         cases = cases_of(frames, runs)
         several = len({case.label for case in cases}) > 1
@@ -129,7 +120,7 @@ def cases_of(frames: Frames, runs: Sequence[int]) -> list[Configured]:
     """The baseline under every configuration, then each method, the reference first."""
     configurations = {run: configuration_of(frames.facts[run]) for run in runs}
     names = varying(configurations.values())
-    order = sorted(runs, key=lambda run: (rank(configurations[run]), str(frames.facts[run].get("created_at"))))
+    order = sorted(runs, key=lambda run: (repetitions.rank(configurations[run]), str(frames.facts[run].get("created_at"))))
     reference = configurations[order[0]]
     labels = {}
     for run, own in configurations.items():  # the reference by all that varies, the others by what they change
@@ -141,7 +132,7 @@ def cases_of(frames: Frames, runs: Sequence[int]) -> list[Configured]:
     cases = _part(str(frames.runs.at[paired[0], "baseline"]), baselines) if paired else []
     by_method: dict[str, list[int]] = {}
     for run in order:
-        by_method.setdefault(method_of(frames.facts[run]), []).append(run)
+        by_method.setdefault(repetitions.method_of(frames.facts[run]), []).append(run)
     first = frames.runs.loc[[members[0] for members in by_method.values()]]
     for members, (_, row) in zip(by_method.values(), first.iterrows(), strict=True):
         several = (first["method"].astype(str) == str(row["method"])).sum() > 1
