@@ -6,6 +6,7 @@ cache row then moves an argmax, and near-ties are rare.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,14 +104,14 @@ def model(architecture: str = "llama", *, common_vocabulary: int | None = None, 
 
 def noisy_copy(source: Any, noise: float, seed: int = 1) -> Any:
     """A copy of a module with every weight disturbed: a draft that agrees with its target often, not always."""
-    copy = type(source)(source.config).to(source.dtype)
-    copy.load_state_dict(source.state_dict())
-    copy.config._attn_implementation = source.config._attn_implementation
+    made = type(source)(source.config).to(source.dtype)
+    made.load_state_dict(source.state_dict())
+    made.config._attn_implementation = source.config._attn_implementation
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in copy.parameters():
+        for weight in made.parameters():
             weight += noise * weight.std(unbiased=False) * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-    return copy.eval().requires_grad_(False)
+    return made.eval().requires_grad_(False)
 
 
 def tokenizer(vocab_size: int = VOCAB, swap: tuple[int, int] | None = None) -> PreTrainedTokenizerFast:
@@ -192,14 +193,12 @@ class Bare(torch.nn.Module):
         self.config.get_text_config = lambda decoder: self.config
         generator = torch.Generator().manual_seed(seed)
 
-        def draw(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator) / shape[0] ** 0.5
+        def draw(rows: int, columns: int, scale: float) -> torch.nn.Parameter:
+            weight = torch.randn((rows, columns), generator=generator) / rows**0.5 * scale
+            return torch.nn.Parameter(weight, requires_grad=False)
 
-        self.embedding, self.places = (
-            draw(vocab_size, hidden) * vocab_size**0.5,
-            draw(num_positions, hidden) * num_positions**0.5,
-        )
-        self.projection, self.head = draw(hidden, 3 * hidden), draw(hidden, vocab_size) * spread
+        self.embedding, self.places = draw(vocab_size, hidden, vocab_size**0.5), draw(num_positions, hidden, num_positions**0.5)
+        self.projection, self.head = draw(hidden, 3 * hidden, 1.0), draw(hidden, vocab_size, spread)
 
     def forward(
         self,
@@ -222,6 +221,19 @@ class Bare(torch.nn.Module):
         x = x + torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask).squeeze(1)
         return SimpleNamespace(logits=x[:, -logits_to_keep:] @ self.head)
 
+    def disturbed(self, noise: float, seed: int = 1) -> Bare:
+        """A copy with every weight disturbed: a draft that agrees often, not always."""
+        made, generator = copy.deepcopy(self), torch.Generator().manual_seed(seed)
+        for weight in made.parameters():
+            weight += noise * weight.std() * torch.randn(weight.shape, generator=generator)
+        return made
+
 
 def bare(vocab_size: int, *, seed: int, spread: float = 1.0) -> Model:
     return Model.wrap(Bare(vocab_size, seed=seed, spread=spread))
+
+
+def bare_pair(vocab_size: int, *, seed: int = 0, noise: float = 0.15) -> tuple[Model, Model]:
+    """Target and draft, with positions for prompts of 20 tokens and what the checks have them continued by."""
+    target = Bare(vocab_size, seed=seed, spread=2.0, num_positions=96)
+    return Model.wrap(target), Model.wrap(target.disturbed(noise))

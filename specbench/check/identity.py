@@ -14,9 +14,9 @@ def greedy_identity(bench: Bench) -> Result:
     return _identity(bench, GREEDY, seeds=1)
 
 
-def sampled_identity(bench: Bench) -> Result:
+def sampled_identity(bench: Bench, seeds: int = 2) -> Result:
     """At a temperature the output equals autoregressive sampling under the same keyed noise, where that is claimed."""
-    return _identity(bench, SAMPLED, seeds=2)
+    return _identity(bench, SAMPLED, seeds)
 
 
 def _identity(bench: Bench, law: SamplingLaw, seeds: int) -> Result:
@@ -70,16 +70,16 @@ def length_cut(bench: Bench) -> Result:
     return Result.of(None, "lengths 1 to 5")
 
 
-def same_seed(bench: Bench) -> Result:
+def same_seed(bench: Bench, num_seeds: int = 6) -> Result:
     """The same seed gives the same ids; other seeds give others."""
     outputs = []
-    for seed in range(6):
+    for seed in range(num_seeds):
         first, again = (bench.decode(SAMPLED, bench.request(0, seed)).output_ids for _ in range(2))
         if first != again:
             return Result.of(f"seed {seed} gave two outputs", "")
         outputs.append(first)
     different = len({tuple(output) for output in outputs})
-    return Result.of("all seeds give the same output" if different == 1 else None, f"{different} outputs of 6 seeds")
+    return Result.of("all seeds give the same output" if different == 1 else None, f"{different} outputs of {num_seeds} seeds")
 
 
 def fresh_state(bench: Bench) -> Result:
