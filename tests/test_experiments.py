@@ -65,7 +65,7 @@ def table_of(chapter: Chapter[str]) -> Table:
     return chapter.table("own", "Its own table", [Column("folder", "folder", text=True, of=str)], "A caption.")
 
 
-OWN: Study[str] = Study("A title of its own", "Folders", "no folder", folders, table_of)
+OWN: Study[str] = Study(title="A title of its own", heading="Folders", nothing="no run", chapters=folders, table=table_of)
 
 
 def fake(study: Study[str] = OWN) -> types.ModuleType:

@@ -15,6 +15,7 @@ from sweeping import execute
 
 from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import comparisons
+from specbench.analysis.derive.outputs import Output, same_prompts
 from specbench.analysis.derive.repetitions import label_of, rank
 from specbench.analysis.derive.scripted import Scripted, scripted, wilson
 from specbench.analysis.read.frames import load
@@ -268,6 +269,12 @@ def test_same_ids_same_law_and_the_yardstick(tmp_path: Path) -> None:
     assert yardstick["wanted"] == "nothing" and yardstick["tv_tokens_p"] > 0.01
     assert not [b for b in doc.blocks if b.kind == "warning" and "T=0.7" in b.text]
     assert sum(block.kind == "figure" for block in doc.blocks) == 1
+
+
+def test_texts_are_compared_in_one_order_in_every_process() -> None:
+    """Chance exchanges them one by one: in the order of a set, a report's p-values changed from one call to the next."""
+    texts = {(f"s/{number:02}", 0, 0): Output((1,), (number,)) for number in range(40)}
+    assert [ours.ids for ours, _ in same_prompts(texts, texts)] == [(number,) for number in range(40)]
 
 
 def test_another_law_is_named(tmp_path: Path) -> None:

@@ -87,9 +87,9 @@ def agree(pairs: Iterable[tuple[Output, Output]]) -> Agreement:
 
 
 def same_prompts(ours: dict[Key, Output], theirs: dict[Key, Output]) -> list[tuple[Output, Output]]:
-    """The outputs of both to one prompt, of the first repeat that both have; prompts that differ are left out."""
+    """The outputs of both to one prompt, of the first repeat that both have, by name; prompts that differ are left out."""
     first: dict[tuple[str, int], Key] = {}
-    for key in sorted(ours.keys() & theirs.keys(), key=lambda key: key[2]):
+    for key in sorted(ours.keys() & theirs.keys(), key=lambda key: (key[2], key)):
         if ours[key].prompt_ids == theirs[key].prompt_ids:
             first.setdefault(key[:2], key)
     return [(ours[key], theirs[key]) for key in first.values()]

@@ -82,18 +82,19 @@ class Chapter(Generic[C]):
         return Table(name, title, columns, rows, caption, list(dict.fromkeys(notes))).drop_empty_columns()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study(Generic[C]):
     """What is an experiment's own.
 
-    title: the report's. heading: of its chapters. nothing: one line for runs that cannot carry it. chapters: of loaded frames,
-    the one that counts most first; those without a case are passed over. table: a chapter's, the first one is what is printed.
-    shown: what else a chapter shows, in order; None where there is nothing to show. say: sentences and warnings before the
-    table. after: what follows all chapters. uses_repetitions: runs that repeat one another are its subject, and not left out.
+    title: the report's. heading: of chapters that bring none of their own. nothing: one line for runs that cannot carry it.
+    chapters: of loaded frames, the one that counts most first; those without a case are passed over. table: a chapter's, the
+    first one is what is printed. shown: what else a chapter shows, in order; None where there is nothing to show. say:
+    sentences and warnings before the table. after: what follows all chapters. uses_repetitions: runs that repeat one another
+    are its subject, and not left out.
     """
 
     title: str
-    heading: str
+    heading: str = ""
     nothing: str
     chapters: Callable[[Frames], Iterable[Chapter[C]]]
     table: Callable[[Chapter[C]], Table]
@@ -178,10 +179,11 @@ def data_of(cases: Iterable[OfData]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------- what is said of cases
-def ends_of(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    """An estimate in a figure's data: its value under `name`, and the ends of its interval."""
-    found = Estimate(np.nan, np.nan, np.nan) if estimate is None else estimate
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+def ends_of(name: str, estimate: Estimate | None) -> dict[str, float]:
+    """An estimate in a figure's data: its value under `name`, and the ends of its interval; NaN where there is none."""
+    parts = {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
+    found = {key: getattr(estimate, part, None) for key, part in parts.items()}
+    return {key: np.nan if value is None else value for key, value in found.items()}
 
 
 def comparisons_of(cases: Iterable[Case]) -> list[Comparison]:

@@ -45,12 +45,8 @@ class Configured:
     facts: pd.Series | None
 
     @property
-    def is_reference(self) -> bool:
-        return self.recorded is self.reference
-
-    @property
     def shown(self) -> str:
-        return self.label + (" (reference)" if self.is_reference else "")
+        return self.label + (" (reference)" if self.recorded is self.reference else "")
 
     @cached_property
     def found(self) -> Moved:
@@ -70,38 +66,29 @@ class Configured:
         return sum(one.num_accepted for one in self.recorded) / rounds if rounds else None
 
     @property
-    def repeats(self) -> list[float]:
-        return _repeats(self.recorded)
+    def ms_per_token(self) -> float:
+        return _median(_repeats(self.recorded))
 
     @property
-    def ms_per_token(self) -> float | None:
-        return _median(self.repeats)
-
-    @property
-    def spread_percent(self) -> float | None:
+    def spread_percent(self) -> float:
         several = [one.ms_per_token for one in self.recorded if len(one.ms_per_token) > 1]
-        spread = _median([(max(ms) - min(ms)) / float(np.median(ms)) for ms in several])
-        return None if spread is None else 100 * spread
+        return 100 * _median([(max(ms) - min(ms)) / _median(ms) for ms in several])
 
     @property
-    def over_reference(self) -> float | None:
-        ours, theirs = self.ms_per_token, _median(_repeats(self.reference))
-        return ours / theirs if ours and theirs else None
+    def over_reference(self) -> float:
+        return self.ms_per_token / _median(_repeats(self.reference))
 
     @property
     def speedup(self) -> Estimate | None:
-        if self.facts is None or np.isnan(self.facts["speedup"]):
-            return None
-        ends = (None if np.isnan(self.facts[name]) else float(self.facts[name]) for name in ("speedup_low", "speedup_high"))
-        return Estimate(self.facts["speedup"], *ends)
+        return None if self.facts is None else Estimate(*self.facts[["speedup", "speedup_low", "speedup_high"]])
 
 
 def _repeats(recorded: Iterable[Recorded]) -> list[float]:
     return [ms for one in recorded for ms in one.ms_per_token]
 
 
-def _median(values: list[float]) -> float | None:
-    return float(np.median(values)) if values else None
+def _median(values: list[float]) -> float:
+    return float(np.median(values)) if values else np.nan
 
 
 def chapters(frames: Frames) -> Iterator[Chapter[Configured]]:
@@ -218,7 +205,7 @@ def figure_of(chapter: Chapter[Configured]) -> Drawing:
             found, y = case.found, ladder.row(case.shown)
             rounds = found.rounds_same / found.rounds_compared if found.rounds_compared else np.nan
             share = np.nan if case.agreement.share is None else case.agreement.share
-            for repeat, ms in enumerate(case.repeats or [np.nan]):
+            for repeat, ms in enumerate(_repeats(case.recorded) or [np.nan]):
                 rows.append({"method": part, "configuration": case.label, "same_output": share, "same_rounds": rounds,
                              "repeat": repeat, "ms_per_token": ms, "y": y})  # fmt: skip
     frame = pd.DataFrame(rows)
@@ -246,7 +233,6 @@ def figure_of(chapter: Chapter[Configured]) -> Drawing:
 
 STUDY = study.Study(
     title="Reproducibility",
-    heading="",
     nothing="no work was done under two configurations: vary engine.threads, pair.target_dtype, measure.seed ...",
     chapters=chapters,
     say=say,

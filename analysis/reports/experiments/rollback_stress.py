@@ -128,9 +128,9 @@ def _points(cases: Sequence[Replay]) -> pd.DataFrame:
         {"method": c.method, "errors": c.found.errors, "kind": c.kind, "acceptance": c.found.set_acceptance}
         | study.ends_of("speedup", c.speedup)
         | {"emitted": c.found.emitted, "emitted_low": np.nan, "emitted_high": np.nan}
-        | {"speedup_played": np.nan if c.found.speedup_scripted is None else c.found.speedup_scripted}
+        | {"speedup_played": c.found.speedup_scripted}
         for c in cases
-    )
+    ).astype({"speedup_played": float})
 
 
 def _by_method(cases: Sequence[Replay]) -> dict[str, list[Replay]]:
@@ -251,7 +251,6 @@ def by_pattern(chapter: Chapter[Replay]) -> Drawing:
 
 STUDY = study.Study(
     title="Drafts that are wrong on purpose",
-    heading="",
     nothing="no run has drafts that are wrong on purpose: set pair.draft_errors",
     chapters=chapters,
     say=say,
