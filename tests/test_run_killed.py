@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from preloaded import Started, command
 
 from specbench.measure import summary
 from specbench.measure.records.store import RunStore, find_run_folders, read_rounds, read_run, read_samples
@@ -21,29 +19,16 @@ ENOUGH = 5  # finished samples before the kill
 
 
 def test_a_run_killed_in_mid_sample_leaves_everything_that_was_finished(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "specbench", *OPTIONS, f"runs_dir={tmp_path / 'runs'}"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
+    run = Started(tmp_path / "said", command, [*OPTIONS, f"runs_dir={tmp_path / 'runs'}"], cwd=tmp_path)
     try:
         told: list[str] = []  # progress, one line a sample, printed when it is on disk
-        for line in process.stderr:
-            told += [line] if line.startswith("[") else []
-            if len(told) >= ENOUGH:
-                break
-        assert len(told) == ENOUGH, "the run ended before it could be killed"
-        time.sleep(0.01)  # into the next sample
+        until = time.monotonic() + 90
+        while len(told) < ENOUGH and run.ended(0.005) is None and time.monotonic() < until:
+            told = [line for line in run.err.splitlines() if line.startswith("[")]
+        assert len(told) >= ENOUGH, f"the run ended before it could be killed: {run.err}"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.stderr.read()
-        process.wait(30)
-    assert process.returncode == -signal.SIGKILL
+        run.kill()
+    assert run.ended(30) == -signal.SIGKILL
     (folder,) = find_run_folders(tmp_path / "runs")
     run = read_run(folder)
     assert run["status"] == "started", "nobody was left to say more"

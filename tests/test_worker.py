@@ -9,8 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +17,8 @@ from typing import Any
 
 import pytest
 import worker_programs
+from preloaded import Started, fork_workers
+from preloaded import command as command_line
 from worker_programs import ScriptedAmusd, request, runtime
 
 from specbench.config.specs import PairSpec
@@ -26,11 +26,9 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.pair.load import load_model
 from specbench.parts.schedules.free_running.draft import Drafter
-from specbench.processes.mailbox import Mailbox
+from specbench.processes.mailbox import Mailbox, SharedSlot
 from specbench.processes.placement import Placement
 from specbench.processes.worker import Worker, WorkerError
-
-TESTS = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +78,12 @@ def opened(pair: PairSpec, **settings: Any) -> Iterator[tuple[ScriptedAmusd, Aut
 
 # ------------------------------------------------------------------------------------------------ the work itself
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_output_equals_the_targets_own_whoever_is_slow(pair: PairSpec, temperature: float) -> None:
+def test_output_equals_the_targets_own_whoever_is_slow(
+    pair: PairSpec, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also: a sample that fails on the target's side, or is interrupted there, spoils none that follows; the worker sleeps
     while the other arm is on the clock; memory and mailbox stay as they are over many samples."""
+    fork_workers(monkeypatch)
     with opened(pair, temperature=temperature, trace=True) as (method, baseline):
         pid = method.worker.pid
         stale = accepted = 0
@@ -185,28 +186,39 @@ def test_five_hundred_samples_leave_memory_flat(pair: PairSpec) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the draft is lost
-def test_a_lost_draft_ends_the_run_in_its_own_words(pair: PairSpec) -> None:
+LOST = [  # what it does, engine.timeout_seconds, the words of the error
+    ("draft: exit", 60.0, r"worker draft died with exit status 7"),
+    ("draft: kill", 60.0, r"worker draft died of SIGKILL; the system may have run out of memory"),
+    ("draft: memory", 60.0, r"worker draft: MemoryError: could not allocate 7 TiB"),
+    ("draft: hang", 1.0, r"worker draft hangs and was killed: no news .* for 1 s \(engine.timeout_seconds\)"),
+    ("draft: hold the mailbox", 60.0, r"worker draft hangs and was killed: .* held the mailbox for 1.0 s"),
+]
+
+
+@pytest.mark.parametrize(("what", "timeout_seconds", "words"), LOST, ids=[case[0] for case in LOST])
+def test_a_lost_draft_ends_the_run_in_its_own_words(
+    pair: PairSpec,
+    what: str,
+    timeout_seconds: float,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It dies, is killed, runs out of memory, hangs: within seconds an error says which, and no process is left."""
-    cases = [
-        ("draft: exit", 60.0, r"worker draft died with exit status 7"),
-        ("draft: kill", 60.0, r"worker draft died of SIGKILL; the system may have run out of memory"),
-        ("draft: memory", 60.0, r"worker draft: MemoryError: could not allocate 7 TiB"),
-        ("draft: hang", 1.0, r"worker draft hangs and was killed: no news .* for 1 s \(engine.timeout_seconds\)"),
-        ("draft: hold the mailbox", 60.0, r"worker draft hangs and was killed: .* held the mailbox"),
-    ]
-    for what, timeout_seconds, words in cases:
-        with opened(pair, timeout_seconds=timeout_seconds) as (method, _):
-            pid = method.worker.pid
-            start = time.monotonic()
-            with pytest.raises(WorkerError, match=words) as caught:
-                method.decode(request(0, what))
-            assert time.monotonic() - start < 20.0, what
-            if "Memory" in words:
-                assert any("in misbehave" in note for note in caught.value.__notes__)
-            with pytest.raises(WorkerError, match="worker draft"):
-                method.decode(request(0))  # asked again it says so again, and at once
-            assert time.monotonic() - start < 25.0, what
-        assert gone(pid, 0.0), f"{what}: a process is left"
+    if "died" not in words:
+        fork_workers(monkeypatch)
+    monkeypatch.setattr(SharedSlot, "LOCK_SECONDS", 1.0)
+    with opened(pair, timeout_seconds=timeout_seconds) as (method, _):
+        pid = method.worker.pid
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match=words) as caught:
+            method.decode(request(0, what))
+        assert time.monotonic() - start < 20.0
+        if "Memory" in words:
+            assert any("in misbehave" in note for note in caught.value.__notes__)
+        with pytest.raises(WorkerError, match="worker draft"):
+            method.decode(request(0))  # asked again it says so again, and at once
+        assert time.monotonic() - start < 25.0
+    assert gone(pid, 0.0), "a process is left"
 
 
 def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Path) -> None:
@@ -268,52 +280,31 @@ def wait_for(what: Any, seconds: float = 90.0) -> Any:
 
 
 def test_ctrl_c_ends_a_run_as_interrupted_and_leaves_nobody(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "specbench", "method=amusd", "data=humaneval", "data.source=standin", f"runs_dir={tmp_path}"]
-    # A shell without job control starts background jobs (these tests too) with the signal ignored, and a child inherits that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A terminal sends the signal to the whole group: parent, worker and helpers.
-    process = subprocess.Popen(
-        [*line, "decoding.max_new_tokens=32", "measure.warmup=0"],
-        cwd=TESTS.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    signal.signal(signal.SIGINT, before)
+    line = ["method=amusd", "data=humaneval", "data.source=standin", f"runs_dir={tmp_path}", "measure.warmup=0"]
+    run = Started(tmp_path / "said", command_line, [*line, "decoding.max_new_tokens=32", "engine.threads=1"])
     try:
-        wait_for(lambda: process.poll() is not None or [f for f in tmp_path.rglob("samples.jsonl") if f.stat().st_size])
-        below = children(process.pid)
-        assert any("spawn_main" in command(child) for child in below), "no worker to interrupt"
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        wait_for(lambda: run.ended(0) is not None or [f for f in tmp_path.rglob("samples.jsonl") if f.stat().st_size])
+        below = children(run.pid)
+        assert any("spawn_main" in command(child) for child in below), f"no worker to interrupt: {run.err}"
+        os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to the whole group: parent, worker and helpers
+        status = run.ended(30)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors and "interrupted" in errors
+        run.kill()
+    assert status == 130, run.err
+    assert "Traceback" not in run.err and "interrupted" in run.err
     (written,) = tmp_path.rglob("run.json")
     assert json.loads(written.read_text())["status"] == "interrupted"
     assert all(gone(child, 5.0) for child in below), "a process is left"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_the_worker_goes_with_its_parent(pair: PairSpec, how: signal.Signals) -> None:
-    folder = Path(pair.target.path).parent
-    process = subprocess.Popen(
-        [sys.executable, str(TESTS / "worker_programs.py"), str(folder)],
-        cwd=TESTS.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
+def test_the_worker_goes_with_its_parent(pair: PairSpec, how: signal.Signals, tmp_path: Path) -> None:
+    parent = Started(tmp_path, worker_programs.decode_for_ever, str(Path(pair.target.path).parent))
     try:
-        worker = int(process.stdout.readline())
-        assert not gone(worker, 0.2)
-        process.send_signal(how)
-        process.wait(10)
+        worker = int(wait_for(lambda: parent.out.strip()))
+        assert not gone(worker, 0.2) and "spawn_main" in command(worker)
+        os.kill(parent.pid, how)
+        assert parent.ended(10) == -how
         assert gone(worker, 10.0), "the worker outlives its parent"
     finally:
-        process.kill()
-        process.wait(10)
+        parent.kill()
