@@ -35,6 +35,8 @@ def view(model: Model, layers: Sequence[int], final_norm: bool = True) -> Model:
     outer, inner = model.module, model.module.model
     config = copy.copy(inner.config)
     config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None) is not None:  # by place, and it chooses mask and rotary positions
+        config.layer_types = [config.layer_types[number] for number in layers]
     parts: dict[str, nn.Module] = {"layers": nn.ModuleList([inner.layers[number] for number in layers])}
     if not final_norm:
         parts["norm"] = nn.Identity()

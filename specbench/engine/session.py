@@ -48,7 +48,7 @@ class Session:
     @property
     def can(self) -> frozenset[str]:
         """What may be asked of it: tree, taps, riders, logits (of all rows), layers (a range of them), fork."""
-        able = {"taps", "riders", "logits"} if self.model.tree_refusal is not None else {"tree", "taps", "riders", "logits"}
+        able = {"taps", "logits"} | ({"tree", "riders"} if self.model.tree_refusal is None else set())
         return frozenset(able | ({"layers", "fork"} if has_layers(self.model) else set()))
 
     @property
