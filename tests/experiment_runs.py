@@ -11,7 +11,7 @@ import yaml
 from analysis_runs import energy_of, write_run
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from specbench.config.compose import compose, register
+from specbench.config.compose import compose
 from specbench.config.paths import CONF_DIR
 from specbench.config.schema import RunConfig
 from specbench.front.launchers import combinations
@@ -96,7 +96,6 @@ def planned(name: str) -> list[tuple[str, ...]]:
 @functools.cache
 def composed(name: str) -> list[RunConfig]:
     """The checked configurations of as few of its jobs as have every option, and every set of a method's, among them."""
-    register()
     wanted = {job: {*job, frozenset(o for o in job if o.startswith(("method", "baseline")))} for job in planned(name)}
     seen: set[object] = set()
     configs = []
