@@ -1,15 +1,28 @@
-"""Run folders as a run leaves them, from synthetic records."""
+"""Run folders as a run leaves them, from synthetic records; and the configurations of such runs."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
 from fake_records import paired_run
 
+from specbench.config.compose import compose
 from specbench.config.schema import RunConfig, as_dict
 from specbench.measure.records.store import RunStore
 from specbench.measure.summary import build_summary
+
+
+def composed(*overrides: str) -> RunConfig:
+    """A configuration to do with as one likes; a command line is composed once a session."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
+    return compose(overrides)
 
 
 def finished_run(root: Path, config: RunConfig | None = None, num_prompts: int = 6, **facts: Any) -> Path:

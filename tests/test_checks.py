@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from typing import Any
 
 import pytest
+from run_folders import composed
 
 from specbench.config.compose import compose
 from specbench.config.errors import schema_keys
 from specbench.config.options import ConfigError
 from specbench.config.schema import RunConfig, validate
 
-COMPOSED = compose(["method=speculative"])
-
 
 def with_value(key: str, value: Any) -> RunConfig:
-    config = copy.deepcopy(COMPOSED)
+    config = composed("method=speculative")
     *sections, leaf = key.split(".")
     node: Any = config
     for section in sections:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fake_records import chain_rounds, failed, record_of
-from run_folders import finished_run
+from run_folders import composed, finished_run
 
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
@@ -44,7 +44,7 @@ NAMES = ("speculative", "autoregressive", "humaneval")
 
 
 def config_for(folder: Path, **changes: Any) -> RunConfig:
-    return dataclasses.replace(compose(["method=speculative"]), run_folder=str(folder), **changes)
+    return dataclasses.replace(composed("method=speculative"), run_folder=str(folder), **changes)
 
 
 def cut_off(folder: Path, facts: dict[str, Any], records: Sequence[SampleRecord], config: RunConfig | None = None) -> None:
@@ -193,7 +193,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, facts: dict[str, Any]) -> No
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
-    config = dataclasses.replace(compose(["method=speculative"]), resume=str(tmp_path / "nothing"))
+    config = dataclasses.replace(composed("method=speculative"), resume=str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"resume=.*nothing.*is .* a run folder"):
         goes_on(tmp_path, facts, config)
     assert not (tmp_path / "nothing").exists()
@@ -230,7 +230,7 @@ def test_resume_with_other_options_is_refused(tmp_path: Path, option: str, messa
 
 
 def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
-    stored = compose(["method=speculative"])
+    stored = composed("method=speculative")
     folder = finished_run(tmp_path, stored)
     summary = resume.finished(dataclasses.replace(stored, resume=str(folder)))
     assert summary is not None
@@ -248,7 +248,7 @@ def test_every_option_survives_the_way_to_the_file_and_back() -> None:
 
 
 def test_how_a_run_is_kept_is_no_part_of_what_is_measured() -> None:
-    plain = compose(["method=speculative"])
+    plain = composed("method=speculative")
     kept = compose(
         ["method=speculative", "track=wandb", "device_lock=off", "sweep.name=x", "run_folder=y", "launcher=isolated"]
     )

@@ -23,7 +23,7 @@ from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.schema import DataConfig, DecodingConfig, EngineConfig, MeasureConfig, PairConfig, RunConfig
 from specbench.engine.request import Outcome, Request
-from specbench.measure.records import store
+from specbench.measure.records import provenance, store
 from specbench.measure.records.events import SampleRecord
 from specbench.measure.records.store import read_power, read_rounds, read_run, read_samples, read_summary
 from specbench.measure.sensors import energy_pass
@@ -59,7 +59,7 @@ PROMISED_INSIDE = {
 
 @pytest.fixture(autouse=True)
 def models_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The built-in models, shared by the tests of this file: a run never changes one."""
+    """The built-in models, shared by the tests of this file: a run never changes one. The packages stay as they are, too."""
 
     def load(spec: Any, vocab_size: int | None = None) -> Any:
         if spec not in LOADED:
@@ -67,9 +67,11 @@ def models_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return LOADED[spec]
 
     monkeypatch.setattr(run_module, "load_model", load)
+    monkeypatch.setattr(provenance, "package_facts", PACKAGES)
 
 
 LOADED: dict[Any, Any] = {}
+PACKAGES = functools.cache(provenance.package_facts)
 
 
 def configured(folder: Path, method: Mapping[str, Any] = SD, baseline: Mapping[str, Any] = AR, **changes: Any) -> RunConfig:
@@ -264,7 +266,7 @@ def orders(folder: Path) -> list[tuple[str, int, str]]:
 def test_arms_alternate_within_each_prompt_in_seeded_order(tmp_path: Path) -> None:
     found = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        config = configured(tmp_path / name, measure__seed=seed, measure__repeats=2, data__limit=3, decoding__max_new_tokens=2)
+        config = configured(tmp_path / name, measure__seed=seed, measure__repeats=2, data__limit=2, decoding__max_new_tokens=2)
         run(config)
         found[name] = orders(only_folder(tmp_path / name))
     assert found["a"] == found["b"] != found["c"]

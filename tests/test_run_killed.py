@@ -19,16 +19,16 @@ ENOUGH = 5  # finished samples before the kill
 
 
 def test_a_run_killed_in_mid_sample_leaves_everything_that_was_finished(tmp_path: Path) -> None:
-    run = Started(tmp_path / "said", command, [*OPTIONS, f"runs_dir={tmp_path / 'runs'}"], cwd=tmp_path)
+    started = Started(tmp_path / "said", command, [*OPTIONS, f"runs_dir={tmp_path / 'runs'}"], cwd=tmp_path)
     try:
         told: list[str] = []  # progress, one line a sample, printed when it is on disk
         until = time.monotonic() + 90
-        while len(told) < ENOUGH and run.ended(0.005) is None and time.monotonic() < until:
-            told = [line for line in run.err.splitlines() if line.startswith("[")]
-        assert len(told) >= ENOUGH, f"the run ended before it could be killed: {run.err}"
+        while len(told) < ENOUGH and started.ended(0.005) is None and time.monotonic() < until:
+            told = [line for line in started.err.splitlines() if line.startswith("[")]
+        assert len(told) >= ENOUGH, f"the run ended before it could be killed: {started.err}"
     finally:
-        run.kill()
-    assert run.ended(30) == -signal.SIGKILL
+        started.kill()
+    assert started.ended(30) == -signal.SIGKILL
     (folder,) = find_run_folders(tmp_path / "runs")
     run = read_run(folder)
     assert run["status"] == "started", "nobody was left to say more"

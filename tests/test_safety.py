@@ -134,9 +134,10 @@ def written(folder: Path, arguments: list[str]) -> Iterator[Path]:
         yield Path(line)
 
 
-def test_a_run_writes_in_its_folder_the_caches_and_the_locks_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["speculative", pytest.param("amusd", marks=pytest.mark.deep)])
+def test_a_run_writes_in_its_folder_the_caches_and_the_locks_alone(tmp_path: Path, method: str) -> None:
     options = [
-        *("method=amusd", "data=humaneval", "data.source=standin", "data.limit=1", "decoding.max_new_tokens=6"),
+        *(f"method={method}", "data=humaneval", "data.source=standin", "data.limit=1", "decoding.max_new_tokens=6"),
         *("measure.repeats=1", "measure.warmup=1", "measure.trace=true", f"runs_dir={tmp_path / 'runs'}"),
     ]
     paths = list(written(tmp_path, ["-m", "specbench", *options]))

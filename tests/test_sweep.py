@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,11 @@ from specbench.front.sweep import quoted
 from specbench.measure.records import provenance
 from specbench.measure.records.store import find_run_folders, read_run
 
+PACKAGES = functools.cache(provenance.package_facts)  # they stay as they are while the tests run
+TWO = ("-m", "method=speculative,amusd")
+SETS = ("-m", "method=speculative", "data=humaneval,mt_bench")
+GRID = ("-m", "method=speculative,amusd", "data=humaneval,mt_bench")
+
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
@@ -21,10 +27,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     # Not this checkout's commit and changes: somebody may be at work in it while the tests run.
     nothing = {"commit": None, "dirty": None, "diff_sha256": None}
     monkeypatch.setattr(provenance, "git_facts", lambda *_: nothing)
+    monkeypatch.setattr(provenance, "package_facts", PACKAGES)
     return Command(monkeypatch, capsys, tmp_path / "runs")
-
-
-GRID = ("-m", "method=speculative,amusd", "data=humaneval,mt_bench")
 
 
 # ------------------------------------------------------------------------------------------------ jobs
@@ -92,7 +96,7 @@ def test_a_wrong_option_in_any_job_stops_the_sweep_before_the_first(command: Com
 
 @pytest.mark.parametrize("key", ["resume", "run_folder"])
 def test_a_sweep_has_its_own_folders(command: Command, key: str) -> None:
-    status, _, err = command(*GRID, f"{key}=somewhere")
+    status, _, err = command(*TWO, f"{key}=somewhere")
     assert status == 2
     assert f"{key}='somewhere': a sweep has its own folders" in err
 
@@ -100,14 +104,14 @@ def test_a_sweep_has_its_own_folders(command: Command, key: str) -> None:
 def test_values_with_signs_reach_the_job(command: Command) -> None:
     odd = command.runs.parent / "it's, a [folder]"
     command.runs = Path(quoted(str(odd)))
-    assert command(*GRID)[0] == 0
-    assert len(find_run_folders(odd)) == 4
+    assert command(*TWO)[0] == 0
+    assert len(find_run_folders(odd)) == 2
 
 
 # ------------------------------------------------------------------------------------------------ failures
 def test_a_failed_job_stops_nothing_and_is_recorded(command: Command) -> None:
     command.run.fails = lambda config: RuntimeError("lost") if config.method_name == "speculative" else None
-    status, document, err = command("-m", "method=speculative,amusd")
+    status, document, err = command(*TWO)
     assert status == 1
     assert document is not None
     assert document["status"] == "failed"
@@ -122,7 +126,7 @@ def test_a_failed_job_stops_nothing_and_is_recorded(command: Command) -> None:
 
 def test_a_job_that_fails_before_it_has_a_folder_is_recorded_too(command: Command) -> None:
     command.run.fails = lambda config: ValueError("too early") if config.method_name == "speculative" else None
-    status, document, _ = command("-m", "method=speculative,amusd")
+    status, document, _ = command(*TWO)
     assert status == 1
     assert document is not None
     assert [job["error"] for job in document["jobs"]] == ["too early", None]
@@ -131,14 +135,14 @@ def test_a_job_that_fails_before_it_has_a_folder_is_recorded_too(command: Comman
 def test_tracebacks_on_request(command: Command) -> None:
     command.monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     command.run.fails = lambda config: RuntimeError("lost")
-    status, _, err = command("-m", "method=speculative,amusd")
+    status, _, err = command(*TWO)
     assert status == 1
     assert err.count("Traceback (most recent call last)") == 2
 
 
 def test_ctrl_c_ends_the_sweep(command: Command) -> None:
     command.run.fails = lambda config: KeyboardInterrupt()
-    status, document, err = command("-m", "method=speculative,amusd")
+    status, document, err = command(*TWO)
     assert (status, document) == (130, None)
     assert err.splitlines()[-1] == "specbench: interrupted"
     assert len(command.run.configs) == 1
@@ -149,46 +153,46 @@ def test_ctrl_c_ends_the_sweep(command: Command) -> None:
 # ------------------------------------------------------------------------------------------------ again
 def test_started_again_it_does_what_is_left(command: Command) -> None:
     command.run.fails = lambda config: RuntimeError("lost") if config.data.name == "mt_bench" else None
-    assert command(*GRID)[0] == 1
+    assert command(*SETS)[0] == 1
     command.run.fails = lambda config: None
     command.run.configs.clear()
-    status, document, err = command(*GRID)
+    status, document, err = command(*SETS)
     assert status == 0
     assert document is not None
-    assert [config.data.name for config in command.run.configs] == ["mt_bench"] * 2
-    assert [job["finished_before"] for job in document["jobs"]] == [True, False] * 2
-    assert "2 finished before" in err
+    assert [config.data.name for config in command.run.configs] == ["mt_bench"]
+    assert [job["finished_before"] for job in document["jobs"]] == [True, False]
+    assert "1 finished before" in err
     for job in document["jobs"]:
         run = read_run(job["folder"])
         assert run["status"] == "success"
         assert len(run.get("sessions", [])) == (not job["finished_before"]), "unfinished ones go on where they stopped"
         assert run.get("error") is None
     command.run.configs.clear()
-    status, document, _ = command(*GRID)
+    status, document, _ = command(*SETS)
     assert (status, command.run.configs) == (0, [])
     assert document is not None
-    assert document["num_finished_before"] == 4
+    assert document["num_finished_before"] == 2
 
 
 def test_another_name_measures_again(command: Command) -> None:
-    command(*GRID)
+    command(*TWO)
     command.run.configs.clear()
-    status, document, _ = command(*GRID, "sweep.name=second")
+    status, document, _ = command(*TWO, "sweep.name=second")
     assert status == 0
-    assert len(command.run.configs) == 4
+    assert len(command.run.configs) == 2
     assert document is not None
     assert document["sweep_folder"] == str(command.runs / "sweeps" / "second")
 
 
 def test_finished_jobs_of_other_conditions_are_not_passed_off_as_todays(command: Command) -> None:
-    command(*GRID)
+    command(*TWO)
     command.run.configs.clear()
     command.monkeypatch.setattr(provenance, "git_facts", lambda *_: {"commit": "f" * 40, "diff_sha256": None})
-    status, document, err = command(*GRID)
+    status, document, err = command(*TWO)
     assert (status, document) == (2, None)
     assert "git commit: none, now ffffffffffff..." in err
     assert "sweep.name=<new>" in err
-    status, document, _ = command(*GRID, "allow_mixed=true")
+    status, document, _ = command(*TWO, "allow_mixed=true")
     assert (status, command.run.configs) == (0, [])
     assert document is not None
     assert all(job["changed"] for job in document["jobs"])
@@ -241,7 +245,7 @@ def test_the_analysis_compares_the_runs(command: Command) -> None:
         return "A TABLE"
 
     command.monkeypatch.setattr("specbench.analysis.compare", compare)
-    _, document, err = command(*GRID)
+    _, document, err = command(*TWO)
     assert document is not None
     assert handed == [[Path(job["folder"]) for job in document["jobs"]]]
     assert "A TABLE" in err.splitlines()

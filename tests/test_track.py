@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import finished_run
+from run_folders import composed, finished_run
 from wandb_files import OfflineRun, offline_runs
 
-from specbench.config.compose import compose as compose_line
 from specbench.config.options import ConfigError
 from specbench.config.schema import RunConfig
 from specbench.front import cli
@@ -29,44 +31,52 @@ FAKE_KEYS = {
 }
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def go_offline(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """W&B as on a machine without network, with a home of its own, and keys in the environment that must reach no file."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
+        monkeypatch.setenv(name, str(home))
     for name, key in FAKE_KEYS.items():
         monkeypatch.setenv(name, key)
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    go_offline(monkeypatch, tmp_path / "home")
+
+
 def compose(*overrides: str) -> RunConfig:
-    return compose_line(["method=speculative", *overrides])
+    return composed("method=speculative", *overrides)
 
 
-def mirrored(folder: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]) -> str:
+def mirrored(folder: Path, config: RunConfig) -> str:
     """What the run's own process says about it."""
-    capsys.readouterr()
-    mirror.mirror_apart(folder, config)
-    err = capsys.readouterr().err
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        mirror.mirror_apart(folder, config)
+    err = said.getvalue()
     assert err.count("\n") == 1, err
     return err
 
 
 # ------------------------------------------------------------------------------------------------ W&B
-@pytest.fixture
-def on_wandb(offline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, OfflineRun]:
-    config = compose("track=wandb", "track.tags=[mine]", f"runs_dir={tmp_path / 'runs'}")
-    folder = finished_run(tmp_path / "runs", config)
+@pytest.fixture(scope="module")
+def on_wandb(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OfflineRun, Path]:
+    """A run's folder, what W&B holds of it, and the folder of everything that was written."""
+    root = tmp_path_factory.mktemp("wandb")
+    config = compose("track=wandb", "track.tags=[mine]", f"runs_dir={root / 'runs'}")
+    folder = finished_run(root / "runs", config)
     (folder / "tables").mkdir()
     (folder / "tables" / "speed.csv").write_text("method,speedup\nspeculative,1.5\n")
-    said = mirrored(folder, config, capsys)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        go_offline(monkeypatch, root / "home")
+        said = mirrored(folder, config)
     assert said.startswith("specbench: mirrored by WandbTracker: offline: wandb sync")
-    (run,) = offline_runs(tmp_path / "runs")
-    return folder, run
+    (run,) = offline_runs(root / "runs")
+    return folder, run, root
 
 
-def test_wandb_holds_the_whole_run(on_wandb: tuple[Path, OfflineRun]) -> None:
-    folder, run = on_wandb
+def test_wandb_holds_the_whole_run(on_wandb: tuple[Path, OfflineRun, Path]) -> None:
+    folder, run, _ = on_wandb
     assert run.project == "specbench"
     assert set(run.tags) == {"humaneval", "mine", "speculative"}
     assert run.exit_code == 0
@@ -97,21 +107,26 @@ def test_wandb_holds_the_whole_run(on_wandb: tuple[Path, OfflineRun]) -> None:
     assert sorted(files) == ["rounds.jsonl", "run.json", "samples.jsonl", "summary.json", "tables/speed.csv"]
 
 
-def test_no_key_reaches_a_file(on_wandb: tuple[Path, OfflineRun], tmp_path: Path) -> None:
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+def test_no_key_reaches_a_file(on_wandb: tuple[Path, OfflineRun, Path]) -> None:
+    _, _, root = on_wandb
+    written = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(path.suffix == ".wandb" for path in written)
     for path in written:
         content = path.read_bytes()
         for name, key in FAKE_KEYS.items():
             assert key.encode() not in content, f"{name} in {path}"
-    marker = tmp_path / "home" / "marker"
+    marker = root / "home" / "marker"
     marker.parent.mkdir(exist_ok=True)
     marker.write_text(FAKE_KEYS["HF_TOKEN"])  # the twin: this search finds one
-    assert any(FAKE_KEYS["HF_TOKEN"].encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert any(FAKE_KEYS["HF_TOKEN"].encode() in path.read_bytes() for path in root.rglob("*") if path.is_file())
+    marker.unlink()
 
 
-def test_a_finished_run_is_replayed_under_the_same_id(on_wandb: tuple[Path, OfflineRun], tmp_path: Path) -> None:
-    _, first = on_wandb
+def test_a_finished_run_is_replayed_under_the_same_id(
+    on_wandb: tuple[Path, OfflineRun, Path], offline: None, tmp_path: Path
+) -> None:
+    folder, first, _ = on_wandb
+    shutil.copytree(folder, tmp_path / "runs" / folder.parent.name / folder.name)
     unfinished = finished_run(tmp_path / "runs", compose())
     run_json = unfinished / "run.json"
     run_json.write_text(run_json.read_text().replace('"status": "success"', '"status": "started"'))
@@ -125,12 +140,10 @@ def test_a_finished_run_is_replayed_under_the_same_id(on_wandb: tuple[Path, Offl
     assert second.prompts == first.prompts
 
 
-def test_the_run_of_a_sweeps_agent_is_taken(
-    offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_run_of_a_sweeps_agent_is_taken(offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "agents01")
     config = compose("track=wandb", f"runs_dir={tmp_path / 'runs'}")
-    assert "mirrored" in mirrored(finished_run(tmp_path / "runs", config), config, capsys)
+    assert "mirrored" in mirrored(finished_run(tmp_path / "runs", config), config)
     (run,) = offline_runs(tmp_path / "runs")
     assert run.id == "agents01"
 
@@ -143,13 +156,13 @@ def test_jobs_of_a_sweep_are_one_group(tmp_path: Path) -> None:
     assert mirror.tracked_run(job).group == "study"
 
 
-def test_a_failed_run_is_mirrored_as_failed(offline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_is_mirrored_as_failed(offline: None, tmp_path: Path) -> None:
     config = compose("track=wandb", f"runs_dir={tmp_path / 'runs'}")
     folder = finished_run(tmp_path / "runs", config)
     (folder / "summary.json").unlink()
     run_json = folder / "run.json"
     run_json.write_text(run_json.read_text().replace('"status": "success"', '"status": "failed"'))
-    mirrored(folder, config, capsys)
+    mirrored(folder, config)
     (run,) = offline_runs(tmp_path / "runs")
     assert run.exit_code == 1
     assert run.summary["status"] == "failed"
@@ -192,25 +205,23 @@ def trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     return configured
 
 
-def test_a_tracker_of_ones_own(trackers: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert mirrored(finished_run(tmp_path), trackers("Good"), capsys) == "specbench: mirrored by Good: kept, success\n"
+def test_a_tracker_of_ones_own(trackers: Callable[..., RunConfig], tmp_path: Path) -> None:
+    assert mirrored(finished_run(tmp_path), trackers("Good")) == "specbench: mirrored by Good: kept, success\n"
 
 
 @pytest.mark.parametrize(("name", "why"), [("Bad", "ConnectionError: no route to host, token=***"), ("Dead", "exit status 7")])
-def test_a_failing_tracker_costs_one_line(
-    trackers: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, why: str
-) -> None:
+def test_a_failing_tracker_costs_one_line(trackers: Callable[..., RunConfig], tmp_path: Path, name: str, why: str) -> None:
     folder = finished_run(tmp_path)
-    said = mirrored(folder, trackers(name), capsys)
+    said = mirrored(folder, trackers(name))
     assert said == f"specbench: {name}: not mirrored: {why}; later: python -m specbench.track {folder}\n"
 
 
 def test_a_hanging_tracker_is_stopped_with_its_helpers(
-    trackers: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trackers: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HELPER_PID", str(tmp_path / "pid"))
-    said = mirrored(finished_run(tmp_path), trackers("Hung", timeout_seconds=5), capsys)
-    assert "Hung: not mirrored: stopped after 5 s" in said
+    said = mirrored(finished_run(tmp_path), trackers("Hung", timeout_seconds=4))
+    assert "Hung: not mirrored: stopped after 4 s" in said
     helper = int((tmp_path / "pid").read_text())
     until = time.monotonic() + 10
     while _lives(helper) and time.monotonic() < until:
