@@ -12,6 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from specbench.config.compose import register_search_path
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.train.card import write_pair_card
@@ -63,4 +64,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    register_search_path()  # methods of plugins have heads too
     main()

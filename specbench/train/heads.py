@@ -7,6 +7,7 @@ corpus's held-out part, which no evaluation set is in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,13 @@ from specbench.train.tokens import PackedBatches, load_streams
 MAX_CALIBRATION_ROWS = 256
 
 
-def heads_class_of(method: Any) -> type[Heads]:
+def heads_class_of(method: Any, allow_targets: Sequence[str] = ()) -> type[Heads]:
     """The heads that a method's configuration node asks for. Raises ConfigError (method) when it has none."""
     from specbench.method import create_method
 
     if not method:
         raise ConfigError("method", None, "part=heads trains the heads of a method: write method=<name>, for instance medusa")
-    cls = type(create_method(method)).heads_class
+    cls = type(create_method(method, allow_targets)).heads_class
     if cls is None:
         raise ConfigError("method", method.get("_target_"), "has no heads to train")
     return cls
@@ -58,7 +59,7 @@ def train_heads(settings: Settings) -> dict[str, Any]:
     caps its logits.
     """
     options, part, pair = settings.train, settings.chosen(), settings.pair
-    cls = heads_class_of(settings.method)
+    cls = heads_class_of(settings.method, settings.allow_targets)
     out = output_folder(settings, cls)
     path = resolve_path(pair.target)
     target = load_model(path, pair.target_revision, pair.trust_remote_code).to(choose_device(options.device))

@@ -87,6 +87,7 @@ class Settings:
     method: dict[str, Any] = field(default_factory=dict)  # part=heads: whose heads, as a run's method node
     method_name: str = ""
     heads: dict[str, Any] = field(default_factory=dict)  # part=heads: options of the family
+    allow_targets: list[str] = field(default_factory=list)  # part=heads: as a run's
 
     def chosen(self) -> PartSettings:
         """The settings of the chosen part, with `train.*` overrides. Raises ConfigError for an unknown part."""
@@ -113,5 +114,6 @@ def settings_from(plain: dict[str, Any]) -> Settings:
         method=plain.get("method") or {},
         method_name=plain.get("method_name") or "",
         heads=plain.get("heads") or {},
+        allow_targets=plain.get("allow_targets") or [],
         parts={name: PartSettings(**(value or {})) for name, value in (plain.get("parts") or {}).items()},
     )
