@@ -106,7 +106,7 @@ class Method:
         self.drafter = drafter if drafter is not None else Drafter()
         self.stop = stop if stop is not None else Stop()
         self.schedule = schedule if schedule is not None else Sequential()
-        self.adapter, self.rule, self.draft_length = adapter, rule, draft_length
+        self.adapter, self.rule, self.rules, self.draft_length = adapter, rule, rules, draft_length
 
     @property
     def _parts(self) -> list[Part]:

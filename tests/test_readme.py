@@ -76,3 +76,12 @@ def test_the_commands_exist(page: Path) -> None:
             assert (folder / f"{name}.yaml").is_file(), f"{group}={name}"
     for script in set(re.findall(r"(?:tests|conf|analysis|specbench|methods)/[\w./]+\.(?:py|yaml|md)", text)):
         assert (ROOT / script).is_file(), script
+
+
+def test_the_table_of_methods_is_what_they_say() -> None:
+    """If this fails: python -m specbench.check.table"""
+    from specbench.check.table import written
+
+    text = (ROOT / "README.md").read_text()
+    assert written(text) == text
+    assert written(text.replace("| layerskip |", "| layerslip |")) == text

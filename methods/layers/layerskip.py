@@ -62,6 +62,7 @@ class ExitDraft(Drafter):
     """A `Source` on the target's own session: its lower layers run ahead, and verification takes their hidden states over."""
 
     needs = Needs(layers=True)
+    source, form = "first layers", "chain"
     num_forwards = 0
 
     def __init__(self, exit_layer: int | None, stop: Stop):

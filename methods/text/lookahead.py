@@ -52,6 +52,7 @@ class LookaheadDraft(Drafter):
     """levels[l][j]: see above. pool: by first token, the n-grams' other tokens, the latest last."""
 
     needs = Needs(riders=True)
+    source, form = "n-grams", "tree"
 
     def __init__(self, window: int, ngram: int, guesses: int):
         self.window, self.ngram, self.guesses = window, ngram, guesses

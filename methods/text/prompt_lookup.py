@@ -50,6 +50,8 @@ class PromptLookup(Method):
 class LookupDraft(Drafter):
     """first_end: where each n-gram ended when it was first seen."""
 
+    source, form = "text", "chain"
+
     def __init__(self, draft_length: int, max_ngram: int):
         self.draft_length, self.max_ngram = draft_length, max_ngram
 

@@ -98,7 +98,13 @@ class Part:
 
 
 class Drafter(Part):
-    """Proposes. The base drafts nothing: every round is one plain step."""
+    """Proposes. The base drafts nothing: every round is one plain step.
+
+    source, form: what drafts and the form of a draft, in a word or two, for the table of methods.
+    """
+
+    source: ClassVar[str] = "-"
+    form: str = "-"
 
     @property
     def max_nodes(self) -> int:
@@ -132,7 +138,9 @@ class Source(Protocol):
 
 
 class Shape:
-    """Which nodes are drafted."""
+    """Which nodes are drafted. form: in a word or two."""
+
+    form: ClassVar[str] = "tree"
 
     @property
     def branches(self) -> bool:
@@ -142,6 +150,10 @@ class Shape:
     def max_nodes(self, max_depth: int) -> int:
         """Nodes of a tree of that depth at most."""
         return max_depth
+
+    def max_rows(self, max_depth: int) -> int:
+        """Rows that the source is given for a tree of that depth at most (`Source.next`): room kept free in its cache."""
+        return self.max_nodes(max_depth)
 
     def grow(self, source: Source, max_depth: int, choice: Choice, position: int, stop: Stop) -> DraftTree:
         """position: the output position of the first drafted token."""
@@ -174,8 +186,14 @@ class Stop:
 
 
 class Schedule(Part):
-    """Who computes when. `placement`: cores and threads of the target's process, where they are shared with workers."""
+    """Who computes when. `placement`: cores and threads of the target's process, where they are shared with workers.
 
+    name: in a word; source, form: as a drafter's, where the schedule drafts itself.
+    """
+
+    name: ClassVar[str] = "sequential"
+    source: ClassVar[str] = "-"
+    form: ClassVar[str] = "-"
     placement: Placement | None = None
 
     @property

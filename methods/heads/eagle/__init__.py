@@ -80,6 +80,7 @@ class EagleDraft(Drafter):
     """The trained layer as a source, and the dynamic tree that grows on it."""
 
     needs = Needs(taps=(TAP,))
+    source, form = "heads", "dynamic tree"
 
     def __init__(self, heads: str | None, draft_length: int, top_k: int, num_nodes: int | str):
         self.heads_name, self.draft_length, self.top_k, self.num_nodes = heads, draft_length, top_k, num_nodes

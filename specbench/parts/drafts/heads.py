@@ -36,6 +36,7 @@ class HeadDraft(Drafter):
     """
 
     needs = Needs(taps=(TAP,))
+    source, form = "heads", "static tree"
 
     def __init__(
         self,

@@ -26,9 +26,10 @@ class ModelDraft(Drafter):
     """
 
     needs = Needs(draft="local")
+    source = "model"
 
     def __init__(self, shape: Shape, stop: Stop):
-        self.shape, self.stop = shape, stop
+        self.shape, self.stop, self.form = shape, stop, shape.form
 
     @property
     def max_nodes(self) -> int:
@@ -67,7 +68,7 @@ class ModelDraft(Drafter):
         self.tokens = [*request.prompt_ids, first_token]  # everything committed
         self.grown: list[tuple[int, int]] = []  # (parent, token) of the rows below the trunk, with branches
         # A stop may draft on to the end of the sample; a tree keeps its branches' rows beside that.
-        room = self.max_nodes * max(1, self.depth) if self.shape.branches else self.depth
+        room = self.shape.max_rows(request.max_new_tokens) if self.shape.branches else self.depth
         self.session.start(self.prompt_length + request.max_new_tokens + room + 2)
         self.session.feed(request.prompt_ids, last_only=True)
         self.choice.begin(request)

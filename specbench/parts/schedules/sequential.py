@@ -34,6 +34,7 @@ class Sequential(Schedule):
             drafter.begin(request, first, evidence)
             if adapter is not None:
                 adapter.begin(request, first)
+                books.draft_version = adapter.version
         books.decode()
 
         while not books.finished:

@@ -45,6 +45,7 @@ class TwoSides(Schedule):
     """The target stays in this process; the draft is loaded and run in a worker on `draft_cores` cores of its own."""
 
     needs = Needs(draft="worker")
+    source = "model"
     worker: Worker | None = None
     mailbox: Mailbox
 

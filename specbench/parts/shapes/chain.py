@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Chain(Shape):
     """The source's own sequence, until the stop says so."""
 
+    form = "chain"
+
     def grow(self, source: Source, max_depth: int, choice: Choice, position: int, stop: Stop) -> DraftTree:
         tokens: list[int] = []
         laws: list[Tensor] = []

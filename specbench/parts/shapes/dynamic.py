@@ -104,6 +104,8 @@ class Growth:
 class Dynamic(Shape):
     """Level by level where the source is confident (`Growth`). num_nodes: shown to the target; top_k: see `Growth`."""
 
+    form = "dynamic tree"
+
     def __init__(self, top_k: int, num_nodes: int):
         self.top_k, self.num_nodes = top_k, num_nodes
 
@@ -113,6 +115,10 @@ class Dynamic(Shape):
 
     def max_nodes(self, max_depth: int) -> int:
         return self.num_nodes
+
+    def max_rows(self, max_depth: int) -> int:
+        # Below num_nodes levels nothing is expanded: the ancestors alone beat whatever stands there.
+        return min(self.top_k, self.num_nodes) * min(max_depth, self.num_nodes)
 
     def grow(self, source: Source, max_depth: int, choice: Choice, position: int, stop: Stop) -> DraftTree:
         width = min(self.top_k, self.num_nodes)

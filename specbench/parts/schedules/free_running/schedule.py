@@ -14,6 +14,8 @@ from specbench.processes.steps import Order
 class FreeRunning(TwoSides):
     """waits_for: drafts that the target waits for before it verifies. stale: see `Verifier`. stop: see `Drafter`."""
 
+    name, form = "free-running", "chain"
+
     def __init__(self, waits_for: int, max_lookahead: int, stale: str, draft_cores: int, stop: Stop):
         super().__init__(draft_cores)
         self.waits_for, self.max_lookahead, self.stale, self.stop = waits_for, max_lookahead, stale, stop

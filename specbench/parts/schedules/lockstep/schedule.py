@@ -22,6 +22,8 @@ CALIBRATION_CONTEXT, CALIBRATION_SECONDS = 128, 0.3
 class Lockstep(TwoSides):
     """draft_length: tokens of a block; None: the measured ratio of the two models' forwards, rounded. choice: see `Drafter`."""
 
+    name, form = "lockstep", "chain"
+
     def __init__(
         self, draft_length: int | None, choice: str, pre_verify: bool, post_verify: bool, draft_cores: int, stop: Stop
     ):
