@@ -194,10 +194,27 @@ class Method:
             part.close()
 
 
+# Where the classes stood that runs of format version 1 name: such a run can be continued.
+_VERSION_1 = {
+    f"specbench.methods.{old}": f"specbench.methods.{family}.{old}"
+    for family, old in (
+        ("chains", "autoregressive.Autoregressive"),
+        ("chains", "speculative.Speculative"),
+        ("heads", "eagle.Eagle"),
+        ("heads", "hydra.Hydra"),
+        ("heads", "medusa.Medusa"),
+        ("overlap", "amusd.Amusd"),
+        ("overlap", "pearl.Pearl"),
+    )
+}
+
+
 def create_method(node: Mapping[str, Any], more_prefixes: Sequence[str] = (), key: str = "method") -> Method:
     """Build the method that a configuration node names: `{"_target_": "package.module.Class", ...options}`.
 
     `key` is the node's place in the configuration ("method" or "baseline"). Raises ConfigError when the target is not allowed,
     cannot be imported or is no Method, and for options that its constructor does not take or refuses.
     """
+    if isinstance(node, Mapping) and node.get("_target_") in _VERSION_1:
+        node = {**node, "_target_": _VERSION_1[node["_target_"]]}
     return create_part(node, Method, more_prefixes, key)
