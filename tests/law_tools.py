@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.tree import Contract, DraftTree, Verdict
+from specbench.engine.tree import Contract, DraftTree, Evidence, Verdict
+from specbench.parts.rules.rule import Rule
 
 Sequences = dict[tuple[int, ...], float]
 EXACT = 1e-9  # the error below which a law counts as kept: rounding alone
@@ -253,3 +254,77 @@ def worst_error(law: Sequences, truth: Sequences) -> float:
 def round_error(target: Language, draft: Language, drafter: Drafter, rule: RuleFunction, length: int) -> float:
     """How far one round's law is from the target's, sequences of `length` tokens."""
     return worst_error(round_law(target, draft, drafter, rule, length), law_of(target, length))
+
+
+# --- any rule -------------------------------------------------------------------------------------------------------------
+
+
+class Draws(Sequence[int]):
+    """One token a row, drawn when it is first looked at: rows that nobody looks at double no branches."""
+
+    def __init__(self, p: Tensor, rng: Any):
+        self.p, self.rng = p, rng
+        self.drawn: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[row] for row in range(len(self))[index]]
+        row = range(len(self))[index]
+        if row not in self.drawn:
+            self.drawn[row] = self.rng.categorical(self.p[row])
+        return self.drawn[row]
+
+
+@dataclass
+class DrawnLaw:
+    """A sampling law at temperature 1 whose own tokens are drawn with the rule's coins."""
+
+    rng: Any
+    greedy = False
+
+    def choose(self, logits: Tensor, positions: Sequence[int], noise_key: int) -> Draws:
+        return Draws(logits.softmax(-1), self.rng)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
+
+
+def judged(rule: Rule) -> RuleFunction:
+    """A rule as a schedule calls it, whatever it decides by, and whether or not `judge` is its own."""
+
+    def judge(tree: DraftTree, p: Tensor, rng: Any) -> Verdict:
+        return rule.judge(tree, Evidence(p.log(), {}), DrawnLaw(rng), 0, 0, rng)  # type: ignore[arg-type]
+
+    return judge
+
+
+def drafters_for(rule: Rule) -> Iterator[tuple[str, Sequence[int], Drafter]]:
+    """Every kind of draft that a rule accepts: its name, its shape, and what drafts it."""
+    for shape in [(1,), (1, 1)] if rule.chain_only else [(1,), (2,), (1, 1), (2, 1)]:
+        if Contract.FIXED_SET in rule.accepts:
+            yield "fixed_set", shape, best_tree(shape)
+        for contract in (Contract.IID, Contract.WITHOUT_REPLACEMENT):
+            if contract in rule.accepts:
+                yield contract.value, shape, drawn_tree(shape, contract)
+    yield "none", (), no_draft
+
+
+def broken_claims(rule: Rule, seed: int = 3) -> dict[str, float]:
+    """By draft and pair of laws, how far a rule is from what it claims, where that is more than rounding; empty: it holds.
+
+    greedy-exact is looked at where the target has one token of its own; lossy claims nothing.
+    """
+    found: dict[str, float] = {}
+    if rule.claim == "lossy":
+        return found
+    pairs = [name for name in PAIRS if rule.claim == "sampling-exact" or name.startswith("greedy")]
+    for contract, shape, drafter in drafters_for(rule):
+        for name in pairs:
+            target, draft = PAIRS[name](seed)
+            error = round_error(target, draft, drafter, judged(rule), len(shape) + 1)
+            if not error < EXACT:
+                found[f"{contract} {list(shape)}, {name}"] = error
+    return found

@@ -1,6 +1,7 @@
 """The acceptance rules keep the law: exact enumeration of the production code on small vocabularies."""
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from law_tools import (
     Language,
     best_tree,
     branches,
+    broken_claims,
     drawn_tree,
     law_of,
-    no_draft,
     round_error,
     with_draws,
     worst_error,
@@ -24,9 +25,14 @@ from law_tools import (
 
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import Contract, DraftTree, Verdict
+from specbench.parts.rules import rule as rule_module
+from specbench.parts.rules.chain import residual
 from specbench.parts.rules.rule import (
     RULES,
+    Rule,
+    check_contract,
     delta,
+    get_rule,
     k_seq,
     lockstep_ratio,
     match,
@@ -155,12 +161,76 @@ def test_any_pair_of_laws(seed, vocab_size, temperatures, top_p, top_k, name, wi
     assert round_error(target, draft, drawn_tree([1, 1], IID), ratio, 3) < EXACT
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if RULES[name].claim == "sampling-exact"])
-def test_an_empty_draft_is_a_plain_step(name):
-    rule = RULES[name]
-    function = with_draws(rule.function) if rule.reads == "choice" else rule.function
-    target = Language(41)
-    assert round_error(target, target, no_draft, function, 2) < EXACT
+# --- every rule there is ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_registered_rule_keeps_what_it_claims(name):
+    """As a schedule calls it, for every kind of draft that it accepts; a plugin's rule is one of them once it is registered."""
+    assert not broken_claims(RULES[name])
+
+
+@dataclass(frozen=True)
+class Favouring(Rule):
+    """A plugin's own: the ratio test on a chain, written anew, with a favour for the draft that 1.0 makes none of."""
+
+    favour: float = 1.0
+
+    def judge(self, tree, evidence, law, position, noise_key, coins):
+        check_contract(self, tree.contract)
+        p = law.probabilities(evidence.logits)
+        for node, token in enumerate(tree.tokens):
+            if not coins.bernoulli(min(1.0, self.favour * float(p[node][token] / tree.q[node][token]))):
+                return Verdict(tuple(range(node)), (*tree.tokens[:node], coins.categorical(residual(p[node], tree.q[node]))))
+        return Verdict(tuple(range(len(tree.tokens))), (*tree.tokens, coins.categorical(p[-1])))
+
+
+def favouring(favour, claim="sampling-exact"):
+    return Favouring("favouring", frozenset({Contract.NONE, IID}), claim, "probabilities", ratio, True, favour)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """register(rule) for the duration of a test."""
+    monkeypatch.setattr(rule_module, "RULES", dict(RULES))
+    return rule_module.register
+
+
+def test_a_plugins_rule_is_enumerated_as_any_other(registered):
+    registered(favouring(1.0))
+    assert get_rule("favouring").judge.__func__ is Favouring.judge
+    assert not broken_claims(get_rule("favouring"))
+    with pytest.raises(AssertionError, match="two rules are named favouring"):
+        registered(favouring(2.0))
+
+
+@pytest.mark.parametrize("favour", [0.5, 1.2])
+def test_a_plugins_faulty_rule_is_found(registered, favour):
+    registered(favouring(favour))
+    found = broken_claims(get_rule("favouring"))
+    assert max(found.values()) > WRONG and any("any" in where for where in found), found
+
+
+def test_a_rule_that_is_wrong_on_trees_alone_is_found(registered):
+    """Match that follows the last of the siblings that stand: on chains it is right."""
+
+    def last_sibling(tree, choice):
+        verdict = match(tree, choice)
+        if tree.parents is None or not verdict.path:
+            return verdict
+        return Verdict(verdict.path[:1], (verdict.tokens[0], choice[-1]))
+
+    registered(Rule("last_sibling", RULES["sample_match"].accepts, "sampling-exact", "choice", last_sibling))
+    found = broken_claims(get_rule("last_sibling"))
+    assert found and all("[2" in where for where in found), found
+
+
+def test_a_greedy_claim_is_looked_at_where_the_target_is_greedy(registered):
+    accepts = RULES["greedy_match"].accepts
+    registered(Rule("mine", accepts, "greedy-exact", "choice", match))
+    assert not broken_claims(get_rule("mine"))
+    off = registered(Rule("off", accepts, "greedy-exact", "choice", lambda tree, choice: match(tree, [1, *choice[1:]])))
+    assert broken_claims(get_rule("off")) and not broken_claims(replace(off, claim="lossy")), "lossy claims nothing"
 
 
 # --- how much is accepted ---------------------------------------------------------------------------------------------------
