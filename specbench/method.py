@@ -33,50 +33,6 @@ if TYPE_CHECKING:
     from specbench.parts.heads.base import Heads
     from specbench.processes.placement import Placement
 
-__all__ = [
-    "EMPTY",
-    "RULES",
-    "Adapter",
-    "Chain",
-    "Choice",
-    "ConfigError",
-    "Contract",
-    "DraftTree",
-    "Drafter",
-    "Dynamic",
-    "Evidence",
-    "Feedback",
-    "Method",
-    "ModelDraft",
-    "Needs",
-    "Outcome",
-    "Part",
-    "Request",
-    "Riders",
-    "Rule",
-    "Runtime",
-    "SamplingLaw",
-    "Schedule",
-    "Sequential",
-    "Setting",
-    "Shape",
-    "Stop",
-    "Target",
-    "Verdict",
-    "create_method",
-    "exact_rules",
-    "flag",
-    "get_rule",
-    "make_stop",
-    "named_part",
-    "number",
-    "one_of",
-    "partial",
-    "register",
-    "whole",
-    "with_typical",
-]
-
 
 class Method:
     """A drafter, a stop, a rule, a schedule and, where the draft learns, an adapter.

@@ -22,26 +22,6 @@ from specbench.parts.rules.coins import RuleRng, TorchRng
 from specbench.parts.rules.lossy import typical
 from specbench.parts.rules.tree import delta, k_seq, recursive_with_replacement, recursive_without_replacement
 
-__all__ = [
-    "RULES",
-    "Rule",
-    "RuleRng",
-    "TorchRng",
-    "check_contract",
-    "delta",
-    "exact_rules",
-    "get_rule",
-    "k_seq",
-    "lockstep_ratio",
-    "match",
-    "ratio",
-    "recursive_with_replacement",
-    "recursive_without_replacement",
-    "register",
-    "typical",
-    "with_typical",
-]
-
 
 @dataclass(frozen=True)
 class Rule:
