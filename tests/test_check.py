@@ -8,10 +8,13 @@ from pathlib import Path
 
 import faulty_methods
 import pytest
+from bare_bench import BareBench
 from tiny import plain_forward
 
 from specbench.check import CHECKS, FAIL, PASS, SAMPLED, SKIP, Bench, run_check
+from specbench.check import __main__ as command
 from specbench.check import law as law_module
+from specbench.check import tiny as tiny_pair
 from specbench.check.__main__ import main
 from specbench.check.identity import sampled_identity
 from specbench.check.law import chi_square, exact_law, sampled_law
@@ -60,14 +63,17 @@ def benches(pair: PairSpec) -> Iterator[dict[str, Bench]]:
         bench.close()
 
 
-def bench_of(name: str, pair: PairSpec, benches: dict[str, Bench]) -> Bench:
-    benches[name] = Bench({"_target_": f"faulty_methods.{name}"}, pair, PROMPTS, allow_targets=["faulty_methods"])
+def bench_of(name: str, pair: PairSpec, benches: dict[str, Bench], kind: type[Bench] = BareBench) -> Bench:
+    benches[name] = kind({"_target_": f"faulty_methods.{name}"}, pair, PROMPTS, allow_targets=["faulty_methods"])
     return benches[name]
 
 
+@pytest.mark.parametrize("kind", [BareBench, pytest.param(Bench, marks=pytest.mark.deep)], ids=["bare", "real"])
 @pytest.mark.parametrize(("name", "check", "words"), FAULTS, ids=lambda part: part.replace(" ", "_"))
-def test_a_faulty_method_is_found(name: str, check: str, words: str, pair: PairSpec, benches: dict[str, Bench]) -> None:
-    result = run_check(bench_of(name, pair, benches), CHECKS[check])
+def test_a_faulty_method_is_found(
+    name: str, check: str, words: str, kind: type[Bench], pair: PairSpec, benches: dict[str, Bench]
+) -> None:
+    result = run_check(bench_of(name, pair, benches, kind), CHECKS[check])
     assert result.status == FAIL
     assert words in result.detail
     if name == "ClosesOnce":
@@ -125,23 +131,32 @@ def own_conf(tmp_path: Path) -> str:
     return str(tmp_path / "conf")
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text on the configured pair, two on the tiny one, and seeds enough for a law that is far off."""
+    monkeypatch.setattr(tiny_pair, "PROMPTS", PROMPTS[:2])
+    monkeypatch.setattr(law_module, "NUM_SEEDS", 150)
+    monkeypatch.setattr(command, "TEXTS", command.TEXTS[:1])
+
+
+@pytest.mark.usefixtures("quick")
 def test_the_command_checks_a_method_of_ones_own(own_conf: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["method=typical_control", "--config-dir", own_conf, "allow_targets=[faulty_methods]"]
     assert main(arguments) == 1
     out = capsys.readouterr().out.splitlines()
     (law,) = [line for line in out if "sampled law" in line]
-    assert law.startswith("FAIL  tiny pair: sampled law: 400 seeds: chi-square")
+    assert law.startswith("FAIL  tiny pair: sampled law: 150 seeds: chi-square")
     assert [line for line in out if line.startswith("pass  tiny pair: EOS anywhere")]
     assert [line for line in out if line.startswith("skip  builtin pair: greedy identity")]
     assert out[-1] == "typical_control: 1 checks failed"
 
 
-def test_the_command_passes_the_reference(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(law_module, "NUM_SEEDS", 50)
+@pytest.mark.usefixtures("quick")
+def test_the_command_passes_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["method=autoregressive"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split(":")[1].strip() for line in out if line.startswith("pass  tiny pair")] == list(CHECKS)
-    assert "pass  builtin pair: greedy identity: 3 of 3 outputs identical" in out
+    assert "pass  builtin pair: greedy identity: 1 of 1 outputs identical" in out
     assert out[-1] == "autoregressive: all checks passed"
 
 

@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import thread_worker
-import tiny
+from bare_bench import BareBench
 
 from specbench.check import CHECKS, FAIL, GREEDY, SAMPLED, SKIP, Bench
 from specbench.check.__main__ import configured_bench
 from specbench.check.identity import same_seed, sampled_identity
 from specbench.check.law import sampled_law
 from specbench.check.result import Result
-from specbench.check.tiny import PROMPTS, VOCAB_SIZE, make_tiny_pair
+from specbench.check.tiny import PROMPTS, make_tiny_pair
 from specbench.check.tiny_heads import with_tiny_heads
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.specs import PairSpec
-from specbench.engine.model import Model
-from specbench.engine.runtime import Runtime
-from specbench.engine.sampling import SamplingLaw
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml") if not path.stem.startswith("_"))
 # Beside every method as its YAML has it: where a rule draws instead of matching, the law is all there is to check.
@@ -57,26 +54,6 @@ FEWER: dict[str, Callable[[Bench], Result]] = {  # the rest of the seeds is for 
 }
 SHORT_AND_LONG = (PROMPTS[0], PROMPTS[2])  # the third is for `deep`
 HEADS = Path(__file__).parent / "golden"  # trained once and for all, for the recorded rounds
-
-
-@functools.cache
-def bare_pair() -> tuple[Model, Model]:
-    return tiny.bare_pair(VOCAB_SIZE)
-
-
-class BareBench(Bench):
-    """The method on bare modules. Raises ConfigError for one that asks more of a target or draft."""
-
-    def __init__(self, node: Mapping[str, Any], pair: PairSpec, prompts: Any):
-        super().__init__(node, pair, prompts)
-        self.target, self._draft = bare_pair()
-
-    def runtime(self, law: SamplingLaw) -> Runtime:
-        around = super().runtime(law)
-        around.load_draft = lambda: bare_pair()[1]
-        if self.needs.draft != "local":
-            around.draft = None
-        return around
 
 
 class Benches:

@@ -208,18 +208,20 @@ class Bare(torch.nn.Module):
         past_key_values: Any = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
     ) -> SimpleNamespace:
         rows = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(rows).unsqueeze(0)
-        x = self.embedding[input_ids] + self.places[position_ids]
+        entering = x = self.embedding[input_ids] + self.places[position_ids]
         query, key, value = (x @ self.projection).unsqueeze(1).chunk(3, dim=-1)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, 0)
         if attention_mask is None and rows > 1:
             attention_mask = torch.full((rows, rows), -torch.inf).triu_(1)
         x = x + torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask).squeeze(1)
-        return SimpleNamespace(logits=x[:, -logits_to_keep:] @ self.head)
+        hidden_states = (entering, x) if output_hidden_states else None
+        return SimpleNamespace(logits=x[:, -logits_to_keep:] @ self.head, hidden_states=hidden_states)
 
     def disturbed(self, noise: float, seed: int = 1) -> Bare:
         """A copy with every weight disturbed: a draft that agrees often, not always."""
