@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,14 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tests take no timings: they wait for no measurement that goes on beside them, and hold none up.
 os.environ.setdefault("SPECBENCH_LOCKS", tempfile.mkdtemp(prefix="specbench-test-locks-"))
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A `miniature.Miniature`: a target and a draft, trained for a moment; whoever tests training or its products shares it."""
+    from miniature import make
+
+    return make(tmp_path_factory.mktemp("miniature"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

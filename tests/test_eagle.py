@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_train
 import tiny
 import torch
+from miniature import Miniature, settings_for
 from transformers import AutoModelForCausalLM
 
 from specbench.config.options import ConfigError
+from specbench.config.schema import PairConfig
 from specbench.engine.model import Model
 from specbench.engine.request import Outcome
 from specbench.engine.runtime import Runtime
@@ -63,7 +64,7 @@ def trained(target: Any) -> EagleHeads:
     first = last = 0.0
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of the noise on the features: unseeded, heads of some runs drafted too little to test
-        for step in range(200):
+        for step in range(120):
             loss = heads.loss(ids, hidden)
             loss.backward()
             optimizer.step()
@@ -209,7 +210,7 @@ def test_trees_respect_their_limits(target: Any, folder: str) -> None:
 def test_eos_inside_an_accepted_path(target: Any, folder: str) -> None:
     around = tiny.runtime(Model.wrap(target), max_new_tokens=40)
     method, inside = tiny.opened(Eagle(heads=folder, num_nodes=10), around), 0
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[:3]:
         request = tiny.request(around, prompt)
         whole = method.decode(request).output_ids
         for token in set(whole):
@@ -408,15 +409,10 @@ def test_an_automatic_size_needs_measured_accuracies(target: Any, folder: str, t
         Eagle(top_k="auto")  # type: ignore[arg-type]
 
 
-def test_training_end_to_end(tmp_path: Path) -> None:
+def test_training_end_to_end(miniature: Miniature, tmp_path: Path) -> None:
     """The command makes heads for a target that it made: stored with the target's hash, measured, better than at the start."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for n in range(120):
-        (source / f"module_{n}.py").write_text("".join(test_train.FUNCTION.format(n=10 * n + i) for i in range(3)))
-    work = tmp_path / "work"
-    assert run_training(test_train.settings_for("target", source, work, tmp_path / "target"))["complete"]
-    settings = test_train.settings_for("heads", source, work, tmp_path / "heads")
+    settings = settings_for("heads", miniature.source, miniature.work, tmp_path / "heads")
+    settings.pair = PairConfig(target=str(miniature.pair / "target"), draft=None)
     settings.parts["heads"] = PartSettings(kind="heads", tokens=4_096, length=64, rows=4)
     settings.method, settings.heads = {"_target_": "specbench.methods.heads.eagle.Eagle"}, {"steps": 2, "depths": 3}
     report = run_training(settings)
@@ -425,7 +421,7 @@ def test_training_end_to_end(tmp_path: Path) -> None:
     assert len(calibration["accuracies"]) == len(calibration["acceptance_by_depth"]) == 3
     assert "| 3 |" in (tmp_path / "heads" / "README.md").read_text()
 
-    module = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=torch.float32).eval()
+    module = AutoModelForCausalLM.from_pretrained(miniature.pair / "target", dtype=torch.float32).eval()
     stored = json.loads((tmp_path / "heads" / "heads.json").read_text())
     assert len(stored["target"]["sha256"]) == 64
     heads = load_heads(EagleHeads, tmp_path / "heads", TargetParts.of(module, stored["target"]["sha256"]))

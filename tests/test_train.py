@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniature import FUNCTION, TINY, Miniature, settings_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specbench.config.options import ConfigError
@@ -34,50 +35,17 @@ from specbench.train.target import new_llama, next_token_loss, save_model
 from specbench.train.tokens import PackedBatches, write_tokens
 from specbench.train.unlikelihood import LIKELY, UNLIKELY, mix, refining_loss, repeated
 
-FUNCTION = '''def area_{n}(width: float, height: float) -> float:
-    """Return the area of rectangle number {n}.
 
-    The area is the product of width and height; a negative side is an error, and the message says which side it was. A side
-    of zero is allowed and gives an area of zero, so that callers need not treat empty rectangles {n} in a special way.
-    """
-    if width < 0 or height < 0:
-        raise ValueError("side {n} is negative")
-    return width * height * {n}
-
-
-'''
-TINY = {"width": 32, "heads": 2, "feed_forward": 48, "vocab_size": 300, "max_positions": 4096, "rows": 2, "length": 64}
-TINY |= {"threads": 1, "compile": "off", "autocast": False, "generate_rows": 4, "pool_rows": 8, "new_tokens": 16}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def source(miniature: Miniature) -> Path:
     """A folder of Python files and notes that covers all splits."""
-    folder = tmp_path_factory.mktemp("source")
-    for n in range(120):
-        (folder / f"module_{n}.py").write_text("".join(FUNCTION.format(n=10 * n + i) for i in range(3)))
-        (folder / f"notes_{n}.md").write_text(f"# Notes {n}\n\n" + f"Rectangle {n} has an area and a long description. " * 8)
-    return folder
+    return miniature.source
 
 
-def settings_for(part: str, source: Path, work: Path, out: Path, **train: object) -> Settings:
-    options = TINY | {"source": str(source), "source_licence": "MIT", "work": str(work), "out": str(out)} | train
-    parts = {
-        "target": PartSettings(kind="target", layers=3, tokens=2_048, folder="target"),
-        "draft": PartSettings(kind="draft", layers=1, tokens=1_024, folder="draft"),
-    }
-    target = str(out.parent / "target")
-    return Settings(part=part, pair=PairConfig(target=target, draft=None), train=TrainSettings(**options), parts=parts)
-
-
-@pytest.fixture(scope="module")
-def pair(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def pair(miniature: Miniature) -> Path:
     """A miniature target and draft, by the same code as the shipped pair."""
-    folder = tmp_path_factory.mktemp("pair")
-    for part in ("target", "draft"):
-        report = run(settings_for(part, source, folder / "work", folder / part))
-        assert report["complete"]
-    return folder
+    return miniature.pair
 
 
 def test_target_and_draft_load_and_share_a_tokenizer(pair: Path) -> None:
