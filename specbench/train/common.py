@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,85 @@ from specbench.config.options import ConfigError
 from specbench.config.paths import MODELS_DIR
 from specbench.config.schema import PairConfig
 from specbench.pair.spec import resolve_path
-from specbench.train.loop import Schedule
-from specbench.train.settings import PartSettings, TrainSettings
+from specbench.train.corpus.prepare import prepare
+from specbench.train.distill import OwnTextBatches, check_head, prompt_texts
+from specbench.train.loop import BatchSource, LossFunction, Schedule, choose_device, train, use_autocast
+from specbench.train.settings import Settings, TrainSettings
 from specbench.train.target import device_of
+from specbench.train.tokens import PackedBatches, load_streams
 
 BUILTIN_FOLDER = MODELS_DIR / "builtin"
 
 
-def schedule_of(settings: TrainSettings, part: PartSettings) -> Schedule:
-    """The training loop's schedule of a part."""
-    return Schedule(
+@dataclass
+class Teacher:
+    """The pair's target, frozen, and batches of text for whatever is distilled from it."""
+
+    target: Any
+    tokenizer: PreTrainedTokenizerFast
+    eos_ids: list[int]
+    folder: Path  # the corpus in the tokenizer's ids
+    batches: OwnTextBatches
+    autocast: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> Teacher:
+        """Raises ValueError for a target that scales or caps its logits."""
+        options, part, pair = settings.train, settings.chosen(), settings.pair
+        target = load_model(resolve_path(pair.target), pair.target_revision, pair.trust_remote_code)
+        target.to(choose_device(options.device))
+        check_head(target)
+        autocast = use_autocast(options.autocast, device_of(target))
+        tokenizer = load_tokenizer(pair)
+        eos_ids = end_ids(target, tokenizer)
+        folder, prompts = encoded_corpus(options, tokenizer, eos_ids[0])
+        corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
+        store = own_text_store(options, target, part.length or options.length, prompts)
+        batches = OwnTextBatches(target, prompts, corpus, options, part, eos_ids, autocast, store)
+        return cls(target, tokenizer, eos_ids, folder, batches, autocast)
+
+
+def encoded_corpus(options: TrainSettings, tokenizer: Any, eos_id: int) -> tuple[Path, list[list[int]]]:
+    """The folder of the corpus in a tokenizer's ids, and the prompts that a model's own text begins with."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    folder, _ = prepare(options, backend, eos_id, tokens_folder(options, backend))
+    return folder, [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
+
+
+def fit(
+    settings: Settings, name: str, model: nn.Module, loss: LossFunction, batches: BatchSource
+) -> tuple[dict[str, Any], bool]:
+    """Train by the chosen part's schedule, checkpoints in the work folder `name`: the history, and whether it was all of it."""
+    options, part = settings.train, settings.chosen()
+    schedule = Schedule(
         tokens=part.tokens,
-        rows=part.rows or settings.rows,
-        length=part.length or settings.length,
-        long_share=settings.long_share if part.kind == "target" else 0.0,
-        matrix_lr=settings.matrix_lr * part.rate,
-        other_lr=settings.other_lr * part.rate,
-        decay=settings.decay,
+        rows=part.rows or options.rows,
+        length=part.length or options.length,
+        long_share=options.long_share if part.kind == "target" else 0.0,
+        matrix_lr=options.matrix_lr * part.rate,
+        other_lr=options.other_lr * part.rate,
+        decay=options.decay,
+        shape="cosine" if part.kind == "heads" else "plateau",
     )
+    checkpoint = Path(options.work) / name / "checkpoint.pt"
+    history, complete = train(model, loss, batches, schedule, checkpoint, options.resume, name)
+    return vars(history), complete
+
+
+def facts_of(
+    settings: Settings, name: str, model: nn.Module, shape: tuple[int, int], history: dict[str, Any], complete: bool
+) -> dict[str, Any]:
+    """What every part's report says; shape: layers and width."""
+    return {
+        "part": name,
+        "complete": complete,
+        "layers": shape[0],
+        "width": shape[1],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "history": history,
+        "heldout_loss": None,
+        "seed": settings.train.seed,
+    }
 
 
 def load_model(path: str, revision: str | None, trust_remote_code: bool) -> nn.Module:

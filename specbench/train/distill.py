@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from specbench.train.generate import continuations, mask_after_end
+from specbench.train.settings import PartSettings, TrainSettings
 from specbench.train.target import device_of
 from specbench.train.tokens import PackedBatches
 
@@ -110,8 +111,8 @@ class OwnTextBatches:
 
     A pool of rows is refilled as training goes: each row is used about `reuse` times before it leaves. The target runs once
     over a row when it enters; its last hidden state, times its LM head, is its distribution at every later use.
-    store: a folder where blocks of own text are kept, so that the parts of one target write them once; the rows are the same
-    with and without it. It belongs to one target, one length and one seed: the caller names it so.
+    store: a folder where blocks of own text are kept, so that the parts of one target write them once. It belongs to one
+    target, one length and one seed: the caller names it so.
     """
 
     def __init__(
@@ -119,27 +120,22 @@ class OwnTextBatches:
         target: nn.Module,
         prompts: list[list[int]],
         corpus: PackedBatches,
-        own_text: float,
-        length: int,
-        temperatures: list[float],
+        options: TrainSettings,
+        part: PartSettings,
         eos_ids: list[int],
-        seed: int,
-        generate_rows: int = 64,
-        pool_rows: int = 512,
-        reuse: float = 4.0,
-        autocast: bool = True,
-        store: Path | None = None,
+        autocast: bool,
+        store: Path,
     ):
-        self.target, self.prompts, self.corpus = target, prompts, corpus
-        self.own_text, self.length, self.temperatures, self.eos_ids = own_text, length, temperatures, eos_ids
-        self.seed, self.step, self.generated, self.used = seed, 0, 0, 0
-        self.generate_rows, self.pool_rows, self.reuse, self.autocast = generate_rows, pool_rows, reuse, autocast
+        self.target, self.prompts, self.corpus, self.eos_ids, self.autocast = target, prompts, corpus, eos_ids, autocast
+        self.own_text, self.length, self.temperatures = part.own_text, part.length or options.length, options.temperatures
+        self.generate_rows, self.pool_rows, self.reuse = options.generate_rows, options.pool_rows, options.reuse
+        self.seed, self.step, self.generated, self.used = options.seed, 0, 0, 0
         self.device, self.store = device_of(target), store
-        self.pool = torch.zeros(0, length, dtype=torch.int64, device=self.device)
+        self.pool = torch.zeros(0, self.length, dtype=torch.int64, device=self.device)
         self.hidden = torch.zeros(0, device=self.device)
-        self.lengths = [n for n in PROMPT_LENGTHS if n <= length // 2 and any(len(p) >= n for p in prompts)]
-        if own_text > 0 and not self.lengths:
-            raise ValueError(f"train.length={length}: no prompt of at least {PROMPT_LENGTHS[0]} tokens fits in half of it")
+        self.lengths = [n for n in PROMPT_LENGTHS if n <= self.length // 2 and any(len(p) >= n for p in prompts)]
+        if self.own_text > 0 and not self.lengths:
+            raise ValueError(f"train.length={self.length}: no prompt of at least {PROMPT_LENGTHS[0]} tokens fits in half of it")
 
     def next(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Ids, int64 (rows, length), -1 after the end of a continuation; hidden states, bfloat16 (rows, length, width)."""
@@ -154,8 +150,8 @@ class OwnTextBatches:
 
     def _own_rows(self, own: int) -> Tensor:
         """The next `own` rows of the target's own text, int64 (own, length): from the store, or written now (and stored)."""
-        file = self.store / f"{own}-rows-{self.generated}.npy" if self.store is not None else None
-        if file is not None and file.exists():
+        file = self.store / f"{own}-rows-{self.generated}.npy"
+        if file.exists():
             return torch.from_numpy(np.load(file)).to(self.device)
         draw = np.random.default_rng([self.seed, 8, self.generated])
         size = int(draw.choice(self.lengths))
@@ -166,12 +162,11 @@ class OwnTextBatches:
         rows = mask_after_end(
             continuations(self.target, prompts, self.length - size, temperatures, generator), size, self.eos_ids
         )
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.part")  # two parts may be trained at once
-            with open(part, "wb") as out:
-                np.save(out, rows.cpu().numpy())
-            os.replace(part, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")  # two parts may be trained at once
+        with open(part, "wb") as out:
+            np.save(out, rows.cpu().numpy())
+        os.replace(part, file)
         return rows
 
     @torch.no_grad()

@@ -15,20 +15,12 @@ from torch import nn
 from specbench.config.options import ConfigError
 from specbench.pair.spec import BUILTIN, resolve_path
 from specbench.train.card import write_training
-from specbench.train.common import (
-    BUILTIN_FOLDER,
-    end_ids,
-    load_model,
-    load_tokenizer,
-    own_text_store,
-    schedule_of,
-    tokens_folder,
-)
+from specbench.train.common import BUILTIN_FOLDER, Teacher, encoded_corpus, end_ids, facts_of, fit, load_model, load_tokenizer
 from specbench.train.corpus.prepare import prepare
 from specbench.train.corpus.sources import STREAMS
 from specbench.train.corpus.tokenizer import save_tokenizer
-from specbench.train.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, head_of, prompt_texts
-from specbench.train.loop import choose_device, compiled, train, use_autocast
+from specbench.train.distill import distillation_loss, draft_from_layers, head_of
+from specbench.train.loop import choose_device, compiled, use_autocast
 from specbench.train.settings import PartSettings, Settings
 from specbench.train.target import device_of, heldout_loss, loss_by_position, new_llama, next_token_loss, save_model
 from specbench.train.tokens import PackedBatches, load_streams
@@ -39,20 +31,17 @@ def train_target(settings: Settings) -> dict[str, Any]:
     """Corpus, tokenizer, language model; returns the facts for the card."""
     options, part = settings.train, settings.chosen()
     folder, manifest = prepare(options, None, 0, "corpus")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = new_llama(options, part, manifest["vocab_size"])
     model.to(choose_device(options.device))  # type: ignore[arg-type]
     batches = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
     autocast = use_autocast(options.autocast, device_of(model))
     loss = compiled(partial(next_token_loss, model, autocast=autocast), model, options.compile)
-    checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
-    history, complete = train(model, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
+    history, complete = fit(settings, settings.part, model, loss, batches)
     out = output_folder(settings, part)
+    report = model_facts(settings, model, history, complete)
     if complete:
         save_model(model, out, options.mantissa_bits)
-        save_tokenizer(tokenizer, out, options.max_positions)
-    report = facts_of(settings, model, vars(history), complete)
-    if complete:
+        save_tokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), out, options.max_positions)
         heldout = load_streams(folder, "heldout")
         report["heldout_loss"] = heldout_loss(model, heldout, options.length)
         report["loss_by_position"] = loss_by_position(model, heldout["code"])
@@ -71,20 +60,16 @@ def refine_target(settings: Settings) -> dict[str, Any]:
     model.to(choose_device(options.device))
     unrefined = copy.deepcopy(model).requires_grad_(False)
     tokenizer = load_tokenizer(pair)
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    folder, _ = prepare(options, backend, end_ids(model, tokenizer)[0], tokens_folder(options, backend))
+    folder, prompts = encoded_corpus(options, tokenizer, end_ids(model, tokenizer)[0])
     length = part.length or options.length
-    prompts = [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
     corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed + 1)
     batches = LoopBatches(model, prompts, corpus, options.seed, options.generate_rows, length)
     autocast = use_autocast(options.autocast, device_of(model))
     refining = partial(refining_loss, model, strength=options.strength, autocast=autocast)
-    loss = compiled(refining, model, options.compile)
-    checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
-    history, complete = train(model, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
+    history, complete = fit(settings, settings.part, model, compiled(refining, model, options.compile), batches)
     before = json.loads((source / "training.json").read_text()) if (source / "training.json").exists() else {}
-    report = before | facts_of(settings, model, before.get("history", {}) or vars(history), complete) | {"part": "target"}
-    report["refined"] = vars(history) | {"repeated_share": batches.repeated_share, "strength": options.strength}
+    report = before | model_facts(settings, model, before.get("history", {}) or history, complete) | {"part": "target"}
+    report["refined"] = history | {"repeated_share": batches.repeated_share, "strength": options.strength}
     if complete:
         heldout = load_streams(folder, "heldout")
         report["refined"]["heldout_loss_before"] = heldout_loss(unrefined, heldout, length)
@@ -98,65 +83,30 @@ def refine_target(settings: Settings) -> dict[str, Any]:
     return report
 
 
-def facts_of(settings: Settings, model: Any, history: dict[str, Any], complete: bool) -> dict[str, Any]:
-    """What every part's report says."""
-    config = model.config
-    return {
-        "part": settings.part,
-        "complete": complete,
-        "layers": config.num_hidden_layers,
-        "width": config.hidden_size,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "history": history,
-        "heldout_loss": None,
-        "seed": settings.train.seed,
-    }
-
-
 def train_draft(settings: Settings) -> dict[str, Any]:
     """Distil a draft (or a shallower target) from the pair's target; returns the facts for the card."""
-    options, part, pair = settings.train, settings.chosen(), settings.pair
+    options, part = settings.train, settings.chosen()
     out = output_folder(settings, part)
-    target_path = resolve_path(pair.target)
-    target = load_model(target_path, pair.target_revision, pair.trust_remote_code).to(choose_device(options.device))
-    check_head(target)
-    autocast = use_autocast(options.autocast, device_of(target))
-    tokenizer = load_tokenizer(pair)
-    eos_ids = end_ids(target, tokenizer)
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    folder, _ = prepare(options, backend, eos_ids[0], tokens_folder(options, backend))
+    teacher = Teacher.of(settings)
     torch.manual_seed(options.seed)
-    draft = initial_draft(settings, part, target).to(device_of(target))
-    length = part.length or options.length
-    prompts = [e.ids for e in backend.encode_batch_fast(prompt_texts(folder), add_special_tokens=False)]
-    corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
-    batches = OwnTextBatches(
-        target,
-        prompts,
-        corpus,
-        part.own_text,
-        length,
-        options.temperatures,
-        eos_ids,
-        options.seed,
-        options.generate_rows,
-        options.pool_rows,
-        options.reuse,
-        autocast,
-        own_text_store(options, target, length, prompts),
-    )
-    loss = compiled(partial(distillation_loss, draft, head_of(target), autocast=autocast), draft, options.compile)
-    checkpoint = Path(options.work) / settings.part / "checkpoint.pt"
-    history, complete = train(draft, loss, batches, schedule_of(options, part), checkpoint, options.resume, settings.part)
+    draft = initial_draft(settings, part, teacher.target).to(device_of(teacher.target))
+    distilling = partial(distillation_loss, draft, head_of(teacher.target), autocast=teacher.autocast)
+    history, complete = fit(settings, settings.part, draft, compiled(distilling, draft, options.compile), teacher.batches)
+    report = model_facts(settings, draft, history, complete)
+    report |= {"distilled_from": settings.pair.target, "generated_rows": teacher.batches.generated, "own_text": part.own_text}
     if complete:
         save_model(draft, out, options.mantissa_bits)
-        tokenizer.save_pretrained(out)
-    report = facts_of(settings, draft, vars(history), complete)
-    report |= {"distilled_from": pair.target, "generated_rows": batches.generated, "own_text": part.own_text}
-    if complete:
-        report["heldout_loss"] = heldout_loss(draft, load_streams(folder, "heldout"), length)
+        teacher.tokenizer.save_pretrained(out)
+        heldout = load_streams(teacher.folder, "heldout")
+        report["heldout_loss"] = heldout_loss(draft, heldout, part.length or options.length)
         write_training(out, report)
     return report
+
+
+def model_facts(settings: Settings, model: Any, history: dict[str, Any], complete: bool) -> dict[str, Any]:
+    """The report of a whole model."""
+    shape = (model.config.num_hidden_layers, model.config.hidden_size)
+    return facts_of(settings, settings.part, model, shape, history, complete)
 
 
 def initial_draft(settings: Settings, part: PartSettings, target: Any) -> nn.Module:
