@@ -1,4 +1,4 @@
-"""The ratio rule keeps the target's law in real rounds: sessions, caches, two models, thousands of seeds.
+"""The ratio rule keeps the target's law in real rounds: sessions, caches, two models, many seeds.
 
 The law of the first tokens is enumerated from the target; the token after a fully accepted round is judged by its probability
 integral transform, which is uniform given whatever came before. Wrong rules and a draft that misreports its law must fail the
@@ -29,7 +29,7 @@ from specbench.parts.rules.chain import residual
 VOCAB, PROMPT = 6, (1, 4)
 LENGTH, TOKENS = 2, 6  # drafts per round; the prefill's token, a full round of three, and two more
 LAWS = {"T=1": SamplingLaw(1.0), "T=0.7 top-p 0.9": SamplingLaw(0.7, top_p=0.9)}
-SAMPLES, FEWER = 1000, 500
+SAMPLES, FEWER, ALL = 600, 500, 3000
 FITS, FAILS = 1e-3, 1e-6  # p-values: above the first a law counts as kept, below the second as broken
 
 
@@ -144,9 +144,10 @@ def p_values(outcomes: Sequence[Outcome], law: SamplingLaw) -> dict[str, float]:
 
 
 # -------------------------------------------------------------------------------------------------------- the law is kept
+@pytest.mark.parametrize("samples", [SAMPLES, pytest.param(ALL, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("law", LAWS)
-def test_real_rounds_keep_the_targets_law(law: str) -> None:
-    outcomes = honest(LAWS[law])
+def test_real_rounds_keep_the_targets_law(law: str, samples: int) -> None:
+    outcomes = honest(LAWS[law]) if samples == SAMPLES else decode(LAWS[law], samples)
     found = p_values(outcomes, LAWS[law])
     assert all(p > FITS for p in found.values()), found
 
