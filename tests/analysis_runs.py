@@ -21,7 +21,7 @@ Key = tuple[str, int, int, str]
 
 
 def chain(
-    rng: np.random.Generator, tokens: int, gamma: int, alpha: float, draft: float, verify: float, free: bool, mode: str
+    rng: np.random.Generator, tokens: int, gamma: int, alpha: float, draft: float, verify: float, free: bool, phase: str
 ) -> list[Round]:
     """Rounds that emit exactly `tokens`: i.i.d. acceptance `alpha` of `gamma` drafts; `free`: another process drafts."""
     rounds: list[Round] = []
@@ -47,7 +47,7 @@ def chain(
                 rollback_depth=discarded,
                 stale=free and discarded > 2,
                 epoch=epoch,
-                mode=mode,
+                phase=phase,
                 draft_seconds=drafting * part,
                 verify_seconds=verify * part,
                 wait_seconds=waiting * part,
@@ -88,7 +88,7 @@ def write_run(
     repeats: int = 2,
     categories: Sequence[str] | None = None,
     free: bool = False,
-    tree_mode: str = "",
+    phase: str = "",
     options: Mapping[str, Any] | None = None,
     conditions: str = "c0",
     gpu: str | None = None,
@@ -157,7 +157,7 @@ def write_run(
         **(run_changes or {}),
     }
     samples, rounds = records(
-        data, prompts, repeats, categories, gamma, alpha, draft_share, free, tree_mode, single, wrong, mean_tokens, seed,
+        data, prompts, repeats, categories, gamma, alpha, draft_share, free, phase, single, wrong, mean_tokens, seed,
         baseline_gamma,
     )  # fmt: skip
     refuse = "rule typical is lossy" if claim == "lossy" else None
@@ -185,7 +185,7 @@ def records(
     alpha: float,
     draft_share: float,
     free: bool,
-    tree_mode: str,
+    phase: str,
     single: bool,
     wrong: bool,
     mean_tokens: int,
@@ -204,7 +204,7 @@ def records(
                 depth = gamma if arm == "method" else baseline_gamma
                 drafting = arm == "method" and gamma > 0
                 verify = T_AR * (1.1 if depth else 1.0)
-                beside = (free, tree_mode) if drafting else (False, "")
+                beside = (free, phase) if drafting else (False, "")
                 own = (depth, alpha, T_AR * draft_share, verify, *beside) if depth else (0, 0, 0, verify, False, "")
                 made = chain(rng, lengths[p], *own)
                 seconds = made[-1].t_end

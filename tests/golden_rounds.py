@@ -60,7 +60,7 @@ COLUMNS = (
     "rollback_depth",
     "stale",
     "epoch",
-    "mode",
+    "phase",
 )
 SEEDS = (0, 1)
 

@@ -25,7 +25,7 @@ from specbench.engine.tree import Verdict
 from specbench.measure.records.events import Round
 from specbench.methods.overlap.amusd import Amusd
 from specbench.parts.rules.rule import RULES
-from specbench.parts.schedules.free_running.draft import Drafter
+from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier, book_draft_report
 from specbench.processes.mailbox import DONE, LocalSlot, Mailbox, Message
 from specbench.processes.steps import Order, Progress
@@ -53,7 +53,7 @@ class CountingSlot(LocalSlot):
 
 
 # ------------------------------------------------------------------------------------------------ what really happened
-class WatchedDrafter(Drafter):
+class WatchedDrafter(DraftSide):
     """Notes the situations that a test must have met."""
 
     seen: collections.Counter[str]
@@ -127,7 +127,7 @@ class Case:
 class Play:
     """Both sides on one mailbox, and the checks that hold for every sample. The classes are replaceable by mutants."""
 
-    def __init__(self, case: Case, drafter: type[Drafter] = WatchedDrafter, verifier: type[Verifier] = Verifier):
+    def __init__(self, case: Case, drafter: type[DraftSide] = WatchedDrafter, verifier: type[Verifier] = Verifier):
         self.case, self.seen = case, collections.Counter[str]()
         language, law = case.language(), case.law()
         self.mailbox = Mailbox(CountingSlot(), CountingSlot())
@@ -197,7 +197,7 @@ class Play:
         return True
 
     def operations(self) -> int:
-        return self.mailbox.verdicts.operations + self.mailbox.drafts.operations  # type: ignore[attr-defined]
+        return self.mailbox.committed.operations + self.mailbox.drafts.operations  # type: ignore[attr-defined]
 
     def state(self) -> str:
         v, d = self.verifier, self.drafter
@@ -421,7 +421,7 @@ class ForgetsDiscards(WatchedDrafter):
     ],
 )
 def test_mutants_are_caught(mutant: Any, error: str) -> None:
-    kinds = {"drafter": mutant} if issubclass(mutant, Drafter) else {"verifier": mutant}
+    kinds = {"drafter": mutant} if issubclass(mutant, DraftSide) else {"verifier": mutant}
     for seed in range(ALL_SEEDS):
         case = Case.drawn(seed)
         play = Play(case, **kinds)

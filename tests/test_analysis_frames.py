@@ -100,7 +100,7 @@ def test_a_run_without_a_single_round_stands_beside_others(root: Path, tmp_path:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     frames = load([tmp_path])
     assert not frames.left_out and len(frames.rounds_of(1)) == 0
-    assert frames.rounds["mode"].cat.categories.tolist() == [""] and len(frames.rounds) == len(frames.rounds_of(0)) > 0
+    assert frames.rounds["phase"].cat.categories.tolist() == [""] and len(frames.rounds) == len(frames.rounds_of(0)) > 0
 
 
 def test_torn_last_line_is_noted(root: Path, tmp_path: Path) -> None:

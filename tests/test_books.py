@@ -95,7 +95,7 @@ def test_a_round_reaches_from_the_end_of_the_one_before_to_its_own() -> None:
 def test_what_the_drafter_dropped_itself_and_riders_are_counted() -> None:
     clock = SetClock()
     books = begun(clock)
-    dropped = DraftTree([], num_forwards=3, num_wasted=3, stale=True, mode="late", riders=Riders([-1, 0], [4, 5]))
+    dropped = DraftTree([], num_forwards=3, num_wasted=3, stale=True, phase="late", riders=Riders([-1, 0], [4, 5]))
     books.round(dropped, Verdict((), (4,)))
     books.end_round()
     books.emit((EOS,))
@@ -103,7 +103,7 @@ def test_what_the_drafter_dropped_itself_and_riders_are_counted() -> None:
     books.end_round()
     r = books.outcome().rounds[0]
     assert (r.num_drafted, r.num_discarded, r.rollback_depth, r.num_draft_forwards) == (0, 3, 3, 3)
-    assert (r.num_target_rows, r.num_rider_rows, r.stale, r.mode) == (3, 2, True, "late")
+    assert (r.num_target_rows, r.num_rider_rows, r.stale, r.phase) == (3, 2, True, "late")
 
 
 def test_the_output_is_cut_at_its_end_token_and_at_its_limit() -> None:

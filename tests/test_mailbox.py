@@ -60,7 +60,8 @@ def test_shared_means_what_local_means(operations: list[tuple[Any, ...]]) -> Non
             base = offset if slot is shared else 0
             assert slot.version() == message.version
             assert slot.wait(message.version - 1, 0.0) and message.length == message.start + len(message.tokens)
-            results.append((message.version - base, message.sample, message.epoch, message.flag, message.start, message.tokens))
+            said = (message.request, message.epoch, message.flag, message.start, message.tokens)
+            results.append((message.version - base, *said))
         assert results[0] == results[1]
 
 
@@ -174,7 +175,7 @@ def test_two_processes_never_read_a_torn_message() -> None:
     reads, epochs, rng = 0, [0], random.Random(3)
     while True:
         message = slot.read(0)
-        if message.sample >= 0 and message.tokens:
+        if message.request >= 0 and message.tokens:
             *body, sign = message.tokens
             assert sign == mailbox_peers.checksum(body, message.epoch), "torn"
             assert message.version >= epochs[-1]
@@ -263,7 +264,7 @@ def test_unlink_leaves_no_name_and_a_usable_mailbox() -> None:
     box = Mailbox.shared(8)
     mine = {
         f"sem{slot_part._semlock.name.replace('/', '.')}"
-        for slot in (box.verdicts, box.drafts)
+        for slot in (box.committed, box.drafts)
         for slot_part in primitives(slot)
     }
     assert mine <= semaphores() - before and len(mine) == 4

@@ -20,6 +20,7 @@ import yaml
 from fake_sessions import EOS_IDS, FakeSession, Language, agreement, autoregressive, imitation
 from law_tools import Language as Law
 from law_tools import branches, law_of, worst_error
+from preloaded import fork_workers
 
 from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
@@ -35,7 +36,7 @@ from specbench.pair.load import check_pair, draft_loader, eos_ids, load_model, l
 from specbench.pair.spec import specify
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH, balanced_length
-from specbench.parts.schedules.lockstep.draft import Drafter
+from specbench.parts.schedules.lockstep.draft import DraftSide
 from specbench.parts.schedules.lockstep.plan import Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.parts.schedules.lockstep.verify import Verifier
@@ -123,7 +124,7 @@ class Case:
 class Play:
     """Both sides on one mailbox, and the checks that hold for every sample. The classes are replaceable by mutants."""
 
-    def __init__(self, case: Case, drafter: type[Drafter] = Drafter, verifier: type[Verifier] = Verifier):
+    def __init__(self, case: Case, drafter: type[DraftSide] = DraftSide, verifier: type[Verifier] = Verifier):
         self.case, self.seen = case, collections.Counter[str]()
         language, law, mailbox = case.language(), case.law(), Mailbox.local()
         rows = RowBuffer(case.draft_length, 12) if case.rule == "lockstep_ratio" else None
@@ -154,8 +155,8 @@ class Play:
             assert r.num_emitted in (r.num_accepted, r.num_accepted + 1)
             assert r.num_drafted <= r.num_target_rows
             assert (r.num_discarded > 0) == (r.num_accepted < r.num_drafted)
-            assert r.mode == ("pre" if r.num_target_rows == 1 else "post")
-        assert all(r.num_drafted <= 1 for r in rounds if r.mode == "pre")
+            assert r.phase == ("pre" if r.num_target_rows == 1 else "post")
+        assert all(r.num_drafted <= 1 for r in rounds if r.phase == "pre")
         assert sum(r.num_draft_forwards for r in rounds) == report.num_forwards
         assert report.num_forwards == drafter.session.num_forwards - self.forwards_before - 1, "and the prefill"
         assert sum(r.num_discarded for r in rounds) == report.num_discarded
@@ -171,10 +172,10 @@ class Play:
     def count(self, rounds: list[Round], request: Request) -> None:
         for r in rounds:
             full = r.num_accepted == r.num_drafted
-            self.seen[f"{r.mode}, {'stands' if full else 'falls'}"] += r.num_drafted > 0
+            self.seen[f"{r.phase}, {'stands' if full else 'falls'}"] += r.num_drafted > 0
             self.seen["plain step"] += r.num_drafted == 0
             self.seen["bonus"] += full and r.num_emitted > r.num_accepted > 0
-            self.seen["post, falls at the new block"] += r.mode == "post" and r.num_accepted == r.num_drafted - 1
+            self.seen["post, falls at the new block"] += r.phase == "post" and r.num_accepted == r.num_drafted - 1
             self.seen["accepted EOS"] += r.num_emitted == r.num_accepted and r is rounds[-1]
         output = self.verifier.books.output
         self.seen["rejected, then EOS"] += bool(rounds) and rounds[-1].num_discarded > 0 and output[-1] in EOS_IDS
@@ -251,7 +252,7 @@ class NoiseOnePositionOff(Verifier):
         return verdict
 
 
-class ForgetsToRollBack(Drafter):
+class ForgetsToRollBack(DraftSide):
     """Leaves rejected drafts in the draft's cache: the output stays right, the draft does not."""
 
     def _take(self, news: list[int], kept: bool) -> None:
@@ -262,7 +263,7 @@ class ForgetsToRollBack(Drafter):
             self.session.rollback(min(self.session.length, len(self.request.prompt_ids) + self.committed))
 
 
-class DraftsPastEos(Drafter):
+class DraftsPastEos(DraftSide):
     """Goes on behind an EOS of its own: such tokens are never verified."""
 
     def _draft(self) -> Progress:
@@ -286,7 +287,7 @@ class MistakesOldBlocks(Verifier):
     "mutant", [EmitsTheBlock, KeepsRejectedRows, NoiseOnePositionOff, ForgetsToRollBack, DraftsPastEos, MistakesOldBlocks]
 )
 def test_mutants_are_caught(mutant: type) -> None:
-    side = {"drafter": mutant} if issubclass(mutant, Drafter) else {"verifier": mutant}
+    side = {"drafter": mutant} if issubclass(mutant, DraftSide) else {"verifier": mutant}
     for seed in range(300):
         case = Case.drawn(seed)
         try:
@@ -303,7 +304,7 @@ def one_sample(
     """Greedy unless `law` says otherwise; tables are functions of the prefix."""
     law, mailbox = law or SamplingLaw(), Mailbox.local()
     side = verifier(mailbox, law, RULES["greedy_match"], FakeSession(target))
-    other = Drafter(mailbox, law, "keyed")
+    other = DraftSide(mailbox, law, "keyed")
     other.session = FakeSession(draft)
     side.prepare(plan)
     other.prepare(plan)
@@ -323,8 +324,10 @@ def by_place(wrong: Any, vocab_size: int = 5) -> tuple[Any, Any]:
 def test_modes_windows_and_runs_of_a_known_pattern() -> None:
     """Prompt of 1: output position i is place i + 1. The draft errs at output positions 6 and 8 alone."""
     target, draft = by_place(lambda place: place in (7, 9))
-    rounds = one_sample(target, draft, Plan(1, Request("s", 0, (0,), 14, frozenset(), 0), draft_length=3)).books.outcome().rounds
-    columns = [(r.mode, r.num_drafted, r.num_accepted, r.num_emitted, r.num_discarded, r.num_draft_forwards) for r in rounds]
+    rounds = (
+        one_sample(target, draft, Plan(1, Request("s", 0, (0,), 14, frozenset(), 0), draft_length=3)).books.outcome().rounds
+    )
+    columns = [(r.phase, r.num_drafted, r.num_accepted, r.num_emitted, r.num_discarded, r.num_draft_forwards) for r in rounds]
     assert columns == [
         ("pre", 1, 1, 1, 0, 3),  # drafts 1 to 3, 1 stands
         ("post", 3, 3, 3, 0, 3),  # drafts 4 to 6; 2, 3 and 4 stand
@@ -415,7 +418,7 @@ def schedule_law(target: Law, draft: Law, length: int, gamma: int, verifier: typ
     def body(rng: Any) -> tuple[int, ...]:
         mailbox, rows = Mailbox.local(), RowBuffer(gamma, vocab_size)
         side = verifier(mailbox, at_one, RULES["lockstep_ratio"], Double(logs(target)), rows)
-        other = Drafter(mailbox, at_one, "keyed", rows)
+        other = DraftSide(mailbox, at_one, "keyed", rows)
         other.session = Double(logs(draft))
         plan = Plan(1, Request("s", 0, (0,), length, frozenset(), 5), gamma, **modes)
         side.prepare(plan)
@@ -530,7 +533,10 @@ PROMPTS = ("def fibonacci(n):\n", "import os\n\n\nclass Reader:\n    def __init_
 @pytest.mark.parametrize(
     ("temperature", "options"), [(0.0, {"draft_length": 4}), (0.7, {"draft_length": "auto"})], ids=["greedy", "sampled"]
 )
-def test_two_processes_give_what_autoregression_gives(temperature: float, options: dict[str, Any]) -> None:
+def test_two_processes_give_what_autoregression_gives(
+    temperature: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_workers(monkeypatch)
     pair = specify(PairConfig("builtin", "builtin:target", "builtin:draft"))
     tokenizer = load_tokenizer(pair.target)
     pair = check_pair(pair, tokenizer)

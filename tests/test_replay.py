@@ -13,6 +13,8 @@ import pytest
 import test_pearl
 import tiny
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from preloaded import fork_workers
 
 from specbench.config.compose import compose
 from specbench.config.draft_errors import DraftErrors
@@ -72,11 +74,11 @@ def decode(method: str, around: Runtime, asked: Request, draft_length: int = 4) 
     target = Session(around.target)
     if method == "pearl":
         verifier: Any = pearl_verify.Verifier(mailbox, GREEDY, RULES["greedy_match"], target)
-        drafter: Any = pearl_draft.Drafter(mailbox, GREEDY, "keyed")
+        drafter: Any = pearl_draft.DraftSide(mailbox, GREEDY, "keyed")
         order: Any = Plan(1, asked, draft_length)
     else:
         verifier = async_verify.Verifier(mailbox, GREEDY, RULES["greedy_match"], 2, "plain", target)
-        drafter = async_draft.Drafter(mailbox, GREEDY, max_lookahead=8)
+        drafter = async_draft.DraftSide(mailbox, GREEDY, max_lookahead=8)
         order = Order(1, asked)
     drafter.open(around.draft)
     verifier.prepare(order)
@@ -281,13 +283,16 @@ def test_errors_need_a_draft_for_its_time() -> None:
 
 
 def test_every_pattern_can_be_typed() -> None:
-    for pattern in PATTERNS:
-        assert compose([f"pair.draft_errors={pattern}"]).pair.draft_errors == pattern
+    """By Hydra's grammar, as it stands on a command line."""
+    typed = OverridesParser.create().parse_overrides([f"pair.draft_errors={pattern}" for pattern in PATTERNS])
+    assert tuple(override.value() for override in typed) == PATTERNS
+    assert compose([f"pair.draft_errors={PATTERNS[3]}"]).pair.draft_errors == PATTERNS[3]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_whole_run(tmp_path: Any, method: str) -> None:
+def test_a_whole_run(tmp_path: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a worker of its own where the method has one."""
+    fork_workers(monkeypatch)
     options = ["method.draft_length=4"] if method == "pearl" else []
     config = compose(
         [f"method={method}", *options, "pair.draft_errors=every:3", "data.source=standin", "data.limit=2", "measure.warmup=1",

@@ -15,7 +15,7 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.measure.theory.formulas import emitted_lockstep, emitted_sequential
 from specbench.measure.theory.played import Step, Times, accepted_run, free_running, lockstep, sequential
 from specbench.parts.rules.rule import RULES
-from specbench.parts.schedules.free_running.draft import Drafter
+from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.parts.schedules.free_running.verify import Verifier
 from specbench.processes.mailbox import Mailbox
 from specbench.processes.steps import Order
@@ -79,7 +79,7 @@ def real_sides(is_wrong: Callable[[int], bool], limit: int, times: Times, draft_
     prompt = (2, 3, 4)
     world, language, law = World(times, latency=1e-7), Language(3, eos_rate=0.0), SamplingLaw()
     mailbox = Mailbox(DelayedSlot(world), DelayedSlot(world))
-    drafter = Drafter(mailbox, law, 16)
+    drafter = DraftSide(mailbox, law, 16)
 
     table = imitation(language, lambda prefix: not is_wrong(len(prefix) - len(prompt)))
 

@@ -30,8 +30,8 @@ from specbench.engine.model import Model
 from specbench.engine.sampling import SamplingLaw
 from specbench.method import Method, ModelDraft, Stop, create_method
 from specbench.methods.chains.speculative import Speculative
-from specbench.parts.schedules.free_running.draft import Drafter as FreeDrafter
-from specbench.parts.schedules.lockstep.draft import Drafter as LockstepDrafter
+from specbench.parts.schedules.free_running.draft import DraftSide as FreeDraft
+from specbench.parts.schedules.lockstep.draft import DraftSide as LockstepDraft
 from specbench.parts.stops import STOPS, make_stop
 from specbench.parts.stops.confidence import Confidence
 from specbench.parts.stops.heuristic import Heuristic
@@ -123,6 +123,7 @@ def test_stops_by_name_and_by_node() -> None:
             "at least 1",
         ),
         ({"_target_": "os.system"}, "method.stop._target_", "points outside"),
+        ({"_target_": "specbench.config.paths.Path"}, "method.stop._target_", "is no class of its own"),
     ],
 )
 def test_wrong_stops_are_named(stop: Any, key: str, words: str) -> None:
@@ -174,13 +175,13 @@ def test_blocks_that_end_early_change_no_output(kind: str) -> None:
     for seed in range(150):
         case = test_pearl.Case.drawn(seed)
         stop = KINDS[kind](seed)
-        play = test_pearl.Play(case, drafter=lambda *given, stop=stop: LockstepDrafter(*given, stop=stop))  # type: ignore[arg-type, misc]
+        play = test_pearl.Play(case, drafter=lambda *given, stop=stop: LockstepDraft(*given, stop=stop))  # type: ignore[arg-type, misc]
         play.sample(1, case.request())
         if kind in ("never", "one"):
             assert all(r.num_draft_forwards <= 1 + (not case.pre_verify) for r in play.verifier.books.outcome().rounds)
 
 
-class Empty(LockstepDrafter):
+class Empty(LockstepDraft):
     """Takes a stop at its word when it wants nothing at all."""
 
     def _look(self) -> Any:
@@ -216,7 +217,7 @@ def test_stops_forget_the_sample_before_in_a_worker_too() -> None:
     play.sample(1, request)
     play.sample(2, request)
     assert lengths[0] == 0 and lengths[2] > 1 and lengths[1] == lengths[3] == 1
-    assert isinstance(play.drafter, FreeDrafter)
+    assert isinstance(play.drafter, FreeDraft)
 
 
 # ------------------------------------------------------------------------------------------------------------ sequential ones

@@ -25,7 +25,7 @@ from specbench.config.specs import PairSpec
 from specbench.engine.sampling import SamplingLaw
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.pair.load import load_model
-from specbench.parts.schedules.free_running.draft import Drafter
+from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.processes.mailbox import Mailbox, SharedSlot
 from specbench.processes.placement import Placement
 from specbench.processes.worker import Worker, WorkerError
@@ -226,7 +226,7 @@ def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Pa
 
     assert pair.draft is not None
     spec = replace(pair.draft, path=str(tmp_path / "nowhere"), name="nowhere")
-    program = Drafter(Mailbox.shared(8), SamplingLaw(), 4)
+    program = DraftSide(Mailbox.shared(8), SamplingLaw(), 4)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"worker draft: ConfigError: pair\.draft='nowhere': "):
         Worker("draft", partial(load_model, spec), program, Placement((), 1), 60.0)

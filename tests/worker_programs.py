@@ -20,7 +20,7 @@ from specbench.engine.tree import DraftTree
 from specbench.methods.overlap.amusd import Amusd
 from specbench.pair.load import draft_loader, load_model
 from specbench.parts.contracts import Setting
-from specbench.parts.schedules.free_running.draft import Drafter, DraftReport
+from specbench.parts.schedules.free_running.draft import DraftReport, DraftSide
 from specbench.parts.schedules.free_running.schedule import FreeRunning
 from specbench.processes.steps import Progress
 from specbench.processes.worker import Worker
@@ -28,7 +28,7 @@ from specbench.processes.worker import Worker
 SLOW_SECONDS = 0.004
 
 
-class ScriptedDrafter(Drafter):
+class ScriptedDrafter(DraftSide):
     """Misbehaves at its third forward."""
 
     def run(self) -> DraftReport:
@@ -77,9 +77,9 @@ class LockHoldingDrafter(ScriptedDrafter):
 class Scripted(FreeRunning):
     """AMUSD's schedule around a draft that misbehaves."""
 
-    draft: type[Drafter] = LockHoldingDrafter
+    draft: type[DraftSide] = LockHoldingDrafter
 
-    def make_drafter(self, setting: Setting) -> Drafter:
+    def make_draft_side(self, setting: Setting) -> DraftSide:
         return self.draft(self.mailbox, setting.runtime.law, self.max_lookahead, setting.runtime.trace)
 
 
@@ -117,7 +117,7 @@ class ScriptedAmusd(Amusd):
         self.target.forward = scripted  # type: ignore[method-assign]
 
 
-class FailingDrafter(Drafter):
+class FailingDrafter(DraftSide):
     def _draft(self) -> Progress:
         misbehave("raise")
         return super()._draft()

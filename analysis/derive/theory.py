@@ -80,7 +80,7 @@ def schedule_of(frames: Frames, run: int, mine: RoundTable) -> str:
     """By what the records show: another process drafted (with named phases: in lockstep) or the target's own waited for it."""
     if np.isnan(frames.runs.at[run, "concurrent_draft"]):
         return SEQUENTIAL
-    return LOCKSTEP if any(mode for mode in set(mine.mode.tolist())) else FREE_RUNNING
+    return LOCKSTEP if any(phase for phase in set(mine.phase.tolist())) else FREE_RUNNING
 
 
 def theory(frames: Frames, runs: pd.Index | None = None) -> pd.DataFrame:

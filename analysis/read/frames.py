@@ -67,6 +67,12 @@ class Frames:
     def rounds_of(self, run: int) -> pd.DataFrame:
         return self.rounds.iloc[self.round_bounds[run] : self.round_bounds[run + 1]]
 
+    def finished(self, run: int, arm: str, prompts: Iterable[str] | None = None) -> pd.DataFrame:
+        """The finished samples of one arm (and of these prompts)."""
+        samples = self.samples_of(run)
+        keep = (samples["arm"] == arm) & samples["decode_seconds"].notna()
+        return samples[keep if prompts is None else keep & samples["sample_id"].isin(prompts)]
+
     def own_arm(self, run: int) -> str:
         """The arm that the run is about: method, or baseline where there is no other."""
         columns = self._columns("samples")
@@ -123,8 +129,8 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def load(paths: Iterable[str | Path], *, rounds: bool = True, unfinished: bool = False) -> Frames:
-    """Frames of all runs at or below the paths. `rounds=False` is enough for tables from summaries alone.
+def load(paths: Iterable[str | Path], *, unfinished: bool = False) -> Frames:
+    """Frames of all runs at or below the paths.
 
     Raises ValueError if there is no run folder. Runs that cannot be used are in `left_out`.
     """
@@ -139,9 +145,9 @@ def load(paths: Iterable[str | Path], *, rounds: bool = True, unfinished: bool =
     sizes: list[int] = []
     lengths: list[int] = []
     folders = find(paths)
-    for folder, parsed in zip(folders, parse_ahead(folders) if rounds else [None] * len(folders), strict=True):
+    for folder, parsed in zip(folders, parse_ahead(folders), strict=True):
         try:
-            files = read_folder(folder, rounds=rounds, unfinished=unfinished, parsed=parsed)
+            files = read_folder(folder, parsed, unfinished=unfinished)
         except UnusableRun as error:
             left_out.append(LeftOut(str(folder), str(error)))
             continue
@@ -151,10 +157,9 @@ def load(paths: Iterable[str | Path], *, rounds: bool = True, unfinished: bool =
         facts[number], summaries[number], pairs[number] = files.run, files.summary, files.pairs
         for name, values in _sample_columns(number, files).items():
             sample_columns[name] += values
-        if files.table is not None:
-            round_parts.append(_round_part(number, files, sum(sizes)))
+        round_parts.append(_round_part(number, files, sum(sizes)))
         sizes.append(len(files.samples))
-        lengths.append(0 if files.table is None else len(files.table))
+        lengths.append(len(files.table))
     runs = plain_frame({name: [row[name] for row in rows] for name in RUNS_COLUMNS})
     runs.index.name = "run"
     samples = _sample_frame(sample_columns)
@@ -201,7 +206,6 @@ def _sample_frame(columns: dict[str, list[Any]]) -> pd.DataFrame:
 
 def _round_part(number: int, files: RunFiles, first_sample: int) -> dict[str, Any]:
     table = files.table
-    assert table is not None
     rows = {record.key: i for i, record in enumerate(files.samples)}
     row = np.array([rows[key] for key in table.keys], dtype=np.int64)
     arm = np.array([ARM_CODES[key[3]] for key in table.keys], dtype=np.int8)
@@ -210,12 +214,12 @@ def _round_part(number: int, files: RunFiles, first_sample: int) -> dict[str, An
         "sample": (row[table.sample] + first_sample).astype(np.int32) if len(table) else np.zeros(0, np.int32),
         "arm": arm[table.sample] if len(table) else np.zeros(0, np.int8),
         **{name: table.columns[name] for name in ROUND_FIELDS},
-        "mode": _categories(table.columns["mode"]),
+        "phase": _categories(table.columns["phase"]),
     }
 
 
 def _categories(words: Array) -> pd.Categorical:
-    """Most runs have one mode throughout, which needs no hashing of ten thousand texts; with no words the type is the same."""
+    """Most runs have one phase throughout, which needs no hashing of ten thousand texts; with no words the type is the same."""
     first = words[0] if len(words) else ""
     if (words == first).all():
         return pd.Categorical.from_codes(np.zeros(len(words), np.int8), dtype=_only(first))
@@ -235,7 +239,7 @@ def _join(parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     joined: dict[str, Any] = {}
     for name in ROUNDS_COLUMNS:
         pieces = [part.pop(name) for part in parts]
-        if name == "mode":
+        if name == "phase":
             joined[name] = union_categoricals(pieces, sort_categories=True)
         elif name == "arm":
             joined[name] = pd.Categorical.from_codes(np.concatenate(pieces), categories=list(ARM_CODES))

@@ -27,7 +27,7 @@ from specbench.measure.summary import rebuild
 TIMES = ("t_start", "t_end")
 DURATIONS = tuple(f"{part}_seconds" for part in PARTS)
 SHARES = ("target_share",)
-COUNTS = tuple(name for name in ROUND_FIELDS if name not in (*TIMES, *DURATIONS, *SHARES, "stale", "mode"))
+COUNTS = tuple(name for name in ROUND_FIELDS if name not in (*TIMES, *DURATIONS, *SHARES, "stale", "phase"))
 
 Array = NDArray[Any]
 Parsed = tuple[list[SampleKey], Array, dict[str, Array]]
@@ -46,7 +46,7 @@ class RunFiles:
     run: dict[str, Any]
     summary: dict[str, Any]
     samples: list[SampleRecord]
-    table: RoundTable | None
+    table: RoundTable
     pairs: pairing.PairedTimes
     notes: tuple[str, ...]
 
@@ -62,13 +62,11 @@ def parse_ahead(folders: Sequence[Path], ahead: int = 4) -> Iterator[Future[Pars
         yield from waiting
 
 
-def read_folder(
-    folder: Path, *, rounds: bool = True, unfinished: bool = False, parsed: Future[Parsed] | None = None
-) -> RunFiles:
-    """Everything that the analysis uses of one run. Raises UnusableRun with the reason.
+def read_folder(folder: Path, parsed: Future[Parsed], *, unfinished: bool = False) -> RunFiles:
+    """Everything that the analysis uses of one run, every identity of the records checked. Raises UnusableRun with the reason.
 
-    rounds: also read the rounds and check every identity of the records against them. unfinished: accept runs whose status is
-    not success, with what they finished. parsed: the folder's rounds, from `parse_ahead`.
+    parsed: the folder's rounds, from `parse_ahead`. unfinished: accept runs whose status is not success, with what they
+    finished.
     """
     notes: list[str] = []
     try:
@@ -80,9 +78,8 @@ def read_folder(
             samples = store.read_samples(folder)
             if not any(record.decode_seconds is not None for record in samples):
                 raise UnusableRun("no finished sample")
-            table = _rounds_of(folder, samples, parsed) if rounds else None
-            if table is not None:
-                metrics.check_identities(samples, table)
+            table = _rounds_of(folder, samples, parsed)
+            metrics.check_identities(samples, table)
             summary = _summary_of(folder, samples, table, notes)
         notes.extend(str(w.message) for w in caught if issubclass(w.category, store.TornLineWarning))
     except (store.StoreError, metrics.IdentityError, OSError) as error:
@@ -90,7 +87,7 @@ def read_folder(
     return RunFiles(folder, run, summary, samples, table, pairing.pair_samples(samples), tuple(notes))
 
 
-def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable | None, notes: list[str]) -> dict[str, Any]:
+def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable, notes: list[str]) -> dict[str, Any]:
     """summary.json where it agrees with the records, else one rebuilt from them."""
     try:
         summary = store.read_summary(folder)
@@ -101,7 +98,7 @@ def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable
     own = [record for record in samples if record.arm == arm and record.decode_seconds is not None]
     found = {"decode_tokens": sum(r.num_emitted or 0 for r in own), "num_rounds": sum(r.num_rounds or 0 for r in own)}
     wrong = [name for name, value in found.items() if summary.get(name) != value]
-    if table is not None and not wrong:
+    if not wrong:
         emitted = metrics.emitted_per_round(table.arm(arm))["pooled"]
         stated: float | None = summary.get("emitted_per_round")
         if (emitted is None) != (stated is None) or abs((emitted or 0.0) - (stated or 0.0)) > 1e-9:
@@ -113,11 +110,11 @@ def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable
 
 
 # ---------------------------------------------------------------------------------------------------- rounds
-def _rounds_of(folder: Path, samples: Sequence[SampleRecord], parsed: Future[Parsed] | None) -> RoundTable:
+def _rounds_of(folder: Path, samples: Sequence[SampleRecord], parsed: Future[Parsed]) -> RoundTable:
     """The rounds of all finished samples, samples in the order of their lines."""
     finished = [record.key for record in samples if record.decode_seconds is not None]
     try:
-        keys, lengths, columns = parsed.result() if parsed is not None else _by_arrow(folder / store.ROUNDS_FILE)
+        keys, lengths, columns = parsed.result()
     except Exception:  # whatever pyarrow dislikes, the store names precisely or repairs
         whole = RoundTable.of(store.read_rounds(folder))
         keys, lengths, columns = list(whole.keys), whole.counts(), narrow(whole.columns)
@@ -150,12 +147,15 @@ def _by_arrow(path: Path) -> Parsed:
     if not path.exists() or path.stat().st_size == 0:
         return [], np.zeros(0, np.int64), narrow(RoundTable.of({}).columns)
     kinds = {name: pa.int32() for name in COUNTS} | {name: pa.float64() for name in TIMES}
-    kinds |= {name: pa.float32() for name in DURATIONS} | {"stale": pa.bool_(), "mode": pa.string()}
+    kinds |= {name: pa.float32() for name in DURATIONS} | {"stale": pa.bool_(), "phase": pa.string()}
     kinds |= {name: pa.float32() for name in SHARES}
     key_types = {"sample_id": pa.string(), "turn": pa.int64(), "repeat": pa.int64(), "arm": pa.string()}
+    with path.open("rb") as file:
+        is_version_1 = b'"mode":' in file.readline()  # what a round's phase was called there
+    stored = {name: "mode" if name == "phase" and is_version_1 else name for name in ROUND_FIELDS}
     schema = pa.schema(
         [pa.field(name, kind) for name, kind in key_types.items()]
-        + [pa.field(name, pa.list_(kinds[name])) for name in ROUND_FIELDS]
+        + [pa.field(stored[name], pa.list_(kinds[name])) for name in ROUND_FIELDS]
     )
     parse = pa_json.ParseOptions(explicit_schema=schema, newlines_in_values=False, unexpected_field_behavior="ignore")
     read = pa_json.ReadOptions(use_threads=True, block_size=path.stat().st_size + 1)  # no line may be longer than a block
@@ -168,7 +168,7 @@ def _by_arrow(path: Path) -> Parsed:
     lengths = np.asarray(pc.list_value_length(batch["t_start"]))
     columns: dict[str, Array] = {}
     for name in ROUND_FIELDS:
-        column = batch[name]
+        column = batch[stored[name]]
         if name in LATER_FIELDS and column.null_count == len(column):  # format version 1
             columns[name] = np.full(int(lengths.sum()), LATER_FIELDS[name], kinds[name].to_pandas_dtype())
             continue
@@ -176,7 +176,7 @@ def _by_arrow(path: Path) -> Parsed:
         values = pc.list_flatten(column).combine_chunks()
         if column.null_count or values.null_count or not np.array_equal(own, lengths):
             raise ValueError(f"{name}: missing values or arrays of unequal length")
-        columns[name] = _strings(values) if name == "mode" else values.to_numpy(zero_copy_only=False)
+        columns[name] = _strings(values) if name == "phase" else values.to_numpy(zero_copy_only=False)
     if len(set(keys)) != len(keys):
         raise ValueError("a key occurs twice")
     return keys, lengths.astype(np.int64), columns

@@ -32,7 +32,8 @@ class DraftTree:
     contract: how the tokens were chosen. q: for IID and WITHOUT_REPLACEMENT, q[i] is the draft's distribution [V] (after the
     same warping as the target's) from which node i's sibling set was drawn; siblings share it.
     num_forwards: draft forwards that this tree cost. num_wasted: drafted tokens that the method dropped itself before the
-    target saw them; stale: they were dropped because the target had left their prefix. mode: the method's own phase name.
+    target saw them; stale: they were dropped because the target had left their prefix. phase: the method's own word for what
+    kind of round this is.
     riders: rows that ride in the target's forward and are never committed. start_layer, hidden: the draft has run pending and
     all nodes through the target's layers below start_layer already; hidden [1 + N, width] is what came out, and verification
     goes on from there.
@@ -45,7 +46,7 @@ class DraftTree:
     num_forwards: int = 0
     num_wasted: int = 0
     stale: bool = False
-    mode: str = ""
+    phase: str = ""
     riders: Riders | None = None
     start_layer: int = 0
     hidden: torch.Tensor | None = None

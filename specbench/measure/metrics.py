@@ -3,7 +3,7 @@
 "Mean accepted tokens" has several incompatible meanings in the literature:
 
     emitted_per_round    tokens kept per target forward, the target's own token included (Spec-Bench MAT, EAGLE's tau, AMUSD)
-    accepted_per_round   draft tokens kept per target forward (PEARL's plain mode, vLLM's counter)
+    accepted_per_round   draft tokens kept per target forward (PEARL's `sd` figure, vLLM's counter)
     accepted_run_length  draft tokens kept between two rejections, across rounds (PEARL's own)
 
 each either pooled (totals over all rounds) or as the mean of per-sample means. All seconds are sums over the samples given.

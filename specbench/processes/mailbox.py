@@ -1,6 +1,6 @@
 """The versioned mailbox between two processes that decode one sequence together.
 
-Two slots, each written by one side only: the target's *verdicts* (its committed output tokens) and the draft's *drafts* (the
+Two slots, each written by one side only: the target's *committed* (its committed output tokens) and the draft's *drafts* (the
 output sequence as the draft sees it: committed tokens first, its own drafts behind). A slot is a growing token list that can be
 cut and overwritten, tagged with the sample's number and an epoch. Readers keep a cursor and copy only what is new. The version
 counts every change, so a reader knows at the cost of one integer whether there is news.
@@ -22,7 +22,7 @@ import numpy as np
 
 from specbench.measure.sensors.clock import now
 
-_VERSION, _SAMPLE, _EPOCH, _LENGTH, _FLAG, _WAITING, _HEADER = 0, 1, 2, 3, 4, 5, 8
+_VERSION, _REQUEST, _EPOCH, _LENGTH, _FLAG, _WAITING, _HEADER = 0, 1, 2, 3, 4, 5, 8
 
 OPEN, DONE = 0, 1  # flags of the verdict slot
 
@@ -36,7 +36,7 @@ class Message:
     """What a reader gets: the slot's state and its tokens from `start` to the end."""
 
     version: int
-    sample: int
+    request: int
     epoch: int
     flag: int
     start: int
@@ -50,7 +50,7 @@ class Message:
 class Slot(Protocol):
     """One direction of a mailbox."""
 
-    def publish(self, sample: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
+    def publish(self, request: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
         """Keep the first `keep` tokens, put `tokens` behind them, and ring."""
 
     def version(self) -> int:
@@ -69,10 +69,10 @@ class LocalSlot:
     def __init__(self) -> None:
         self._state = Message(0, -1, 0, OPEN, 0, [])
 
-    def publish(self, sample: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
+    def publish(self, request: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
         old = self._state
         assert keep <= len(old.tokens), f"keeps {keep} of {len(old.tokens)} tokens"
-        self._state = Message(old.version + 1, sample, epoch, flag, 0, [*old.tokens[:keep], *tokens])
+        self._state = Message(old.version + 1, request, epoch, flag, 0, [*old.tokens[:keep], *tokens])
 
     def version(self) -> int:
         return self._state.version
@@ -80,7 +80,7 @@ class LocalSlot:
     def read(self, start: int) -> Message:
         state = self._state
         start = min(start, len(state.tokens))
-        return Message(state.version, state.sample, state.epoch, state.flag, start, state.tokens[start:])
+        return Message(state.version, state.request, state.epoch, state.flag, start, state.tokens[start:])
 
     def wait(self, seen_version: int, timeout_seconds: float) -> bool:
         return self._state.version != seen_version
@@ -124,7 +124,7 @@ class SharedSlot:
     def nbytes(self) -> int:
         return self._cells.nbytes
 
-    def publish(self, sample: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
+    def publish(self, request: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
         end = keep + len(tokens)
         assert end <= self.capacity, f"mailbox of {self.capacity} tokens asked for {end}"
         cells = self._cells
@@ -133,7 +133,7 @@ class SharedSlot:
             assert keep <= cells[_LENGTH], f"keeps {keep} of {cells[_LENGTH]} tokens"
             if tokens:
                 self._tokens[keep:end] = tokens
-            cells[_SAMPLE], cells[_EPOCH], cells[_LENGTH], cells[_FLAG] = sample, epoch, end, flag
+            cells[_REQUEST], cells[_EPOCH], cells[_LENGTH], cells[_FLAG] = request, epoch, end, flag
             cells[_VERSION] += 1
             ring = cells[_WAITING]
             cells[_WAITING] = 0
@@ -148,12 +148,12 @@ class SharedSlot:
     def read(self, start: int) -> Message:
         self._acquire()
         try:
-            version, sample, epoch, length, flag = self._cells[:_WAITING].tolist()
+            version, request, epoch, length, flag = self._cells[:_WAITING].tolist()
             start = min(start, length)
             tokens = self._tokens[start:length].tolist()
         finally:
             self._lock.release()
-        return Message(version, sample, epoch, flag, start, tokens)
+        return Message(version, request, epoch, flag, start, tokens)
 
     def wait(self, seen_version: int, timeout_seconds: float) -> bool:
         cells = self._cells
@@ -203,9 +203,9 @@ def _unlink_semaphore(primitive: Any) -> None:
 
 @dataclass
 class Mailbox:
-    """Both directions. `verdicts`: target to draft; `drafts`: draft to target."""
+    """Both directions. `committed`: target to draft; `drafts`: draft to target."""
 
-    verdicts: Slot
+    committed: Slot
     drafts: Slot
 
     @classmethod
@@ -219,10 +219,10 @@ class Mailbox:
 
     @property
     def nbytes(self) -> int:
-        return sum(getattr(slot, "nbytes", 0) for slot in (self.verdicts, self.drafts))
+        return sum(getattr(slot, "nbytes", 0) for slot in (self.committed, self.drafts))
 
     def unlink(self) -> None:
-        for slot in (self.verdicts, self.drafts):
+        for slot in (self.committed, self.drafts):
             if isinstance(slot, SharedSlot):
                 slot.unlink()
 

@@ -26,7 +26,7 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.measure.theory.formulas import emitted_sequential
 from specbench.measure.theory.played import Times
 from specbench.parts.rules.rule import RULES
-from specbench.parts.schedules.free_running.draft import Drafter
+from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier
 from specbench.processes.mailbox import LocalSlot, Mailbox, Message
 from specbench.processes.steps import Order, Progress
@@ -109,7 +109,7 @@ def amusd(
         world = World(times)
         law, language = SamplingLaw(), Language(number, eos_rate=0.0)
         mailbox = Mailbox(DelayedSlot(world), DelayedSlot(world))
-        drafter = Drafter(mailbox, law, max(lookahead, draft_length))
+        drafter = DraftSide(mailbox, law, max(lookahead, draft_length))
 
         def pay_draft(rows: int, world: World = world) -> None:
             world.spent += world.times.draft

@@ -38,7 +38,7 @@ class Round:
     rollback_depth: int = 0  # tokens by which the draft's sequence was cut back; 0 = no rollback
     stale: bool = False  # a published draft could not be used because the target had left its prefix
     epoch: int = 0  # how many rollbacks came before this round (asynchronous methods)
-    mode: str = ""  # a method's own phase name, e.g. "pre" and "post" for PEARL
+    phase: str = ""  # a method's own phase name, e.g. "pre" and "post" for PEARL
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     wait_seconds: float = 0.0

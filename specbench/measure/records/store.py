@@ -244,6 +244,8 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
     path = Path(folder) / ROUNDS_FILE
     table: dict[SampleKey, RoundColumns] = {}
     for number, row in enumerate(read_lines(path), start=1):
+        if "mode" in row:  # what format version 1 called a round's phase
+            row["phase"] = row.pop("mode")
         for name, value in LATER_FIELDS.items():  # format version 1
             if name not in row and "t_start" in row:
                 row[name] = [value] * len(row["t_start"])

@@ -97,7 +97,7 @@ class Books:
             "draft_depth": depth,
             "rollback_depth": depth - accepted + tree.num_wasted,
             "stale": tree.stale,
-            "mode": tree.mode,
+            "phase": tree.phase,
             "num_rider_rows": riders,
             "draft_version": self.draft_version,
         }

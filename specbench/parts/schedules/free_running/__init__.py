@@ -2,6 +2,6 @@
 
 The draft free-runs: one token after the other, never waiting for a window to fill, at most `max_lookahead` ahead of what is
 verified. The target verifies whatever is published. When they disagree the draft rolls back to the agreed prefix and goes on
-from the target's token. `draft.Drafter` and `verify.Verifier` are step functions, the same in two processes and under a test's
-scheduler in one.
+from the target's token. `draft.DraftSide` and `verify.Verifier` are step functions, the same in two processes and under a
+test's scheduler in one.
 """

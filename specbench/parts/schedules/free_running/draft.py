@@ -37,7 +37,7 @@ class DraftReport:
         return sum(count for _, count in self.discards)
 
 
-class Drafter:
+class DraftSide:
     """Look for verdicts, draft one token, look again, publish. A `Program` for `processes.worker.Worker` and a `Side`.
 
     stop: may hold the draft back until the next verdict, but never below the `waited_for` drafts that the target waits for.
@@ -52,7 +52,7 @@ class Drafter:
         stop: Stop | None = None,
         waited_for: int = 0,
     ):
-        self.inbox, self.drafts = mailbox.verdicts, mailbox.drafts
+        self.inbox, self.drafts = mailbox.committed, mailbox.drafts
         self.law, self.max_lookahead, self.trace = law, max_lookahead, trace
         self.stop_policy, self.waited_for = stop if stop is not None else Stop(), waited_for
 
@@ -97,7 +97,7 @@ class Drafter:
 
     def _look(self) -> Progress:
         """Take in verdicts; go on drafting if there is a reason to."""
-        self._take_verdicts()
+        self._take_news()
         if self.finished:
             return Progress.FINISHED
         if not self._may_draft():
@@ -128,7 +128,7 @@ class Drafter:
 
     def _look_again(self) -> Progress:
         """The verdict may have moved while drafting: a token on a prefix that is gone is dropped, not published."""
-        self._take_verdicts()
+        self._take_news()
         if self.finished:
             return Progress.FINISHED
         self._next = self._publish if len(self.tokens) > max(self.published, self.verified) else self._look
@@ -143,12 +143,12 @@ class Drafter:
         self._next = self._look
         return Progress.WORKED
 
-    def _take_verdicts(self) -> None:
+    def _take_news(self) -> None:
         if self.inbox.version() == self.seen_version:
             return
         message = self.inbox.read(self.verified)
         self.seen_version = message.version
-        if message.sample != self.order.number:
+        if message.request != self.order.number:
             return
         self.epoch = message.epoch
         judged = stood = max(0, min(len(self.tokens), message.length) - self.verified)  # of the own drafts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from specbench.engine.request import Outcome, Request
 from specbench.parts.contracts import Parts, Setting, Stop
-from specbench.parts.schedules.free_running.draft import Drafter, DraftReport
+from specbench.parts.schedules.free_running.draft import DraftReport, DraftSide
 from specbench.parts.schedules.free_running.verify import Verifier, book_draft_report
 from specbench.parts.schedules.two_sides import TwoSides
 from specbench.processes.mailbox import Mailbox
@@ -12,7 +12,7 @@ from specbench.processes.steps import Order
 
 
 class FreeRunning(TwoSides):
-    """waits_for: drafts that the target waits for before it verifies. stale: see `Verifier`. stop: see `Drafter`."""
+    """waits_for: drafts that the target waits for before it verifies. stale: see `Verifier`. stop: see `DraftSide`."""
 
     name, form = "free-running", "chain"
 
@@ -28,13 +28,13 @@ class FreeRunning(TwoSides):
         super().open(setting)
         runtime = setting.runtime
         self.mailbox = Mailbox.shared(runtime.max_new_tokens + self.max_lookahead)
-        self.start_worker(self.make_drafter(setting))
+        self.start_worker(self.make_draft_side(setting))
         self.verifier = Verifier(self.mailbox, runtime.law, setting.rule, self.waits_for, self.stale, setting.target)
 
-    def make_drafter(self, setting: Setting) -> Drafter:
+    def make_draft_side(self, setting: Setting) -> DraftSide:
         """What the draft's process runs; picklable."""
         runtime = setting.runtime
-        return Drafter(self.mailbox, runtime.law, self.max_lookahead, runtime.trace, self.stop, self.waits_for)
+        return DraftSide(self.mailbox, runtime.law, self.max_lookahead, runtime.trace, self.stop, self.waits_for)
 
     def run(self, parts: Parts, request: Request) -> Outcome:
         self.number += 1

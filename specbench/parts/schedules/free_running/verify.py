@@ -29,7 +29,7 @@ class Verifier:
     """
 
     def __init__(self, mailbox: Mailbox, law: SamplingLaw, rule: Rule, draft_length: int, stale: str, session: Any):
-        self.verdicts, self.inbox = mailbox.verdicts, mailbox.drafts
+        self.committed, self.inbox = mailbox.committed, mailbox.drafts
         self.law, self.rule, self.draft_length, self.stale_policy = law, rule, draft_length, stale
         self.session = session
 
@@ -54,7 +54,7 @@ class Verifier:
 
     def stop(self) -> None:
         """End the sample here, whatever happened, so that the draft stops too and is ready for the next."""
-        self.verdicts.publish(self.order.number, self.epoch, 0, self.books.output, flag=DONE)
+        self.committed.publish(self.order.number, self.epoch, 0, self.books.output, flag=DONE)
 
     def _prefill(self) -> Progress:
         request = self.order.request
@@ -62,7 +62,7 @@ class Verifier:
         first = self.law.choose(self.session.prefill(request.prompt_ids).logits, [0], request.noise_key)[0]
         self.session.pending = first
         self.books.first(first)
-        self.verdicts.publish(self.order.number, 0, 0, self.books.output, flag=DONE if self.books.finished else OPEN)
+        self.committed.publish(self.order.number, 0, 0, self.books.output, flag=DONE if self.books.finished else OPEN)
         self.books.decode()
         self._next = self._look
         return Progress.FINISHED if self.books.finished else Progress.WORKED
@@ -83,7 +83,7 @@ class Verifier:
         """Published drafts behind the committed tokens, none if they were made on other ones."""
         message = self.inbox.read(self.agreed)
         self.seen_version = message.version
-        if message.sample != self.order.number:
+        if message.request != self.order.number:
             return []
         self.num_forwards = message.flag
         known = len(self.books.output) - message.start
@@ -116,7 +116,7 @@ class Verifier:
         kept = books.emit(verdict.tokens)
         if verdict.num_accepted < len(self.tree.tokens):
             self._contradiction(before + verdict.num_accepted)
-        self.verdicts.publish(self.order.number, self.epoch, before, kept, flag=DONE if books.finished else OPEN)
+        self.committed.publish(self.order.number, self.epoch, before, kept, flag=DONE if books.finished else OPEN)
         self.session.commit(verdict)
         forwards = self.num_forwards - self.forwards_seen
         # What was thrown away, and so how far the draft went back, only the draft knows: see `book_draft_report`.

@@ -36,7 +36,7 @@ class DraftReport:
     spans: list[tuple[float, float, str]] = field(default_factory=list)
 
 
-class Drafter:
+class DraftSide:
     """Look for the verdict, draft a block token by token, publish it. A `Program` for `processes.worker.Worker` and a `Side`.
 
     choice: "keyed" (the target's own noise) or "greedy". rows: where the laws of drawn tokens go; tokens are then drawn from
@@ -53,7 +53,7 @@ class Drafter:
         stop: Stop | None = None,
     ):
         self.stop = stop if stop is not None else Stop()
-        self.inbox, self.drafts = mailbox.verdicts, mailbox.drafts
+        self.inbox, self.drafts = mailbox.committed, mailbox.drafts
         self.law, self.rows, self.trace = law, rows, trace
         self.token_law = SamplingLaw() if choice == "greedy" else law
 
@@ -107,7 +107,7 @@ class Drafter:
         """Take in the verdict of the last step; IDLE until it is there, or while there is nothing to draft."""
         message = self.inbox.read(self.committed)
         self.seen_version = message.version
-        if message.sample != self.plan.number or message.epoch < self.step_number:
+        if message.request != self.plan.number or message.epoch < self.step_number:
             return Progress.IDLE
         # Steps in which the draft has no part may have passed meanwhile.
         self.step_number = message.epoch

@@ -8,7 +8,7 @@ from specbench.engine.request import Outcome, Request
 from specbench.parts.contracts import Parts, Setting, Stop
 from specbench.parts.rules.rule import Rule
 from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH, Calibration, balanced_length, forward_seconds
-from specbench.parts.schedules.lockstep.draft import Drafter, DraftReport
+from specbench.parts.schedules.lockstep.draft import DraftReport, DraftSide
 from specbench.parts.schedules.lockstep.plan import Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.parts.schedules.lockstep.verify import Verifier
@@ -20,7 +20,7 @@ CALIBRATION_CONTEXT, CALIBRATION_SECONDS = 128, 0.3
 
 
 class Lockstep(TwoSides):
-    """draft_length: tokens of a block; None: the measured ratio of the two models' forwards, rounded. choice: see `Drafter`."""
+    """draft_length: tokens of a block; None: the measured ratio of both models' forwards, rounded. choice: as `DraftSide`'s."""
 
     name, form = "lockstep", "chain"
 
@@ -43,15 +43,15 @@ class Lockstep(TwoSides):
         self.mailbox = Mailbox.shared(runtime.max_new_tokens + 1)
         if setting.rule.name == "lockstep_ratio":
             self.rows = RowBuffer(self.draft_length or MAX_LENGTH, runtime.target.vocab_size)
-        self.start_worker(self.make_drafter(setting))
+        self.start_worker(self.make_draft_side(setting))
         self.verifier = self.make_verifier(setting, setting.rule)
         if self.draft_length is None:
             assert self.worker is not None
             self.draft_length = self._balance(self.worker)
 
-    def make_drafter(self, setting: Setting) -> Drafter:
+    def make_draft_side(self, setting: Setting) -> DraftSide:
         """What the draft's process runs; picklable."""
-        return Drafter(self.mailbox, setting.runtime.law, self.choice, self.rows, setting.runtime.trace, self.stop)
+        return DraftSide(self.mailbox, setting.runtime.law, self.choice, self.rows, setting.runtime.trace, self.stop)
 
     def make_verifier(self, setting: Setting, rule: Rule) -> Verifier:
         """What this process runs."""

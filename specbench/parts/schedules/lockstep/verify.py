@@ -37,7 +37,7 @@ class Verifier:
         rows: RowBuffer | None = None,
         device: str = "cpu",
     ):
-        self.verdicts, self.inbox = mailbox.verdicts, mailbox.drafts
+        self.committed, self.inbox = mailbox.committed, mailbox.drafts
         self.law, self.rule, self.session, self.rows, self.device = law, rule, session, rows, device
         self.clock = clock_for(device)
 
@@ -62,14 +62,14 @@ class Verifier:
 
     def stop(self) -> None:
         """End the sample here, whatever happened, so that the draft stops too and is ready for the next."""
-        self.verdicts.publish(self.plan.number, self.step_number + 1, 0, self.books.output, flag=DONE)
+        self.committed.publish(self.plan.number, self.step_number + 1, 0, self.books.output, flag=DONE)
 
     def _prefill(self) -> Progress:
         self.books.start()
         first = self.law.choose(self.session.prefill(self.request.prompt_ids).logits, [0], self.request.noise_key)[0]
         self.session.pending = first
         self.books.first(first)
-        self.verdicts.publish(self.plan.number, 0, 0, self.books.output, flag=DONE if self.books.finished else CUT)
+        self.committed.publish(self.plan.number, 0, 0, self.books.output, flag=DONE if self.books.finished else CUT)
         self.books.decode()
         self._next = self._forward
         return Progress.FINISHED if self.books.finished else Progress.WORKED
@@ -100,7 +100,7 @@ class Verifier:
         """The barrier: take in the block of this step; IDLE until it is there."""
         message = self.inbox.read(len(self.books.output) + len(self.unverified))
         self.seen_version = message.version
-        if message.sample != self.plan.number or message.epoch != self.step_number:
+        if message.request != self.plan.number or message.epoch != self.step_number:
             return Progress.IDLE
         self.block = message.tokens
         if self.rows is not None:
@@ -114,7 +114,7 @@ class Verifier:
         self.num_drafted += len(self.block)
         if self.rests:
             self.unverified, self.unverified_laws = self.block, self.block_laws
-            self.verdicts.publish(self.plan.number, self.step_number, len(self.books.output), [], flag=KEPT)
+            self.committed.publish(self.plan.number, self.step_number, len(self.books.output), [], flag=KEPT)
             self._next = self._forward
             return Progress.WORKED
         books, start, before, unverified = self.books, now(), self.books.position, len(self.unverified)
@@ -125,7 +125,7 @@ class Verifier:
         shown = DraftTree([*self.unverified, *self.block[:1]])
         self.unverified, self.unverified_laws = (self.block[1:], self.block_laws[1:]) if stands else ([], [])
         flag = DONE if books.finished else KEPT if self.unverified else CUT
-        self.verdicts.publish(self.plan.number, self.step_number, before, kept, flag=flag)
+        self.committed.publish(self.plan.number, self.step_number, before, kept, flag=flag)
         self.session.commit(Verdict(tuple(range(min(accepted, unverified))), tuple(tokens)))
         discarded = 0 if stands else drafted - accepted
         books.add("verify", now() - start)
@@ -137,7 +137,7 @@ class Verifier:
             num_draft_forwards=self.num_drafted,
             rollback_depth=discarded,
             epoch=self.epoch,
-            mode="post" if unverified else "pre",
+            phase="post" if unverified else "pre",
         )
         books.end_round()
         self.epoch += not stands
