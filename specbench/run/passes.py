@@ -23,7 +23,7 @@ from specbench.run.arms import Arm, warm_up
 from specbench.run.console import Progress
 
 
-class Conversation:
+class Prompts:
     """Turns samples into requests, remembering the answers that later turns and repeats build on.
 
     The first answer to a turn counts: repeat 0's, or a later one's where that failed.
@@ -82,7 +82,7 @@ class Conversation:
 
 
 def warm_up_all(
-    conversation: Conversation,
+    prompts: Prompts,
     samples: Sequence[Sample],
     arms: Mapping[str, Arm],
     threads: int | None,
@@ -94,10 +94,10 @@ def warm_up_all(
     one choice holds for both arms: made twice, it would be noise that no interval knows of.
     """
     chosen: dict[str, Any] = {}
-    same = conversation.config.measure.mode == "aa"
+    same = prompts.config.measure.mode == "aa"
     for name, arm in arms.items():
-        requests = [conversation.request(sample, conversation.turns(sample)[0], name) for sample in samples]
-        requests = [request for request in requests if not conversation.too_long(request)]
+        requests = [prompts.request(sample, prompts.turns(sample)[0], name) for sample in samples]
+        requests = [request for request in requests if not prompts.too_long(request)]
         if requests:
             count = (earlier or {}).get(name, threads)
             if same and chosen:
@@ -108,7 +108,7 @@ def warm_up_all(
 
 
 def run_passes(
-    conversation: Conversation,
+    prompts: Prompts,
     samples: Sequence[Sample],
     arms: Mapping[str, Arm],
     store: RunStore,
@@ -121,16 +121,16 @@ def run_passes(
     finished: records of an earlier session of the same run, which are not run again; session numbers this one. between: called
     after each sample, while no clock runs.
     """
-    measure, done = conversation.config.measure, finished or {}
+    measure, done = prompts.config.measure, finished or {}
     for record in sorted(done.values(), key=lambda record: (record.repeat, record.turn)):
         if record.decode_seconds is not None:
-            conversation.remember(record, len(arms) == 1)
+            prompts.remember(record, len(arms) == 1)
     order = 1 + max((record.order for record in done.values()), default=-1)
-    total = measure.repeats * len(arms) * sum(len(conversation.turns(sample)) for sample in samples)
+    total = measure.repeats * len(arms) * sum(len(prompts.turns(sample)) for sample in samples)
     with Progress(total - len(done)) as progress:
         for repeat in range(measure.repeats):
             for sample in samples:
-                for turn in conversation.turns(sample):
+                for turn in prompts.turns(sample):
                     names = list(arms)
                     random.Random(f"{measure.seed}/{repeat}/{sample.sample_id}/{turn}").shuffle(names)
                     records: list[SampleRecord] = []
@@ -139,14 +139,14 @@ def run_passes(
                         if old is not None:
                             records.append(old)
                             continue
-                        request = conversation.request(sample, turn, name)
+                        request = prompts.request(sample, turn, name)
                         facts: dict[str, Any] = {
                             "repeat": repeat,
                             "order": order,
                             "category": sample.category,
                             "session": session,
                         }
-                        if conversation.too_long(request):
+                        if prompts.too_long(request):
                             record = skipped(request, name, arms[name].placement.threads, **facts)
                             rounds: list[Round] = []
                         else:
@@ -158,9 +158,9 @@ def run_passes(
                             between()
                         records.append(record)
                         if record.decode_seconds is not None:
-                            conversation.remember(record, len(arms) == 1)
+                            prompts.remember(record, len(arms) == 1)
                     if any(record.decode_seconds is None for record in records):
-                        break  # a later turn would need this one's answers: the conversation is over
+                        break  # a later turn would need this one's answers: the sample is over
 
 
 def skipped(request: Request, arm: str, threads: int, **facts: Any) -> SampleRecord:

@@ -1,6 +1,6 @@
 """Opens the folder of a run: a new one, or one that was cut off, with what is finished in it.
 
-Kept are whole conversations: (sample with all its turns, repeat, arm). A conversation that was cut off between two turns is
+Kept are whole samples: (sample with all its turns, repeat, arm). One that was cut off between two turns is
 done again from its first turn, a failure is tried again, the warm-up is redone, and every new record carries the number of the
 session that made it. Options, models and data must be the same; code, packages and machine too, unless `allow_mixed`.
 """
@@ -223,7 +223,7 @@ def check_conditions(run: Mapping[str, Any], facts: Mapping[str, Any], folder: P
 
 
 def drop_unfinished(folder: Path, turns: Mapping[str, Sequence[int]], history: str) -> int:
-    """Take out the records of conversations that were cut off or failed; returns how many records that were."""
+    """Take out the records of samples that were cut off or failed; returns how many records that were."""
     path = folder / files.SAMPLES_FILE
     cut_torn_line(path)
     rows = read_lines(path)
@@ -237,16 +237,16 @@ def drop_unfinished(folder: Path, turns: Mapping[str, Sequence[int]], history: s
 
 
 def finished_keys(records: Sequence[SampleRecord], turns: Mapping[str, Sequence[int]], history: str) -> set[SampleKey]:
-    """Keys of the records that belong to finished conversations.
+    """Keys of the records that belong to finished samples.
 
-    A conversation is finished when all its turns are there, or when it ended early because a prompt was too long for the pair
+    A sample is finished when all its turns are there, or when it ended early because a prompt was too long for the pair
     (then the other arm's ended there too). A failure is not finished. With data.history=baseline the later turns of repeat 0
     rest on the baseline's answers: without those they are not finished either.
     """
     good = {record.key: record for record in records if record.finish_reason != "error"}
     too_long = {(r.sample_id, r.repeat): r.turn for r in good.values() if r.finish_reason == "prompt_too_long"}
     arms = {record.arm for record in records}
-    conversations = {(record.sample_id, record.repeat, record.arm) for record in records}
+    groups = {(record.sample_id, record.repeat, record.arm) for record in records}
 
     def needed(sample_id: str, repeat: int) -> list[int]:
         last = too_long.get((sample_id, repeat))
@@ -254,7 +254,7 @@ def finished_keys(records: Sequence[SampleRecord], turns: Mapping[str, Sequence[
 
     done = {
         (sample, repeat, arm)
-        for sample, repeat, arm in conversations
+        for sample, repeat, arm in groups
         if all((sample, turn, repeat, arm) in good for turn in needed(sample, repeat))
     }
     if history == "baseline" and "baseline" in arms:

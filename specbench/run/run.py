@@ -37,7 +37,7 @@ from specbench.run import resume
 from specbench.run.arms import Arm
 from specbench.run.console import final_table
 from specbench.run.costs import NOT_ASKED, device_peaks, footprint, measure_energy, nothing_measured, watch_for
-from specbench.run.passes import Conversation, run_passes, warm_up_all
+from specbench.run.passes import Prompts, run_passes, warm_up_all
 from specbench.run.prepare import Prepared, devices, num_devices, pair_uses_draft, prepare, run_facts
 from specbench.run.resume import Opened
 
@@ -84,15 +84,15 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         for name, method in prepared.methods.items():
             method.open(runtime)
             arms[name] = Arm(name, method, runtime.device, method.placement or Placement((), 1))
-        conversation = Conversation(config, prepared.tokenizer, runtime, prepared.context)
-        chosen = warm_up_all(conversation, prepared.warmup, arms, config.engine.threads, opened.threads)
+        prompts = Prompts(config, prepared.tokenizer, runtime, prepared.context)
+        chosen = warm_up_all(prompts, prepared.warmup, arms, config.engine.threads, opened.threads)
         store.write_run({"method_facts": {name: method.facts() for name, method in prepared.methods.items()}})
         store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), **opened.warmup_facts(chosen)})
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
         watch = watch_for(arms, prepared.pair, pair_uses_draft(prepared))
         watch.start()
-        run_passes(conversation, prepared.samples, arms, store, opened.finished, opened.session, watch.look)
+        run_passes(prompts, prepared.samples, arms, store, opened.finished, opened.session, watch.look)
         disturbed = watch.warnings()
         store.write_run({"watch": watch.facts()})
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
@@ -101,7 +101,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         memory = footprint(runtime, arms, longest, device_peaks(samples, arms))
         energy, warnings = nothing_measured(NOT_ASKED), list[str]()
         if config.measure.power != "off":
-            requests = {name: conversation.finished_requests(prepared.samples, samples, name) for name in arms}
+            requests = {name: prompts.finished_requests(prepared.samples, samples, name) for name in arms}
             if all(requests.values()):
                 energy, warnings = measure_energy(arms, requests, runtime, pair_uses_draft(prepared), store)
     finally:
