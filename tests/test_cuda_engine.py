@@ -17,11 +17,12 @@ import torch
 
 from specbench.config.schema import PairConfig
 from specbench.config.specs import PairSpec
+from specbench.engine.branching import BranchingSession
 from specbench.engine.model import Model
 from specbench.engine.probe import probe_rollback
 from specbench.engine.sampling import SamplingLaw, noise_key
 from specbench.engine.session import Session
-from specbench.engine.tree import DraftTree, Feedback, Verdict
+from specbench.engine.tree import DraftTree, Feedback, Riders, Verdict
 from specbench.measure import lossless
 from specbench.measure.sensors import clock
 from specbench.methods.chains.autoregressive import Autoregressive
@@ -112,6 +113,41 @@ def test_taps_lie_on_the_device_and_follow_the_accepted_path() -> None:
         hidden = reference(torch.tensor([[*prompt, 7, *kept]]), output_hidden_states=True).hidden_states[-1][0, -4:]
     assert str(committed.device) == DEVICE
     close(committed, hidden)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_riders_layers_and_branches_equal_fresh_forwards_on_the_cpu(architecture: str) -> None:
+    reference = tiny.module(architecture, layers=3)
+    model, prompt = on_device(reference), tiny.prompt(9)
+
+    def fresh(*ids: int) -> torch.Tensor:
+        return tiny.plain_forward(reference, [*prompt, *ids], model.vocab_size)[-1]
+
+    session = Session(model)
+    session.start(64)
+    session.prefill(prompt)
+    session.pending = 7
+    evidence = session.forward(DraftTree([20, 21], [-1, -1], riders=Riders([1, 2], [3, 4])))
+    assert evidence.riders is not None and str(evidence.riders.device) == DEVICE
+    close(evidence.logits[2], fresh(7, 21))
+    close(evidence.riders[1], fresh(7, 21, 3, 4))
+    session.commit(Verdict((1,), (21, 5)))
+    hidden = torch.cat([session.run_layers([token], 0, 2) for token in (5, 6)])
+    close(session.forward(DraftTree([6], start_layer=2, hidden=hidden)).logits[1], fresh(7, 21, 5, 6))
+    session.commit(Verdict((0,), (6, 8)))
+    mark = session.mark()
+    session.fork((1,)).feed([8])
+    session.restore(mark)
+    close(session.forward(DraftTree([9])).logits[1], fresh(7, 21, 5, 6, 8, 9))
+
+    draft = BranchingSession(model)
+    draft.start(64)
+    draft.feed(prompt)
+    draft.branch()
+    draft.grow([1, 2], [-1, -1])
+    close(draft.grow([3, 4], [1, 0])[0], fresh(2, 3))
+    draft.keep([1, 2])
+    close(draft.feed([6])[0], fresh(2, 3, 6))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

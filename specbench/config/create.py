@@ -93,7 +93,10 @@ def _load_class(node: Mapping[str, Any], base: type[Part], more_prefixes: Sequen
     except Exception as error:  # a plugin's code may raise anything while it is imported; say whose it was
         raise ConfigError(name, target, f"{module_name} fails to import: {type(error).__name__}: {error}") from error
     cls = getattr(module, class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, base)):
+    # What an option's node names may be of any kind; so that it is not whatever a module happens to import, it is made here.
+    own = base is not object or f"{getattr(cls, '__module__', '')}.".startswith(prefixes)
+    if not (isinstance(cls, type) and issubclass(cls, base) and own):
         found = sorted(n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base)
-        raise ConfigError(name, target, f"is no {base.__name__}; {module_name} has: {', '.join(found) or 'none'}")
+        kind = "class of its own" if base is object else base.__name__
+        raise ConfigError(name, target, f"is no {kind}; {module_name} has: {', '.join(found) or 'none'}")
     return cls
