@@ -1,6 +1,6 @@
 # make install   the virtual environment .venv with the tested versions (constraints.txt); nothing to do if it is up to date
 # make run       the main job: AMUSD against autoregressive decoding on HumanEval. make run ARGS="data=mt_bench data.limit=5"
-# make test      style, types and tests. make test ARGS="tests/test_cli.py -x"
+# make test      style, types and tests, in two processes (WORKERS=0: in one). make test ARGS="tests/test_cli.py -x"
 # make test-all  every test: the slow ones (kills, long runs, every sweep command), the deep ones (full products) and those
 #                for an accelerator included
 # make clean     remove what was built and cached; .venv and runs stay
@@ -10,6 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.specbench-installed
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: install run test test-all clean
 
@@ -27,7 +28,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not gpu and not slow and not deep" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow and not deep" -n $(WORKERS) --dist loadscope $(ARGS)
 
 test-all: install
 	$(BIN)/python -m pytest $(ARGS)

@@ -25,6 +25,20 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make(tmp_path_factory.mktemp("miniature"))
 
 
+BUDGET_SECONDS = 5.0
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name the tests that cost everybody too much. SPECBENCH_TEST_BUDGET=1, on an idle machine, makes them failures."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, ()) if r.when == "call"]
+    marked = {"slow", "deep", "gpu"}
+    over = [r for r in reports if r.duration > BUDGET_SECONDS and not marked & set(r.keywords)]
+    for report in sorted(over, key=lambda r: -r.duration):
+        terminalreporter.write_line(f"over {BUDGET_SECONDS:g} s: {report.duration:.1f} s {report.nodeid}")
+    if over and os.environ.get("SPECBENCH_TEST_BUDGET") == "1":
+        pytest.exit(f"{len(over)} unmarked tests above {BUDGET_SECONDS:g} s: make them cheaper or mark them", returncode=1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` on a machine without one."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
