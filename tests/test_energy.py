@@ -253,7 +253,7 @@ def test_the_thread_samples_and_stops(with_nvml: Runner) -> None:
         import threading
         del os.environ["FAKE_NVML_CLOCK"]
         probes, why = energy.probes({{"{TARGET}": "target"}}, rapl_root=energy.Path("/nonexistent"))
-        meter = energy.EnergyMeter(probes, sample_hz=200)
+        meter = energy.EnergyMeter(probes)
         meter.start()
         first = len(meter.rows)
         while len(meter.rows) < 5: pass

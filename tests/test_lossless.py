@@ -52,7 +52,7 @@ def test_tie_and_fault_are_told_apart_by_the_gap() -> None:
     assert worse.verdict == "different" and worse.first_divergence is not None
     assert (worse.first_divergence["sample_id"], worse.first_divergence["gap"]) == ("s/2", 0.5)  # the fault, not the tie
     assert {d["sample_id"] for d in worse.divergences} == {"s/1", "s/2"}
-    strict = lossless.compare(samples, claim="greedy-exact", gap_of=gap_of, tolerance=1e-5)
+    strict = lossless.compare(samples, claim="greedy-exact", gap_of=gap_of, dtype="float64")
     assert strict.verdict == "different"
 
 

@@ -95,7 +95,6 @@ def compare(
     claim: str,
     dtype: str = "float32",
     gap_of: GapOf | None = None,
-    tolerance: float | None = None,
     refuse: str | None = None,
 ) -> LosslessReport:
     """The verdict over all pairs of `method` and `baseline` with the same sample, turn and repeat.
@@ -104,8 +103,7 @@ def compare(
     ids cannot be compared at all (other weights, independent random draws). Verdict: `different` if any pair is, else
     `numerical_tie` if any pair is, else `identical`; `not_compared` without pairs.
     """
-    limit = tolerance_of(dtype) if tolerance is None else tolerance
-    why_limit = TIE_TOLERANCE[dtype.removeprefix("torch.")][1] if tolerance is None else "set by the caller"
+    limit = tolerance_of(dtype)
     arms: dict[str, dict[tuple[str, int, int], SampleRecord]] = {"method": {}, "baseline": {}}
     for record in samples:
         arms[record.arm][(record.sample_id, record.turn, record.repeat)] = record
@@ -150,7 +148,7 @@ def compare(
         compared=compared,
         share_identical=identical / compared if compared else None,
         tolerance=limit,
-        tolerance_reason=why_limit,
+        tolerance_reason=TIE_TOLERANCE[dtype.removeprefix("torch.")][1],
         first_divergence=asdict(worst[0]) if worst else None,
         divergences=tuple(asdict(d) for d in divergences),
         not_compared=skipped,

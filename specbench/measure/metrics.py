@@ -12,6 +12,7 @@ each either pooled (totals over all rounds) or as the mean of per-sample means. 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.measure.records.events import PARTS, ROUND_FIELDS, Round, SampleRecord
+from specbench.measure.records.events import PARTS, ROUND_FIELDS, Round, SampleKey, SampleRecord
 
-SampleKey = tuple[str, int, int, str]
+Rounds = Mapping[SampleKey, Sequence[Round] | Mapping[str, Sequence[Any]]]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
@@ -52,26 +53,20 @@ class RoundTable:
     columns: dict[str, NDArray[Any]]
 
     @classmethod
-    def of(cls, rounds: Mapping[SampleKey, Sequence[Round] | Mapping[str, Sequence[Any]]]) -> RoundTable:
+    def of(cls, rounds: Rounds) -> RoundTable:
         """From `Round` sequences or from columns as `store.read_rounds` gives them."""
         keys = tuple(rounds)
-        gathered: dict[str, list[Any]] = {name: [] for name in ROUND_FIELDS}
-        lengths: list[int] = []
-        for value in rounds.values():
-            if isinstance(value, Mapping):
-                for name in ROUND_FIELDS:
-                    gathered[name].extend(value[name])
-                lengths.append(len(value["t_start"]))
-            else:
-                for name in ROUND_FIELDS:
-                    gathered[name].extend([getattr(r, name) for r in value])
-                lengths.append(len(value))
+        listed = [
+            value if isinstance(value, Mapping) else {name: [getattr(r, name) for r in value] for name in ROUND_FIELDS}
+            for value in rounds.values()
+        ]
         columns: dict[str, NDArray[Any]] = {}
-        for name, values in gathered.items():
+        for name in ROUND_FIELDS:
             kind: Any = (
                 np.int64 if name in _INTEGERS else np.float64 if name in _FLOATS else bool if name == "stale" else object
             )
-            columns[name] = np.asarray(values, dtype=kind)
+            columns[name] = np.asarray([entry for value in listed for entry in value[name]], dtype=kind)
+        lengths = [len(value["t_start"]) for value in listed]
         return cls(keys, np.repeat(np.arange(len(keys)), lengths), columns)
 
     def __getattr__(self, name: str) -> NDArray[Any]:
@@ -120,21 +115,18 @@ def accepted_per_round(table: RoundTable) -> dict[str, float | None]:
     return _per_round(table, "num_accepted")
 
 
-def accepted_run_length(table: RoundTable, count_cut_runs: bool = False) -> dict[str, float | None]:
+def accepted_run_length(table: RoundTable) -> dict[str, float | None]:
     """Draft tokens accepted between two rejections, across rounds (PEARL, Liu et al. 2025, its own count).
 
     A run ends with every round that drafted something and did not accept to the full depth; a run of length 0 counts. The run
-    that the end of a sample cuts off is left out, unless `count_cut_runs`.
+    that the end of a sample cuts off is left out.
     """
     lengths: list[int] = []
     means: list[float] = []
     rejecting = (table.draft_depth > 0) & (table.num_accepted < table.draft_depth)
     bounds = np.searchsorted(table.sample, np.arange(len(table.keys) + 1))
     for start, end in itertools.pairwise(bounds):
-        accepted = np.cumsum(table.num_accepted[start:end])
-        ends = accepted[rejecting[start:end]]
-        if count_cut_runs and end > start and not rejecting[end - 1]:
-            ends = np.append(ends, accepted[-1])
+        ends = np.cumsum(table.num_accepted[start:end])[rejecting[start:end]]
         runs = np.diff(ends, prepend=0)
         if len(runs):
             lengths.extend(runs.tolist())
@@ -175,18 +167,17 @@ def conditional_acceptance_by_position(table: RoundTable) -> list[float | None]:
 
 def accepted_histogram(table: RoundTable) -> dict[str, int]:
     """How many rounds accepted n draft tokens, by n (as text: JSON keys)."""
-    values, counts = np.unique(table.num_accepted, return_counts=True)
-    return {str(int(v)): int(c) for v, c in zip(values, counts, strict=True)}
+    return _histogram(table.num_accepted)
+
+
+def _histogram(found: NDArray[Any]) -> dict[str, int]:
+    return {str(v): c for v, c in sorted(Counter(found.tolist()).items())}
 
 
 # ---------------------------------------------------------------------------------------------------- waste
 def rollbacks(table: RoundTable) -> int:
     """Rounds in which drafted tokens were thrown away."""
     return int((table.num_discarded > 0).sum())
-
-
-def num_discarded(table: RoundTable) -> int:
-    return int(table.num_discarded.sum())
 
 
 def stale_rounds(table: RoundTable) -> int:
@@ -196,8 +187,7 @@ def stale_rounds(table: RoundTable) -> int:
 
 def rollback_depth_histogram(table: RoundTable) -> dict[str, int]:
     """How many rounds cut the draft's sequence back by n tokens, by n > 0 (as text: JSON keys)."""
-    values, counts = np.unique(table.rollback_depth[table.rollback_depth > 0], return_counts=True)
-    return {str(int(v)): int(c) for v, c in zip(values, counts, strict=True)}
+    return _histogram(table.rollback_depth[table.rollback_depth > 0])
 
 
 # ---------------------------------------------------------------------------------------------------- time

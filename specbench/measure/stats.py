@@ -7,7 +7,6 @@ over repeats (would this machine say it again?).
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -257,8 +256,3 @@ def warnings_for(samples: Sequence[SampleRecord], pairs: PairedTimes) -> list[st
             word = "slower" if trend[0] > 0 else "faster"
             found.append(f"{name}: became {abs(trend[0]):.1%} {word} over the run (drift)")
     return found
-
-
-def seed_from(text: str) -> int:
-    """A stable seed from a text such as the configuration's hash."""
-    return zlib.crc32(text.encode())

@@ -6,6 +6,7 @@ method's arm; rates and speed-ups use medians over repeats (`stats`).
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from specbench.measure import metrics, pairing, stats
-from specbench.measure.metrics import RoundTable, SampleKey
+from specbench.measure.metrics import Rounds, RoundTable
 from specbench.measure.records import store
-from specbench.measure.records.events import FORMAT_VERSION, Round, SampleRecord
-
-Rounds = Mapping[SampleKey, Sequence[Round] | Mapping[str, Sequence[Any]]]
+from specbench.measure.records.events import FORMAT_VERSION, SampleRecord
 
 
 def _null(key: str, why: str) -> dict[str, Any]:
@@ -38,7 +37,6 @@ def build_summary(
     memory: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
     noise_floor: Sequence[float] | None = None,
-    seed: int | None = None,
     resamples: int = stats.RESAMPLES,
 ) -> dict[str, Any]:
     """The summary of one run; also of a run that was cut off, from what it left behind.
@@ -46,9 +44,9 @@ def build_summary(
     run: run.json (used: status, method, baseline, pair, data, devices, num_devices, config, run_folder, warnings).
     rounds: by sample key, `Round`s or columns. lossless: `lossless.LosslessReport.as_dict()`. energy:
     `attribution.summarise`'s dictionary, None when not measured. memory: `memory.footprint_table`'s dictionary.
-    noise_floor: the interval of an A/A run under the same conditions (`noise.find_noise_floor`). seed: of the bootstrap; None
-    takes it from the configuration's hash, so that a rebuilt summary draws the same resamples. Raises metrics.IdentityError if
-    records contradict.
+    noise_floor: the interval of an A/A run under the same conditions (`noise.find_noise_floor`). The bootstrap's seed
+    is the configuration's hash, so that a rebuilt summary draws the same resamples. Raises metrics.IdentityError if records
+    contradict.
     """
     finished = [r for r in samples if r.error is None and r.decode_seconds is not None]
     keys = {r.key for r in finished}
@@ -69,25 +67,24 @@ def build_summary(
         "mode": config.get("measure", {}).get("mode", "paired"),
         "pair": _pair(run, config),
         "data": _data(run, config, samples),
-        "device": _device(run),
+        "device": run.get("device"),
         "repeats": len({r.repeat for r in own}),
     }
     summary |= _decoding(own, mine)
-    seed = stats.seed_from(run.get("config_hash", "")) if seed is None else seed
-    summary |= _speed(run, samples, own_arm, notes, noise_floor, seed, resamples)
+    summary |= _speed(run, samples, own_arm, notes, noise_floor, resamples)
     summary |= _rounds(mine)
     summary["seconds"] = metrics.seconds(mine, own)
-    others = [r for r in finished if r.arm == "baseline"]
-    has_other_arm = own_arm == "method" and bool(others)
-    summary["baseline_seconds"] = metrics.seconds(table.arm("baseline"), others) if has_other_arm else None
-    if not has_other_arm:
-        summary["baseline_seconds_why"] = "this run has one arm"
+    others = [r for r in finished if r.arm != own_arm]
+    other_seconds = metrics.seconds(table.arm("baseline"), others) if others else None
+    summary |= _or_why("baseline_seconds", other_seconds, "this run has one arm")
     concurrent = metrics.concurrent_seconds(own)
     summary |= _or_why("concurrent_seconds", concurrent or None, "the method has no other process")
     nothing = {"claim": None, "verdict": "not_compared", "identical": 0, "compared": 0, "first_divergence": None}
     summary["lossless"] = dict(lossless) if lossless is not None else {**nothing, "verdict_why": "no comparison was made"}
-    summary["energy"] = dict(energy) if energy is not None else _no_energy()
-    summary |= _memory(own, others if has_other_arm else [])
+    why = "no energy pass was run"
+    unmeasured = {"source": "none", **_null("joules_per_token", why), **_null("baseline_joules_per_token", why)}
+    summary["energy"] = dict(energy) if energy is not None else unmeasured
+    summary |= _memory(own, others)
     if memory is not None:
         summary["memory"] = dict(memory)
     failed = [r for r in samples if r not in finished]
@@ -100,7 +97,7 @@ def build_summary(
     return summary
 
 
-def rebuild(folder: str | Path, *, noise_floor: Sequence[float] | None = None) -> dict[str, Any]:
+def rebuild(folder: str | Path) -> dict[str, Any]:
     """The summary of a finished or cut-off run from its files.
 
     What needed the models or the machine (the gaps behind the lossless verdict, energy, memory) is taken from the summary that
@@ -110,20 +107,15 @@ def rebuild(folder: str | Path, *, noise_floor: Sequence[float] | None = None) -
 
     run = {**store.read_run(folder), "run_folder": str(folder)}
     samples = store.read_samples(folder)
-    rounds = store.read_rounds(folder)
-    old: dict[str, Any] = {}
-    if (Path(folder) / store.SUMMARY_FILE).exists():
-        old = store.read_summary(folder)
-    lossless = old.get("lossless") or compare(samples, claim="not recorded").as_dict()
+    old = store.read_summary(folder) if (Path(folder) / store.SUMMARY_FILE).exists() else {}
     return build_summary(
         run,
         samples,
-        rounds,
-        lossless=lossless,
+        store.read_rounds(folder),
+        lossless=old.get("lossless") or compare(samples, claim="not recorded").as_dict(),
         energy=old.get("energy"),
         memory=old.get("memory"),
         warnings=old.get("warnings", ()),
-        noise_floor=noise_floor,
     )
 
 
@@ -140,11 +132,6 @@ def _data(run: Mapping[str, Any], config: Mapping[str, Any], samples: Sequence[S
     base = {"name": run.get("data_name", chosen.get("name")), "source": chosen.get("source")}
     facts = {key: value for key, value in (run.get("data") or {}).items() if key != "sample_ids"}
     return {**base, **facts, "num_samples": len({r.sample_id for r in samples})}
-
-
-def _device(run: Mapping[str, Any]) -> dict[str, Any] | str | None:
-    device: dict[str, Any] | str | None = run.get("device")
-    return device
 
 
 def _decoding(own: Sequence[SampleRecord], table: RoundTable) -> dict[str, Any]:
@@ -170,7 +157,6 @@ def _speed(
     own_arm: str,
     notes: list[str],
     noise_floor: Sequence[float] | None,
-    seed: int,
     resamples: int,
 ) -> dict[str, Any]:
     """Rates of both arms on the paired prompts and the speed-up; adds the statistics' warnings to `notes`."""
@@ -190,7 +176,7 @@ def _speed(
             **_null("speedup", why),
         }
     notes.extend(stats.warnings_for(samples, pairs))
-    speedup = stats.paired_speedup(pairs, seed=seed, resamples=resamples)
+    speedup = stats.paired_speedup(pairs, seed=zlib.crc32(run.get("config_hash", "").encode()), resamples=resamples)
     clear, reason = stats.distinguishable(speedup.ci95, noise_floor)
     rate = speedup.method_tokens / speedup.method_seconds
     values: dict[str, Any] = {**speedup.as_dict(), "distinguishable": clear}
@@ -217,25 +203,23 @@ def _speed(
 
 
 def _rounds(table: RoundTable) -> dict[str, Any]:
-    drafted = "nothing was drafted"
-    emitted, accepted, run_length = (
-        f(table) for f in (metrics.emitted_per_round, metrics.accepted_per_round, metrics.accepted_run_length)
-    )
-    by_position = metrics.acceptance_by_position(table)
+    nothing, drafted = "no round was run", "nothing was drafted"
+    emitted, accepted = metrics.emitted_per_round(table), metrics.accepted_per_round(table)
+    run_length = metrics.accepted_run_length(table)["pooled"]
     return {
-        **_or_why("emitted_per_round", emitted["pooled"], "no round was run"),
-        **_or_why("emitted_per_round_mean_of_sample_means", emitted["mean_of_sample_means"], "no round was run"),
-        **_or_why("accepted_per_round", accepted["pooled"], "no round was run"),
-        **_or_why("accepted_per_round_mean_of_sample_means", accepted["mean_of_sample_means"], "no round was run"),
-        **_or_why("accepted_run_length", run_length["pooled"], "no run of accepted drafts was ended by a rejection"),
+        **_or_why("emitted_per_round", emitted["pooled"], nothing),
+        **_or_why("emitted_per_round_mean_of_sample_means", emitted["mean_of_sample_means"], nothing),
+        **_or_why("accepted_per_round", accepted["pooled"], nothing),
+        **_or_why("accepted_per_round_mean_of_sample_means", accepted["mean_of_sample_means"], nothing),
+        **_or_why("accepted_run_length", run_length, "no run of accepted drafts was ended by a rejection"),
         **_or_why("acceptance_rate", metrics.acceptance_rate(table), drafted),
         **_or_why("acceptance_rate_of_nodes", metrics.acceptance_rate_of_nodes(table), drafted),
-        **_or_why("acceptance_by_position", by_position or None, drafted),
+        **_or_why("acceptance_by_position", metrics.acceptance_by_position(table) or None, drafted),
         **_or_why("conditional_acceptance_by_position", metrics.conditional_acceptance_by_position(table) or None, drafted),
         "num_drafted": int(table.num_drafted.sum()),
         "num_draft_forwards": int(table.num_draft_forwards.sum()),
         "rollbacks": metrics.rollbacks(table),
-        "num_discarded": metrics.num_discarded(table),
+        "num_discarded": int(table.num_discarded.sum()),
         "stale_rounds": metrics.stale_rounds(table),
         "rollback_depths": metrics.rollback_depth_histogram(table),
         "accepted_histogram": metrics.accepted_histogram(table),
@@ -249,8 +233,3 @@ def _memory(own: Sequence[SampleRecord], others: Sequence[SampleRecord]) -> dict
         why = "not measured" if records else "this run has one arm" if own else "no sample was finished"
         values |= _or_why(key, max(peaks, default=None), why)
     return values
-
-
-def _no_energy() -> dict[str, Any]:
-    why = "no energy pass was run"
-    return {"source": "none", **_null("joules_per_token", why), **_null("baseline_joules_per_token", why)}

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from specbench.measure.metrics import SampleKey
+from specbench.measure.metrics import Rounds, SampleKey
 from specbench.measure.records.events import Round, SampleRecord
 from specbench.measure.records.store import rounds_from_columns
 
-Rounds = Mapping[SampleKey, Sequence[Round] | Mapping[str, Sequence[Any]]]
 Span = tuple[float, float, str]
 """(t_start, t_end, name) of another process, seconds on the rounds' clock; name: draft, discarded_draft, idle, ..."""
 
@@ -116,14 +115,8 @@ def _sample_events(
             events.append(
                 {"ph": "i", "s": "t", "name": mark, "pid": pid, "tid": marks, "ts": _us(begin + r.t_end), "args": facts}
             )
-        counter = {
-            "ph": "C",
-            "name": "accepted draft tokens",
-            "pid": pid,
-            "ts": _us(begin + r.t_end),
-            "args": {"tokens": r.num_accepted},
-        }
-        events.append(counter)
+        accepted = {"ph": "C", "name": "accepted draft tokens", "pid": pid, "ts": _us(begin + r.t_end)}
+        events.append({**accepted, "args": {"tokens": r.num_accepted}})
     return events
 
 

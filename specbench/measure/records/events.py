@@ -14,8 +14,7 @@ FORMAT_VERSION = 2
 
 PARTS = ("draft", "verify", "wait", "learn")  # <part>_seconds of a round; what they leave of its wall time is "other"
 
-ARMS = ("method", "baseline")
-FINISH_REASONS = ("eos", "length", "prompt_too_long", "error")
+SampleKey = tuple[str, int, int, str]  # sample_id, turn, repeat, arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class SampleRecord:
     category: str | None
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
-    finish_reason: str
+    finish_reason: str  # "eos" | "length" | "prompt_too_long" | "error"
     prefill_seconds: float | None = None
     decode_seconds: float | None = None
     num_emitted: int | None = None  # decode tokens: output length minus the prefill's token
@@ -81,5 +80,5 @@ class SampleRecord:
     error: str | None = None
 
     @property
-    def key(self) -> tuple[str, int, int, str]:
+    def key(self) -> SampleKey:
         return (self.sample_id, self.turn, self.repeat, self.arm)

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from specbench.measure.records.events import FORMAT_VERSION, LATER_FIELDS, ROUND_FIELDS, Round, SampleRecord
+from specbench.measure.records.events import FORMAT_VERSION, LATER_FIELDS, ROUND_FIELDS, Round, SampleKey, SampleRecord
 from specbench.measure.records.jsonfile import StoreError as StoreError
 from specbench.measure.records.jsonfile import TornLineWarning as TornLineWarning
 from specbench.measure.records.jsonfile import canonical_json, cut_torn_line, dumps, read_json, read_lines, write_atomically
@@ -39,7 +39,6 @@ STATUSES = ("started", "success", "failed", "interrupted")
 KEY_FIELDS = ("sample_id", "turn", "repeat", "arm")
 NOT_HASHED = ("runs_dir", "resume")  # where a run is kept and whether it was continued do not change what is measured
 
-SampleKey = tuple[str, int, int, str]  # sample_id, turn, repeat, arm
 RoundColumns = dict[str, list[Any]]  # one list per field of `Round`, all of the same length
 
 

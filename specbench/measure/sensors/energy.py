@@ -75,8 +75,10 @@ def integrate_watts(rows: Sequence[Mapping[str, Any]]) -> float | None:
 class NvmlProbe:
     """An accelerator: the counter's difference, else the integrated trace."""
 
-    def __init__(self, device: nvml.NvmlDevice, role: str, counted: bool = True):
-        self.nvml_device, self.device, self.role, self.counted = device, device.uuid, role, counted
+    counted = True
+
+    def __init__(self, device: nvml.NvmlDevice, role: str):
+        self.nvml_device, self.device, self.role = device, device.uuid, role
         self._start: float | None = None
         self._why: str | None = None
 
@@ -89,66 +91,56 @@ class NvmlProbe:
     def stop(self, seconds: float, rows: Sequence[Mapping[str, Any]]) -> DeviceEnergy:
         integrated = integrate_watts(rows)
         why = self._why
+
+        def reading(source: str, joules: float | None, why: str | None = None) -> DeviceEnergy:
+            return DeviceEnergy(self.device, self.role, source, joules, seconds, integrated, why, self.counted)
+
         if self._start is not None:
             end, why = self.nvml_device.energy_joules()
             if end is not None:
                 if end > self._start:
-                    return DeviceEnergy(
-                        self.device, self.role, "nvml_counter", end - self._start, seconds, integrated, counted=self.counted
-                    )
+                    return reading("nvml_counter", end - self._start)
                 # Equal: the window ended before the counter's next tick. Smaller: the driver was reloaded in between.
                 why = f"the energy counter did not advance within {seconds:.3f} s"
         if integrated is not None and seconds > 0:
             # The trace covers its first to its last row; scale to the whole window.
             times = [row["time_seconds"] for row in rows if row.get("watts") is not None]
-            scaled = integrated * seconds / (times[-1] - times[0])
-            return DeviceEnergy(self.device, self.role, "nvml_power", scaled, seconds, integrated, why, self.counted)
-        return DeviceEnergy(
-            self.device, self.role, "none", None, seconds, None, why or "no counter and no power trace", self.counted
-        )
+            return reading("nvml_power", integrated * seconds / (times[-1] - times[0]), why)
+        return reading("none", None, why or "no counter and no power trace")
 
 
 class RaplProbe:
     """A processor: all packages and their memory together."""
 
-    def __init__(self, domains: Sequence[rapl.RaplDomain], role: str, counted: bool = True):
+    def __init__(self, domains: Sequence[rapl.RaplDomain], role: str, counted: bool):
         self._domains, self.role, self.counted = domains, role, counted
         self.device = "+".join(domain.name for domain in domains)
         self._start = 0.0
-        self._last: tuple[float, float] | None = None
         self._why: str | None = None
 
-    def _joules(self) -> float:
-        return sum(domain.update() for domain in self._domains)
-
-    def start(self) -> None:
-        self._why = None
+    def _joules(self) -> float | None:
         try:
-            self._start = self._joules()
-        except rapl.RaplUnavailable as error:
-            self._why = str(error)
-
-    def poll(self) -> dict[str, Any] | None:
-        """Reading often is what makes wrap-around visible; the trace's watts follow from the differences."""
-        try:
-            return {"device": self.device, "joules": self._joules()}
+            return sum(domain.update() for domain in self._domains)
         except rapl.RaplUnavailable as error:
             self._why = str(error)
             return None
 
+    def start(self) -> None:
+        self._why = None
+        self._start = self._joules() or 0.0
+
+    def poll(self) -> dict[str, Any] | None:
+        """Reading often is what makes wrap-around visible; the trace's watts follow from the differences."""
+        joules = self._joules()
+        return None if joules is None else {"device": self.device, "joules": joules}
+
     def stop(self, seconds: float, rows: Sequence[Mapping[str, Any]]) -> DeviceEnergy:
-        joules: float | None = None
-        why = self._why
-        if why is None:
-            try:
-                joules = self._joules() - self._start
-                if joules <= 0:
-                    joules, why = None, f"the RAPL counters did not advance within {seconds:.3f} s"
-            except rapl.RaplUnavailable as error:
-                why = str(error)
-        return DeviceEnergy(
-            self.device, self.role, "none" if joules is None else "rapl", joules, seconds, None, why, self.counted
-        )
+        end = self._joules() if self._why is None else None
+        joules, why = None if end is None else end - self._start, self._why
+        if joules is not None and joules <= 0:
+            joules, why = None, f"the RAPL counters did not advance within {seconds:.3f} s"
+        source = "none" if joules is None else "rapl"
+        return DeviceEnergy(self.device, self.role, source, joules, seconds, None, why, self.counted)
 
 
 def probes(gpus: Mapping[str, str], rapl_root: Path = rapl.SYSFS_ROOT) -> tuple[list[Probe], str | None]:
@@ -182,12 +174,11 @@ class EnergyMeter:
         *,
         why: str | None = None,
         synchronize: Callable[[], None] | None = None,
-        sample_hz: float = SAMPLE_HZ,
         now: Callable[[], float] = time.perf_counter,
         thread: bool = True,
     ):
         self.probes, self.why, self.rows = list(probes), why, list[dict[str, Any]]()
-        self._synchronize, self._period, self._now, self._threaded = synchronize, 1 / sample_hz, now, thread
+        self._synchronize, self._period, self._now, self._threaded = synchronize, 1 / SAMPLE_HZ, now, thread
         self._thread: threading.Thread | None = None
         self._halt = threading.Event()
         self._first = threading.Event()

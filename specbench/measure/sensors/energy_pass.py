@@ -57,12 +57,10 @@ def abba_pass(
     return blocks
 
 
-def idle_watts(
-    meter: EnergyMeter, seconds: float = MIN_BLOCK_SECONDS, sleep: Callable[[float], None] = time.sleep
-) -> dict[str, float]:
+def idle_watts(meter: EnergyMeter, seconds: float = MIN_BLOCK_SECONDS) -> dict[str, float]:
     """Mean power by device with models loaded and nothing to do; devices that cannot be read are left out."""
     meter.start(IDLE)
-    sleep(seconds)
+    time.sleep(seconds)
     reading = meter.stop()
     return {part.device: part.joules / part.seconds for part in reading.devices if part.joules is not None and part.seconds > 0}
 
@@ -84,11 +82,10 @@ def trace_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     warnings = []
     for device in dict.fromkeys(row["device"] for row in rows):
         own = [row for row in rows if row["device"] == device]
-        bits = [row["throttle_bits"] for row in own if row.get("throttle_bits") is not None]
-        slowed = [b for b in bits if nvml.throttle_names(b)]
-        if slowed:
-            names = sorted({name for b in slowed for name in nvml.throttle_names(b)})
-            warnings.append(f"{device} was throttled in {len(slowed) / len(bits):.0%} of the power trace: {', '.join(names)}")
+        slowed = nvml.slowdowns(own)
+        if slowed is not None:
+            share, names = slowed[0] / slowed[1], slowed[2]
+            warnings.append(f"{device} was throttled in {share:.0%} of the power trace: {names}")
         heat = [row["temperature_celsius"] for row in own if row.get("temperature_celsius") is not None]
         if heat and heat[-1] - heat[0] > MAX_TEMPERATURE_RISE:
             warnings.append(f"{device} warmed by {heat[-1] - heat[0]:.0f} degrees C during the energy pass")

@@ -89,11 +89,8 @@ class NvmlDevice:
         return row if why is None else {**row, "watts_why": why}
 
     def clock_event_bits(self) -> int | None:
-        for function in (
-            "nvmlDeviceGetCurrentClocksEventReasons",
-            "nvmlDeviceGetCurrentClocksThrottleReasons",
-        ):  # new, old name
-            value = self._ask(function)[0]
+        for kind in ("Event", "Throttle"):  # new, old name
+            value = self._ask(f"nvmlDeviceGetCurrentClocks{kind}Reasons")[0]
             if value is not None:
                 return int(value)
         return None
@@ -126,23 +123,19 @@ class NvmlDevice:
 def devices(uuids: Sequence[str] | None = None) -> list[NvmlDevice]:
     """The devices with these UUIDs, in this order, or all of this host. Raises NvmlUnavailable naming what is missing."""
     nvml = _load()
-    if uuids is None:
-        found = []
-        try:
-            for index in range(nvml.nvmlDeviceGetCount()):
-                found.append(NvmlDevice(nvml, nvml.nvmlDeviceGetHandleByIndex(index)))
-        except nvml.NVMLError as error:
-            raise NvmlUnavailable(f"NVML: {error}") from error
-        if not found:
-            raise NvmlUnavailable("NVML is there but names no device")
-        return found
-    chosen = []
-    for uuid in uuids:
-        try:
-            chosen.append(NvmlDevice(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)))
-        except nvml.NVMLError as error:
-            raise NvmlUnavailable(f"NVML: device {uuid}: {error}") from error
-    return chosen
+    asked = ""
+    found = []
+    try:
+        if uuids is None:
+            found = [NvmlDevice(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
+        for uuid in uuids or ():
+            asked = f"device {uuid}: "
+            found.append(NvmlDevice(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)))
+    except nvml.NVMLError as error:
+        raise NvmlUnavailable(f"NVML: {asked}{error}") from error
+    if uuids is None and not found:
+        raise NvmlUnavailable("NVML is there but names no device")
+    return found
 
 
 def device_facts() -> tuple[list[dict[str, Any]], str | None]:
@@ -159,19 +152,18 @@ def device_facts() -> tuple[list[dict[str, Any]], str | None]:
     return [{**device.facts(), "driver": driver} for device in found], None
 
 
-def uuid_of_cuda_device(index: int, environment: Mapping[str, str] | None = None) -> str:
+def uuid_of_cuda_device(index: int) -> str:
     """The NVML UUID of `cuda:<index>`. Raises NvmlUnavailable where it cannot be known for certain.
 
     From torch's device properties if torch is imported (its UUID lacks the prefix), else from CUDA_VISIBLE_DEVICES where that
     names UUIDs or CUDA_DEVICE_ORDER=PCI_BUS_ID makes both orders one, else if this host has a single device.
     """
-    environment = os.environ if environment is None else environment
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         own = getattr(torch.cuda.get_device_properties(index), "uuid", None)
         if own is not None:
             return str(own) if str(own).startswith(("GPU-", "MIG-")) else f"GPU-{own}"
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     named = [part.strip() for part in visible.split(",")] if visible else None
     if named is not None and index >= len(named):
         raise NvmlUnavailable(f"cuda:{index} is not among CUDA_VISIBLE_DEVICES={visible}")
@@ -182,13 +174,16 @@ def uuid_of_cuda_device(index: int, environment: Mapping[str, str] | None = None
     position = index if named is None else int(named[index])
     if len(all_devices) == 1 and position == 0:
         return all_devices[0].uuid
-    if environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" and position < len(all_devices):
+    if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" and position < len(all_devices):
         return all_devices[position].uuid
     raise NvmlUnavailable(
         f"cuda:{index}: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or NVML may mean another of {len(all_devices)} devices"
     )
 
 
-def throttle_names(bits: int) -> list[str]:
-    """The reasons in a clock event mask that slow a device down."""
-    return [name for bit, name in THROTTLE_BITS.items() if bits & bit]
+def slowdowns(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int, str] | None:
+    """Of one device's trace: slowed readings, all readings and the reasons; None where it was never slowed down."""
+    bits = [row["throttle_bits"] for row in rows if row.get("throttle_bits") is not None]
+    slowed = sum(any(b & bit for bit in THROTTLE_BITS) for b in bits)
+    names = sorted(name for bit, name in THROTTLE_BITS.items() if any(b & bit for b in bits))
+    return (slowed, len(bits), ", ".join(names)) if slowed else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.measure.sensors.energy_pass import MAX_TEMPERATURE_RISE
-from specbench.measure.sensors.nvml import NvmlDevice, throttle_names
+from specbench.measure.sensors.nvml import NvmlDevice, slowdowns
 
 MAX_CORES_ELSEWHERE = 0.1  # cores kept busy by others, on average, before a warning
 MIN_LOOK_SECONDS = 1.0  # between two looks at the accelerators
@@ -98,12 +98,10 @@ class Watch:
         if elsewhere is not None and elsewhere > MAX_CORES_ELSEWHERE:
             found.append(f"other processes kept {elsewhere:.1f} of {len(self.cores)} cores busy while prompts were timed")
         for uuid, rows in self._rows.items():
-            bits = [row["throttle_bits"] for row in rows if row.get("throttle_bits") is not None]
-            slowed = [b for b in bits if throttle_names(b)]
-            if slowed:
-                names = sorted({name for b in slowed for name in throttle_names(b)})
-                share = f"{len(slowed)} of {len(bits)} looks"
-                found.append(f"{uuid} was throttled while prompts were timed ({share}): {', '.join(names)}")
+            slowed = slowdowns(rows)
+            if slowed is not None:
+                share, names = f"{slowed[0]} of {slowed[1]} looks", slowed[2]
+                found.append(f"{uuid} was throttled while prompts were timed ({share}): {names}")
             heat = [row["temperature_celsius"] for row in rows if row.get("temperature_celsius") is not None]
             if heat and max(heat) - heat[0] > MAX_TEMPERATURE_RISE:
                 found.append(f"{uuid} warmed by {max(heat) - heat[0]:.0f} degrees C while prompts were timed")
