@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -38,6 +39,7 @@ METHODS = {"my_lookup": "lookup", "my_hybrid": "hybrid", "my_heads": "linear", "
 STOP = {"_target_": "my_methods.entropy.EntropyStop"}
 RULE = {"_target_": "my_methods.rule.DrawAndCompare"}
 PROMPTS = tiny_pair.PROMPTS[1:]
+Benches = Callable[..., Bench]
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -85,18 +87,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> PairSpec:
     return tiny_pair.make_tiny_pair(tmp_path_factory.mktemp("pair"))
 
 
-@pytest.fixture(scope="module")
-def heads(page: dict[str, str], pair: PairSpec, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page's heads, trained as the checks train them."""
-    folder = tmp_path_factory.mktemp("heads")
-    make_tiny_heads(heads_class(), pair, folder)
-    return str(folder)
-
-
-def heads_class() -> Any:
-    return type(create_method({"_target_": "my_methods.linear.MyHeads"}, ALLOWED)).heads_class
-
-
 @pytest.fixture
 def fewer(pair: PairSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """One tiny pair for all, two prompts on it, one on the built-in pair, few seeds (the ids are compared as well)."""
@@ -111,6 +101,19 @@ def fewer(pair: PairSpec, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def node_of(name: str) -> dict[str, Any]:
     return command.compose([f"method={name}", "allow_targets=[my_methods]"], ["my_conf"]).method
+
+
+@pytest.fixture
+def bench_of(pair: PairSpec) -> Iterator[Benches]:
+    """A method's node with some options changed, on the tiny pair."""
+    with contextlib.ExitStack() as opened:
+
+        def make(node: dict[str, Any], **changes: Any) -> Bench:
+            bench = Bench({**node, **changes}, pair, PROMPTS, ALLOWED)
+            opened.callback(bench.close)
+            return bench
+
+        yield make
 
 
 def replaced(name: str, old: str, new: str) -> None:
@@ -192,19 +195,16 @@ def test_the_check_command_passes_every_check(
 
 @pytest.mark.parametrize("name", ["amusd", "pearl"])
 def test_methods_in_two_processes_take_the_stop(
-    name: str, page: dict[str, str], pair: PairSpec, monkeypatch: pytest.MonkeyPatch
+    name: str, page: dict[str, str], bench_of: Benches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (words,) = [words for words in commands(page, "specbench.check") if f"method={name}" in words]
     config = command.compose(words, [])
     assert config.method["stop"] == STOP
-    bench = Bench({**config.method, "draft_length": 3}, pair, PROMPTS, config.allow_targets)
+    bench = bench_of(config.method, draft_length=3)
     thread_worker.install(monkeypatch)  # the method's modules are imported by now
-    try:
-        assert type(bench.method(GREEDY).schedule.stop).__name__ == "EntropyStop"  # type: ignore[attr-defined]
-        for check in ("greedy identity", "sampled identity", "length cut", "fresh state"):
-            assert CHECKS[check](bench).status == PASS
-    finally:
-        bench.close()
+    assert type(bench.method(GREEDY).schedule.stop).__name__ == "EntropyStop"  # type: ignore[attr-defined]
+    for check in ("greedy identity", "sampled identity", "length cut", "fresh state"):
+        assert CHECKS[check](bench).status == PASS
 
 
 # ------------------------------------------------------------------------------------------------ what each one does
@@ -224,27 +224,14 @@ def test_lookup_drafts_what_was_there_before(page: dict[str, str]) -> None:
     assert drafter.propose(10).tokens == []
 
 
-def test_hybrid_drafts_by_both(page: dict[str, str], pair: PairSpec) -> None:
-    bench = Bench({**node_of("my_hybrid"), "ngram": 1}, pair, PROMPTS, ALLOWED)
-    try:
-        rounds = drafted_on_its_own_text(bench)
-    finally:
-        bench.close()
+def test_hybrid_drafts_by_both(page: dict[str, str], bench_of: Benches) -> None:
+    rounds = drafted_on_its_own_text(bench_of(node_of("my_hybrid"), ngram=1))
     copied = [r for r in rounds if r.phase == "copied"]
     assert copied and not any(r.num_draft_forwards for r in copied)
     assert [r for r in rounds if r.phase == "" and r.num_drafted == r.num_draft_forwards > 0]
 
 
-def accepted_per_round(heads: str, pair: PairSpec) -> float:
-    bench = Bench({**node_of("my_heads"), "heads": heads, "num_nodes": 8}, pair, PROMPTS, ALLOWED)
-    try:
-        rounds = drafted_on_its_own_text(bench)
-    finally:
-        bench.close()
-    return sum(r.num_accepted for r in rounds) / len(rounds)
-
-
-def test_heads_are_trained_by_the_command(page: dict[str, str], pair: PairSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_are_trained_by_the_command(page: dict[str, str], bench_of: Benches, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's command in miniature makes heads that the page's method loads, for the target that they were trained for."""
     source = Path("source")
     source.mkdir()
@@ -261,9 +248,9 @@ def test_heads_are_trained_by_the_command(page: dict[str, str], pair: PairSpec, 
     training.main()
     (out,) = [word.partition("=")[2] for word in words if word.startswith("train.out=")]
     assert {"heads.json", "heads.safetensors", "README.md"} <= {path.name for path in Path(out).iterdir()}
-    method = create_method({**node_of("my_heads"), "heads": out}, ALLOWED)
     with pytest.raises(ConfigError, match="trained for a target of vocab_size 100"):
-        method.open(Bench(node_of("my_heads"), pair, PROMPTS, ALLOWED).runtime(GREEDY))
+        bench_of(node_of("my_heads"), heads=out).method(GREEDY)
+    method = create_method({**node_of("my_heads"), "heads": out}, ALLOWED)
     around = tiny.runtime(tiny.model(vocab_size=100))
     assert sum(r.num_drafted for r in tiny.decode(method, around, [3, 4, 5]).rounds) > 0
 
@@ -286,15 +273,12 @@ def test_the_stop_stops_where_the_draft_is_unsure_and_learns(page: dict[str, str
         assert raised.value.key == f"method.stop.{option}"
 
 
-def test_the_rule_keeps_the_law_and_is_known_by_name(page: dict[str, str], pair: PairSpec) -> None:
-    bench = Bench({**node_of("my_hybrid"), "rule": RULE}, pair, PROMPTS, ALLOWED)
-    try:
-        rule = RULES["draw_and_compare"]
-        assert bench.method(SAMPLED).rule_for(SAMPLED) == rule and rule.accepts == set(Contract)
-        for check in ("greedy identity", "claim", "same seed"):
-            assert CHECKS[check](bench).status == PASS
-    finally:
-        bench.close()
+def test_the_rule_keeps_the_law_and_is_known_by_name(page: dict[str, str], bench_of: Benches) -> None:
+    bench = bench_of(node_of("my_hybrid"), rule=RULE)
+    rule = RULES["draw_and_compare"]
+    assert bench.method(SAMPLED).rule_for(SAMPLED) == rule and rule.accepts == set(Contract)
+    for check in ("greedy identity", "claim", "same seed"):
+        assert CHECKS[check](bench).status == PASS
     assert not broken_claims(rule), "the suite that takes every registered rule"
 
 
@@ -310,32 +294,31 @@ def test_a_lookup_that_remembers_is_found(
     assert f"{FAIL}  tiny pair: fresh state" in capsys.readouterr().out
 
 
-def test_a_hybrid_under_ratio_is_found(page: dict[str, str], page_again: None, pair: PairSpec) -> None:
+def test_a_hybrid_under_ratio_is_found(page: dict[str, str], page_again: None, bench_of: Benches) -> None:
     replaced("hybrid", "rules = exact_rules(trees=False)", "rules = None")
-    bench = Bench({**node_of("my_hybrid"), "rule": "ratio", "ngram": 1}, pair, PROMPTS, ALLOWED)
-    try:
-        with pytest.raises(ValueError, match="not sampling-exact for a draft of contract fixed_set"):
-            CHECKS["sampled law"](bench)
-    finally:
-        bench.close()
+    bench = bench_of(node_of("my_hybrid"), rule="ratio", ngram=1)
+    with pytest.raises(ValueError, match="not sampling-exact for a draft of contract fixed_set"):
+        CHECKS["sampled law"](bench)
 
 
 def test_heads_that_fill_a_tree_with_other_guesses_are_found(
-    page: dict[str, str], page_again: None, heads: str, pair: PairSpec
+    page: dict[str, str], page_again: None, pair: PairSpec, bench_of: Benches, tmp_path: Path
 ) -> None:
-    right = accepted_per_round(heads, pair)
+    def accepted() -> float:
+        bench = bench_of(node_of("my_heads"), heads=str(tmp_path), num_nodes=8)
+        rounds = drafted_on_its_own_text(bench)
+        return sum(r.num_accepted for r in rounds) / len(rounds)
+
+    make_tiny_heads(type(create_method(node_of("my_heads"), ALLOWED)).heads_class, pair, tmp_path)
+    right = accepted()
     assert right > 0.5
     replaced("linear", "candidates(self.guess(hidden, k), k)", "candidates(-self.guess(hidden, k), k)")
-    assert accepted_per_round(heads, pair) < right / 2
+    assert accepted() < right / 2
 
 
-def test_a_stop_that_remembers_is_found(page: dict[str, str], page_again: None, pair: PairSpec) -> None:
+def test_a_stop_that_remembers_is_found(page: dict[str, str], page_again: None, bench_of: Benches) -> None:
     replaced("entropy", "self.least = self.threshold", "self.least = getattr(self, 'least', self.threshold)")
-    bench = Bench(node_of("my_entropy"), pair, PROMPTS, ALLOWED)
-    try:
-        assert "other rounds" in CHECKS["fresh state"](bench).detail
-    finally:
-        bench.close()
+    assert "other rounds" in CHECKS["fresh state"](bench_of(node_of("my_entropy"))).detail
 
 
 def test_a_rule_that_keeps_what_was_not_drawn_is_found(page: dict[str, str]) -> None:
