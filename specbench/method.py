@@ -20,9 +20,13 @@ from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.target import Target, open_target
 from specbench.engine.tree import EMPTY, Contract, DraftTree, Evidence, Feedback, Riders, Verdict
-from specbench.parts.contracts import Adapter, Drafter, Needs, Part, Schedule, Setting, Shape, Stop
+from specbench.parts.contracts import Adapter, Drafter, Needs, Part, Schedule, Setting, Shape, Source, Stop
 from specbench.parts.drafts.choice import Choice
+from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.drafts.model import ModelDraft
+from specbench.parts.heads.base import Heads, TargetParts, TreeHeads, open_heads, rank_of, shifted
+from specbench.parts.heads.loss import check_loss_options, depth_loss
+from specbench.parts.rules.coins import RuleRng
 from specbench.parts.rules.rule import RULES, Rule, exact_rules, get_rule, register, with_typical
 from specbench.parts.schedules.sequential import Sequential
 from specbench.parts.shapes.chain import Chain
@@ -30,7 +34,6 @@ from specbench.parts.shapes.dynamic import Dynamic
 from specbench.parts.stops import make_stop
 
 if TYPE_CHECKING:
-    from specbench.parts.heads.base import Heads
     from specbench.processes.placement import Placement
 
 

@@ -9,7 +9,7 @@ import tiny
 
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
-from specbench.method import Needs
+from specbench.method import EMPTY, DraftTree, Needs
 from specbench.run.run import run
 
 
@@ -29,3 +29,11 @@ def test_needs_add_up() -> None:
     assert both.of_target == {"taps", "riders"}
     with pytest.raises(AssertionError, match="one draft"):
         Needs(draft="local") | Needs(draft="worker")
+
+
+def test_nobody_writes_into_the_shared_empty_draft() -> None:
+    with pytest.raises(AttributeError, match="EMPTY is shared"):
+        EMPTY.num_forwards = 1
+    own = DraftTree([])
+    own.num_forwards = 1
+    assert EMPTY.num_forwards == 0 and EMPTY.tokens == []

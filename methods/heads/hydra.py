@@ -51,7 +51,7 @@ class HydraHead(nn.Module):
 
 class HydraHeads(TreeHeads):
     """num_heads: depths guessed. num_layers: layers of a head's network. own_lm_head: an LM head of its own per head (starts as
-    the target's). decay, objective: see `heads_loss.depth_loss`.
+    the target's). decay, objective: see `depth_loss`.
     """
 
     family = "hydra"

@@ -55,7 +55,7 @@ MC_SIM_7B_63: list[Node] = [(*prefix, choice) for prefix, count in _PUBLISHED.it
 
 class MedusaHeads(TreeHeads):
     """num_heads: tokens guessed ahead. num_layers: residual blocks a head. own_lm_head: an LM head of its own per head (starts
-    as the target's). decay, objective: see `heads_loss.depth_loss`.
+    as the target's). decay, objective: see `depth_loss`.
     """
 
     family = "medusa"

@@ -88,7 +88,17 @@ class DraftTree:
         return lists
 
 
-EMPTY = DraftTree([])
+class _Shared(DraftTree):
+    """Nobody may write into what everybody holds."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"EMPTY is shared: to set {name}, make a DraftTree([]) of your own")
+
+
+EMPTY = DraftTree([])  # one plain step
+EMPTY.__class__ = _Shared
 
 
 @dataclass(slots=True)

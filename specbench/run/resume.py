@@ -1,7 +1,8 @@
 """Opens the folder of a run: a new one, or one that was cut off, with what is finished in it.
 
 Kept are whole samples (all turns, of a repeat and arm). One that was cut off between two turns is done again from its first, a
-failure is tried again, the warm-up is redone, and every new record carries the number of the session that made it. Options, models and data must be the same; code, packages and machine too, unless `allow_mixed`.
+failure is tried again, the warm-up is redone, and every new record carries the number of the session that made it. Options,
+models and data must be the same; code, packages and machine too, unless `allow_mixed`.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Heads(nn.Module):
         super().__init__()
         self.target = target
         self.options = {}
-        self.calibration: dict[str, Any] = {}  # what training measured, see specbench/training/heads.py; stored in heads.json
+        self.calibration: dict[str, Any] = {}  # what training measured, see specbench/train/heads.py; stored in heads.json
 
     @property
     def max_depth(self) -> int:
