@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import multiprocessing
 import os
@@ -61,21 +62,16 @@ def wrong_options(bench: Bench) -> Result:
 
 
 def _accepts(bench: Bench, name: str, value: object) -> str | None:
-    try:
-        method = bench.create(**{name: value})
-        method.rule_for(GREEDY)
-    except ConfigError as error:
-        return None if error.key == f"method.{name}" else f"{name}={value!r}: the error names {error.key}: {error}"
-    except Exception as error:  # a wrong option must not look like a fault of the program
-        return f"{name}={value!r}: {type(error).__name__}: {error}; raise ConfigError('method.{name}', ...)"
-    try:
-        method.open(bench.runtime(GREEDY))
-    except ConfigError as error:
-        return None if error.key == f"method.{name}" else f"{name}={value!r}: the error names {error.key}: {error}"
-    except Exception as error:
-        return f"{name}={value!r}: {type(error).__name__}: {error}; raise ConfigError('method.{name}', ...)"
-    finally:
-        method.close()
+    with contextlib.ExitStack() as made:
+        try:
+            method = bench.create(**{name: value})
+            method.rule_for(GREEDY)
+            made.callback(method.close)
+            method.open(bench.runtime(GREEDY))
+        except ConfigError as error:
+            return None if error.key == f"method.{name}" else f"{name}={value!r}: the error names {error.key}: {error}"
+        except Exception as error:  # a wrong option must not look like a fault of the program
+            return f"{name}={value!r}: {type(error).__name__}: {error}; raise ConfigError('method.{name}', ...)"
     return f"{name}={value!r} is accepted"
 
 

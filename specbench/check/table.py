@@ -32,23 +32,19 @@ def row(name: str) -> dict[str, str]:
     maker = method.schedule if needs.draft == "worker" else method.drafter
     asked = [*sorted(needs.of_target - {"taps"}), *(["taps"] if needs.taps else [])]
     where = {"none": [], "local": ["draft model"], "worker": ["worker"]}[needs.draft]
+    stop = type(method.stop).__name__.lower()
     scope = ["order of prompts"] if needs.scope == "session" else []
     return {
         "method": name,
         "paper": ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers) or "-",
         "draft": maker.source + (" that learns" if method.adapter else ""),
         "shape": maker.form,
-        "stop": "-" if maker.form == "-" else _stop(method),
+        "stop": "-" if maker.form == "-" else {"stop": "fixed"}.get(stop, stop),
         "rule": ", ".join(_rules(method)),
         "schedule": method.schedule.name,
         "claim": ", ".join(dict.fromkeys(_claims(node, method))),
         "needs": ", ".join([*where, *asked, *scope]) or "-",
     }
-
-
-def _stop(method: Method) -> str:
-    name = type(method.stop).__name__.lower()
-    return "fixed" if name == "stop" else name
 
 
 def _rules(method: Method) -> list[str]:

@@ -51,10 +51,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ValueError(f"{path.name}: parquet needs pyarrow; install it, or give the rows as .jsonl") from error
+    import pyarrow.parquet as parquet  # what `datasets` reads with
+
     try:
         rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError

@@ -34,10 +34,8 @@ class HubFile:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """What the file, `name` in its repository, holds, read by `datasets`. Raises HubUnavailable where it cannot."""
-        try:
-            from datasets import load_dataset
-        except ImportError as error:
-            raise HubUnavailable("datasets is not installed") from error
+        from datasets import load_dataset
+
         snapshot = self.path.parents[len(Path(name).parts) - 1]
         try:  # no checks: a repository's card counts the rows of all its files; sums are compared in `load`
             table = load_dataset(str(snapshot), data_files=name, split="train", verification_mode="no_checks")
@@ -58,12 +56,10 @@ def fetch(config: DataConfig) -> HubFile:
     A file already in the Hub's cache is taken without any network. Otherwise one request of at most 3 s, announced on stderr,
     decides whether the download is tried at all; an offline variable skips both.
     """
+    import huggingface_hub
+
     if not config.hub_repo or not config.hub_file:
         raise HubUnavailable(f"no Hub repository is configured for {config.name}; see datasets/{config.name}.md for the source")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise HubUnavailable("huggingface_hub is not installed") from error
     repo, file, revision = config.hub_repo, config.hub_file, config.hub_revision
     cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision, repo_type="dataset")
     if isinstance(cached, str):

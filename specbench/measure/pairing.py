@@ -61,12 +61,9 @@ class PairedTimes:
         return len(self.prompts)
 
 
-def _cells(
-    samples: Iterable[SampleRecord], arm: str
-) -> tuple[dict[tuple[str, int], list[float]], dict[tuple[str, int], set[int]]]:
+def _cells(samples: Iterable[SampleRecord], arm: str) -> dict[tuple[str, int], tuple[list[float], set[int]]]:
     """By (prompt, repeat): the sums [decode s, prefill s, decode tokens, output tokens] over turns, and the turns seen."""
-    sums: dict[tuple[str, int], list[float]] = {}
-    turns: dict[tuple[str, int], set[int]] = {}
+    cells: dict[tuple[str, int], tuple[list[float], set[int]]] = {}
     broken: set[tuple[str, int]] = set()
     for r in samples:
         if r.arm != arm:
@@ -75,14 +72,11 @@ def _cells(
         if r.error is not None or r.decode_seconds is None or r.prefill_seconds is None or r.num_emitted is None:
             broken.add(cell)  # a conversation with a failed turn is no conversation
             continue
-        row = sums.setdefault(cell, [0.0, 0.0, 0.0, 0.0])
+        row, turns = cells.setdefault(cell, ([0.0, 0.0, 0.0, 0.0], set()))
         for i, value in enumerate((r.decode_seconds, r.prefill_seconds, r.num_emitted, len(r.output_ids))):
             row[i] += value
-        turns.setdefault(cell, set()).add(r.turn)
-    for cell in broken:
-        sums.pop(cell, None)
-        turns.pop(cell, None)
-    return sums, turns
+        turns.add(r.turn)
+    return {cell: found for cell, found in cells.items() if cell not in broken}
 
 
 def _arm_times(cells: dict[tuple[str, int], list[float]], prompts: Sequence[str], repeats: Sequence[int]) -> ArmTimes:
@@ -97,22 +91,20 @@ def _arm_times(cells: dict[tuple[str, int], list[float]], prompts: Sequence[str]
 
 def arm_times(samples: Sequence[SampleRecord], arm: str) -> ArmTimes:
     """One arm alone, on all prompts that it finished with at least one decode token in some repeat."""
-    cells, _ = _cells(samples, arm)
-    cells = {cell: row for cell, row in cells.items() if row[2] > 0 and row[0] > 0}
+    cells = {cell: row for cell, (row, _) in _cells(samples, arm).items() if row[2] > 0 and row[0] > 0}
     prompts = list(dict.fromkeys(prompt for prompt, _ in cells))
     return _arm_times(cells, prompts, sorted({repeat for _, repeat in cells}))
 
 
-def pair_samples(samples: Sequence[SampleRecord], method: str = "method", baseline: str = "baseline") -> PairedTimes:
+def pair_samples(samples: Sequence[SampleRecord]) -> PairedTimes:
     """Pair the two arms by prompt and repeat. A repeat counts where both arms finished the same turns of the prompt."""
-    method_cells, method_turns = _cells(samples, method)
-    baseline_cells, baseline_turns = _cells(samples, baseline)
-    common = {
+    method, baseline = _cells(samples, "method"), _cells(samples, "baseline")
+    common = [
         cell
-        for cell, row in method_cells.items()
-        if method_turns[cell] == baseline_turns.get(cell) and min(row[0], row[2], *baseline_cells[cell][::2]) > 0
-    }
-    everyone = dict.fromkeys(r.sample_id for r in samples if r.arm in (method, baseline))
+        for cell, (row, turns) in method.items()
+        if cell in baseline and turns == baseline[cell][1] and min(row[0], row[2], *baseline[cell][0][::2]) > 0
+    ]
+    everyone = dict.fromkeys(r.sample_id for r in samples)
     kept = {prompt for prompt, _ in common}
     prompts = [prompt for prompt in everyone if prompt in kept]
     category = {r.sample_id: r.category for r in samples}
@@ -120,7 +112,7 @@ def pair_samples(samples: Sequence[SampleRecord], method: str = "method", baseli
     return PairedTimes(
         prompts=tuple(prompts),
         categories=tuple(category[prompt] for prompt in prompts),
-        method=_arm_times({cell: method_cells[cell] for cell in common}, prompts, repeats),
-        baseline=_arm_times({cell: baseline_cells[cell] for cell in common}, prompts, repeats),
+        method=_arm_times({cell: method[cell][0] for cell in common}, prompts, repeats),
+        baseline=_arm_times({cell: baseline[cell][0] for cell in common}, prompts, repeats),
         num_excluded=len(everyone) - len(prompts),
     )

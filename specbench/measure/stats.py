@@ -181,12 +181,8 @@ def paired_speedup(pairs: PairedTimes, seed: int = 0, resamples: int = RESAMPLES
 
 def _log_ratio_by_repeat(pairs: PairedTimes) -> FloatArray:
     """Log ratio of totals of every repeat that has all prompts."""
-    arms = [
-        pairs.method.decode_tokens,
-        pairs.method.decode_seconds,
-        pairs.baseline.decode_tokens,
-        pairs.baseline.decode_seconds,
-    ]
+    names = ("decode_tokens", "decode_seconds")
+    arms = [getattr(arm, name) for arm in (pairs.method, pairs.baseline) for name in names]
     totals = np.stack([a.sum(0) for a in arms], axis=-1)  # [R, 4]; NaN where a prompt is missing
     return np.log(_ratio(totals[np.isfinite(totals).all(-1)]))
 

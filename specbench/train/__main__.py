@@ -16,12 +16,13 @@ from specbench.config.compose import register_search_path
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.train.card import write_pair_card
-from specbench.train.common import (
-    BUILTIN_FOLDER,
-)
+from specbench.train.common import BUILTIN_FOLDER
 from specbench.train.evaluate import measure_pair
+from specbench.train.heads import train_heads
 from specbench.train.models import refine_target, train_draft, train_target
 from specbench.train.settings import Settings, settings_from
+
+TRAININGS = {"target": train_target, "refine": refine_target, "draft": train_draft, "heads": train_heads}
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -34,17 +35,9 @@ def run(settings: Settings) -> dict[str, Any]:
         )
         return {"part": "card", "card": str(write_pair_card(folder, facts))}
     kind = settings.chosen().kind
-    if kind == "target":
-        return train_target(settings)
-    if kind == "refine":
-        return refine_target(settings)
-    if kind == "draft":
-        return train_draft(settings)
-    if kind == "heads":
-        from specbench.train.heads import train_heads
-
-        return train_heads(settings)
-    raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target, refine, draft or heads")
+    if kind not in TRAININGS:
+        raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target, refine, draft or heads")
+    return TRAININGS[kind](settings)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")

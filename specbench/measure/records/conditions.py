@@ -8,11 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specbench.measure.records.provenance import ENVIRONMENT_OF_PLACE
-
-_PLAIN = ("python", "scikit_learn_importable")
-_MACHINE = ("os", "cpu_model", "logical_cores", "affinity", "memory_bytes", "cgroup_cpu_max")
-_GPU = ("name", "driver", "power_limit_watts", "mig_mode")
+from specbench.measure.records.provenance import ENVIRONMENT_OF_PLACE, GPU_CONDITIONS, MACHINE_CONDITIONS
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -35,11 +31,11 @@ def _named(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "git commit": facts["git"].get("commit"),
         "uncommitted changes": facts["git"].get("diff_sha256"),
-        **{name: facts.get(name) for name in _PLAIN},
+        **{name: facts.get(name) for name in ("python", "scikit_learn_importable")},
         "package": packages["versions"],
         "plugin": packages["plugins"],
-        "machine": {name: facts["machine"].get(name) for name in _MACHINE},
-        "gpu": {str(i): {name: gpu.get(name) for name in _GPU} for i, gpu in enumerate(facts["gpus"])},
+        "machine": {name: facts["machine"].get(name) for name in MACHINE_CONDITIONS},
+        "gpu": {str(i): {name: gpu.get(name) for name in GPU_CONDITIONS} for i, gpu in enumerate(facts["gpus"])},
         "environment": {name: value for name, value in facts["environment"].items() if name not in ENVIRONMENT_OF_PLACE},
     }
 

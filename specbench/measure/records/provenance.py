@@ -15,12 +15,11 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from specbench.measure.records.jsonfile import write_atomically
 from specbench.measure.records.masking import mask_argv, mask_text
 
 ENVIRONMENT_ALLOWED = (
@@ -36,6 +35,9 @@ ENVIRONMENT_OF_PLACE = {
     "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "SLURM_JOB_GPUS", "SLURM_JOB_ID", "SLURM_JOB_PARTITION",
     "SPECBENCH_DATA", "TRANSFORMERS_OFFLINE", "WANDB_MODE", "CUDA_MPS_PIPE_DIRECTORY", "PYTHONHASHSEED",
 }  # fmt: skip
+
+MACHINE_CONDITIONS = ("os", "cpu_model", "logical_cores", "affinity", "memory_bytes", "cgroup_cpu_max")
+GPU_CONDITIONS = ("name", "driver", "power_limit_watts", "mig_mode")
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "huggingface-hub", "safetensors", "accelerate", "numpy", "scipy", "pandas",
@@ -56,28 +58,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specbench"
 
 
-def _hub_sha256(path: Path) -> str | None:
-    """The Hub's cache names large blobs by their sha256: a link into `blobs/` needs no reading."""
-    real = path.resolve()
-    return real.name if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name) else None
-
-
 def _stream_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:
     """sha256 (hex) of a file: the Hub's own, else remembered by (path, size, modification time), else read in pieces."""
     path = Path(path)
-    known = _hub_sha256(path)
-    if known:
-        return known
+    real = path.resolve()
+    if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):  # the Hub's cache names large blobs so
+        return real.name
     stat = path.stat()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    key = f"{real}|{stat.st_size}|{stat.st_mtime_ns}"
     cache_file = cache_folder() / "sha256.json"
     try:
         cache = json.loads(cache_file.read_bytes())
@@ -89,10 +82,7 @@ def file_sha256(path: str | Path) -> str:
     digest = _stream_sha256(path)
     try:  # a cache that cannot be written costs time, nothing else
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=cache_file.parent, prefix=".sha256.")
-        with os.fdopen(handle, "w") as file:
-            json.dump({**(cache if isinstance(cache, dict) else {}), key: digest}, file)
-        os.replace(name, cache_file)
+        write_atomically(cache_file, json.dumps({**(cache if isinstance(cache, dict) else {}), key: digest}))
     except OSError:
         pass
     return digest
@@ -242,8 +232,9 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def torch_facts(torch: ModuleType | None) -> dict[str, Any] | None:
+def torch_facts() -> dict[str, Any] | None:
     """Numerical settings of an already imported torch; None when it is not imported (this module never imports it)."""
+    torch = sys.modules.get("torch")
     if torch is None:
         return None
     backends = torch.backends
@@ -259,7 +250,7 @@ def torch_facts(torch: ModuleType | None) -> dict[str, Any] | None:
     }
 
 
-def collect(argv: Sequence[str] | None = None, torch: ModuleType | None = None) -> dict[str, Any]:
+def collect(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Everything of this module as one JSON-ready dictionary; `conditions_hash` is equal for runs that may be averaged."""
     from specbench.measure.sensors import nvml
 
@@ -270,7 +261,7 @@ def collect(argv: Sequence[str] | None = None, torch: ModuleType | None = None) 
         "python": platform.python_version(),
         "packages": package_facts(),
         "scikit_learn_importable": scikit_learn_importable(),
-        "torch": torch_facts(torch if torch is not None else sys.modules.get("torch")),
+        "torch": torch_facts(),
         "machine": machine_facts(),
         "gpus": devices,
         "environment": {name: mask_text(os.environ[name]) for name in ENVIRONMENT_ALLOWED if name in os.environ},
@@ -293,8 +284,8 @@ def conditions_hash(facts: Mapping[str, Any]) -> str:
         "packages": facts["packages"]["versions"],
         "plugins": facts["packages"]["plugins"],
         "scikit_learn_importable": facts["scikit_learn_importable"],
-        "machine": [machine[key] for key in ("os", "cpu_model", "logical_cores", "affinity", "memory_bytes", "cgroup_cpu_max")],
-        "gpus": [[gpu.get(key) for key in ("name", "driver", "power_limit_watts", "mig_mode")] for gpu in facts["gpus"]],
+        "machine": [machine[key] for key in MACHINE_CONDITIONS],
+        "gpus": [[gpu.get(key) for key in GPU_CONDITIONS] for gpu in facts["gpus"]],
         "environment": {name: value for name, value in facts["environment"].items() if name not in ENVIRONMENT_OF_PLACE},
     }
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
