@@ -210,7 +210,7 @@ def test_trees_respect_their_limits(target: Any, folder: str) -> None:
 def test_eos_inside_an_accepted_path(target: Any, folder: str) -> None:
     around = tiny.runtime(Model.wrap(target), max_new_tokens=40)
     method, inside = tiny.opened(Eagle(heads=folder, num_nodes=10), around), 0
-    for prompt in PROMPTS[:3]:
+    for prompt in PROMPTS[1:3]:
         request = tiny.request(around, prompt)
         whole = method.decode(request).output_ids
         for token in set(whole):
@@ -278,7 +278,7 @@ def test_training_for_several_steps_helps_deep_drafts(target: Any) -> None:
     for steps in (1, 4):
         heads = made_heads(target, steps=steps, noise=0.0, depths=4).train()
         optimizer = torch.optim.AdamW(heads.parameters(), lr=5e-3)
-        for _ in range(60):
+        for _ in range(40):
             heads.loss(ids, hidden).backward()
             optimizer.step()
             optimizer.zero_grad()
