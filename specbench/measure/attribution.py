@@ -116,14 +116,10 @@ def _arm(blocks: Sequence[Block], idle: Mapping[str, float] | None) -> dict[str,
 
 
 def _idle_joules(readings: Sequence[EnergyReading], idle: Mapping[str, float] | None) -> float | None:
-    total = 0.0
-    for reading in readings:
-        for device in reading.devices:
-            if device.counted:
-                if idle is None or device.device not in idle:
-                    return None
-                total += idle[device.device] * device.seconds
-    return total
+    counted = [device for reading in readings for device in reading.devices if device.counted]
+    if idle is None or any(device.device not in idle for device in counted):
+        return None
+    return sum(idle[device.device] * device.seconds for device in counted)
 
 
 def summarise(blocks: Sequence[Block], idle: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -147,11 +143,8 @@ def summarise(blocks: Sequence[Block], idle: Mapping[str, float] | None = None) 
 
 def _warnings(blocks: Sequence[Block]) -> list[str]:
     found: list[str] = []
-    short = [
-        block.reading.seconds
-        for block in blocks
-        if block.reading.seconds < MIN_BLOCK_SECONDS and block.reading.joules is not None
-    ]
+    read = [block.reading.seconds for block in blocks if block.reading.joules is not None]
+    short = [seconds for seconds in read if seconds < MIN_BLOCK_SECONDS]
     if short:
         found.append(f"energy blocks as short as {min(short):.1f} s: below {MIN_BLOCK_SECONDS:.0f} s the counters' tick shows")
     for block in blocks:
@@ -159,7 +152,6 @@ def _warnings(blocks: Sequence[Block]) -> list[str]:
             if device.source == "nvml_counter" and device.joules and device.joules_from_power:
                 gap = device.joules_from_power / device.joules - 1
                 if abs(gap) > MAX_SOURCE_GAP:
-                    found.append(
-                        f"{device.device}: integrated power differs from the energy counter by {gap:+.0%} ({block.arm})"
-                    )
+                    where = f"integrated power differs from the energy counter by {gap:+.0%} ({block.arm})"
+                    found.append(f"{device.device}: {where}")
     return list(dict.fromkeys(found))

@@ -83,10 +83,8 @@ class LosslessReport:
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
     """Index of the first position at which two id sequences differ (the shorter one's end counts); None if equal."""
-    for position, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return position
-    return None if len(a) == len(b) else min(len(a), len(b))
+    differing = (position for position, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differing, None if len(a) == len(b) else min(len(a), len(b)))
 
 
 def compare(

@@ -65,7 +65,7 @@ def build_summary(
         "method": run.get("method", config.get("method_name")),
         "baseline": run.get("baseline", config.get("baseline_name")),
         "mode": config.get("measure", {}).get("mode", "paired"),
-        "pair": _pair(run, config),
+        "pair": dict(run.get("pair") or {role: config.get("pair", {}).get(role) for role in ("target", "draft")}),
         "data": _data(run, config, samples),
         "device": run.get("device"),
         "repeats": len({r.repeat for r in own}),
@@ -120,13 +120,6 @@ def rebuild(folder: str | Path) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------- parts
-def _pair(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    if run.get("pair"):
-        return dict(run["pair"])
-    chosen = config.get("pair", {})
-    return {"target": chosen.get("target"), "draft": chosen.get("draft")}
-
-
 def _data(run: Mapping[str, Any], config: Mapping[str, Any], samples: Sequence[SampleRecord]) -> dict[str, Any]:
     chosen = config.get("data", {})
     base = {"name": run.get("data_name", chosen.get("name")), "source": chosen.get("source")}

@@ -19,7 +19,7 @@ from specbench.config.say import say
 from specbench.config.schema import RunConfig, as_dict, from_dict
 from specbench.measure.records import store as files
 from specbench.measure.records.conditions import differences, first_difference
-from specbench.measure.records.events import FORMAT_VERSION, SampleRecord
+from specbench.measure.records.events import SampleRecord
 from specbench.measure.records.jsonfile import cut_torn_line, dumps, read_lines, write_atomically
 from specbench.measure.records.masking import mask_mapping
 from specbench.measure.records.store import RunStore, SampleKey, StoreError
@@ -140,29 +140,11 @@ def open_run(
             opened = _go_on(config, folder, key, facts, turns)
         else:
             if named is not None:
-                store = _create_at(folder, method, data_name, config)
+                store = RunStore.begin(folder, method, data_name, as_dict(config))
             opened = Opened(store)
             store.write_run({"method": method, "baseline": baseline, **facts})
         stack.enter_context(opened.store)
         yield opened
-
-
-def _create_at(folder: Path, method: str, data_name: str, config: RunConfig) -> RunStore:
-    """What `RunStore.create` does, in a folder whose name somebody else has chosen."""
-    store = RunStore(folder, {})
-    stored = as_dict(config)
-    store.write_run(
-        {
-            "format_version": FORMAT_VERSION,
-            "status": "started",
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "method": method,
-            "data_name": data_name,
-            "config": stored,
-            "config_hash": files.config_hash(stored),
-        }
-    )
-    return store
 
 
 def _go_on(config: RunConfig, folder: Path, key: str, facts: Mapping[str, Any], turns: Mapping[str, Sequence[int]]) -> Opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import tempfile
@@ -78,8 +79,6 @@ def mirror(folder: Path, tracker: Tracker) -> str:
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    import csv
-
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     return (rows[0], rows[1:]) if rows else ([], [])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specbench.config.create import create_part
+
 TIMEOUT_KEY, TIMEOUT_SECONDS = "timeout_seconds", 180.0
 
 
@@ -53,8 +55,6 @@ class Tracker:
 # ---------------------------------------------------------------------------------------------------- in a process of its own
 def create(node: Mapping[str, Any] | None, more_prefixes: Sequence[str] = ()) -> Tracker | None:
     """The tracker that a configuration node names, None for `track=none`. Raises ConfigError for wrong options."""
-    from specbench.config.create import create_part
-
     if not node:
         return None
     options = {name: value for name, value in node.items() if name != TIMEOUT_KEY}

@@ -18,13 +18,9 @@ CURVE_POINTS = 8  # of a distillation loss, so that a reader sees whether more t
 
 
 def write_training(out: Path, report: dict[str, Any]) -> None:
-    """Keep a part's facts beside its weights, and a short card in words."""
-    _write(out, report, "part.md.j2")
-
-
-def write_heads_card(out: Path, report: dict[str, Any]) -> None:
-    """The same for heads, with what was measured of them."""
-    _write(out, report, "heads.md.j2")
+    """Keep a part's facts beside its weights, and a card in words; that of heads shows what was measured of them."""
+    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "README.md").write_text(_filled("heads.md.j2" if "family" in report else "part.md.j2", report=report))
 
 
 def write_pair_card(folder: Path, facts: dict[str, Any] | None) -> Path:
@@ -46,11 +42,6 @@ def write_pair_card(folder: Path, facts: dict[str, Any] | None) -> Path:
     path = folder / "README.md"
     path.write_text(_filled("pair.md.j2", reports=reports, curves=curves, facts=facts))
     return path
-
-
-def _write(out: Path, report: dict[str, Any], form: str) -> None:
-    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "README.md").write_text(_filled(form, report=report))
 
 
 def _filled(form: str, **values: Any) -> str:

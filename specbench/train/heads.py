@@ -21,7 +21,7 @@ from specbench.pair.spec import resolve_path
 from specbench.parts.heads.base import Heads, TargetParts, build_heads, save_heads
 from specbench.parts.heads.files import builtin_folder, target_hash
 from specbench.train.calibrate import calibrate, calibration_prompts, calibration_text
-from specbench.train.card import write_heads_card
+from specbench.train.card import write_training
 from specbench.train.common import Teacher, facts_of, fit
 from specbench.train.settings import Settings
 
@@ -81,7 +81,7 @@ def train_heads(settings: Settings) -> dict[str, Any]:
         report["heldout_loss"] = {"own greedy text": heads.calibration["loss"]}
         report["calibration"] = heads.calibration
         save_heads(heads, out, options.mantissa_bits)
-        write_heads_card(out, report)
+        write_training(out, report)
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def write_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path, seed: int, 
     evaluation texts compared, documents removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    by_package: dict[str, dict[str, int]] = {}
+    by_package: defaultdict[str, Counter[str]] = defaultdict(Counter)
     totals: dict[str, int] = {}
     for number, stream in enumerate(STREAMS):
         for split in SPLITS:
@@ -35,8 +36,7 @@ def write_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path, seed: int, 
             for i, encoding in zip(order, encodings, strict=True):
                 pieces.append(np.array([*encoding.ids, eos_id], dtype=np.uint32))
                 if split == "train":
-                    counts = by_package.setdefault(documents[i].package, {})
-                    counts[stream] = counts.get(stream, 0) + len(pieces[-1])
+                    by_package[documents[i].package][stream] += len(pieces[-1])
             array = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.uint32)
             np.save(folder / f"{stream}.{split}.npy", array)
             totals[f"{stream}.{split}"] = len(array)

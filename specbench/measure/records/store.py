@@ -13,6 +13,7 @@ followed by fsync, so a killed run loses at most the sample in flight. Nothing h
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -68,7 +69,7 @@ def rounds_from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Round]:
 
 
 # ---------------------------------------------------------------------------------------------------- writing
-class RunStore:
+class RunStore(contextlib.AbstractContextManager["RunStore"]):
     """One run folder, open for writing."""
 
     def __init__(self, folder: Path, run: dict[str, Any]):
@@ -84,20 +85,20 @@ class RunStore:
 
         Two runs that start in the same second get different folders (-2, -3, ...). `now` is for tests.
         """
-        digest = config_hash(config)
         stamp = now or datetime.now()
-        name = f"{stamp:%H-%M-%S}_{_slug(method)}_{_slug(data)}_{digest[:8]}"
+        name = f"{stamp:%H-%M-%S}_{_slug(method)}_{_slug(data)}_{config_hash(config)[:8]}"
         day = Path(runs_dir) / f"{stamp:%Y-%m-%d}"
         day.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 10_000):
             folder = day / (name if attempt == 1 else f"{name}-{attempt}")
-            try:
+            with contextlib.suppress(FileExistsError):
                 folder.mkdir()
-                break
-            except FileExistsError:
-                continue
-        else:
-            raise StoreError(f"{day / name}: no free folder name left")
+                return cls.begin(folder, method, data, config)
+        raise StoreError(f"{day / name}: no free folder name left")
+
+    @classmethod
+    def begin(cls, folder: Path, method: str, data: str, config: Mapping[str, Any]) -> RunStore:
+        """The first run.json of an empty folder whose name is chosen already."""
         store = cls(folder, {})
         store.write_run(
             {
@@ -107,7 +108,7 @@ class RunStore:
                 "method": method,
                 "data_name": data,
                 "config": dict(config),
-                "config_hash": digest,
+                "config_hash": config_hash(config),
             }
         )
         return store
@@ -178,9 +179,6 @@ class RunStore:
         for file in self._files.values():
             file.close()
         self._files.clear()
-
-    def __enter__(self) -> RunStore:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
