@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import specbench.analysis as analysis
+
 ACROSS = ("machines",)
 
 
@@ -35,41 +37,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    more = options.across or options.reference or options.notebook
     if options.experiment is not None:
-        return _experiment(options)
-    if options.out is None:
-        if options.across or options.reference or options.notebook:
+        from specbench.analysis.reports import experiments
+
+        if more:
+            raise ValueError("--experiment writes that experiment's report: not with --across, --reference, --notebook")
+        if options.out is None and len(options.runs) > 1:
+            raise ValueError("with several RUNS, --experiment needs --out DIR")
+        experiments.find(options.experiment)  # a wrong name is said before anything is read
+        out = Path(options.runs[0]) / "report" if options.out is None else Path(options.out)
+        path, table = experiments.report(options.experiment, options.runs, out, unfinished=options.unfinished)
+        print(table, path, sep="\n")
+    elif options.out is None:
+        if more:
             raise ValueError("--across, --reference and --notebook write files: give --out DIR")
-        from specbench.analysis.show.text import compare
+        print(analysis.compare(options.runs, unfinished=options.unfinished))
+    else:
+        path = analysis.report(
+            options.runs, options.out, across=options.across, with_reference=options.reference, unfinished=options.unfinished,
+            title=options.title, workers=os.cpu_count() or 1,
+        )  # fmt: skip
+        print(path)
+        if options.notebook:
+            from specbench.analysis.reports.notebook import execute
 
-        print(compare(options.runs, unfinished=options.unfinished))
-        return 0
-    from specbench.analysis.reports.writing import report
-
-    path = report(
-        options.runs, options.out, across=options.across, with_reference=options.reference, unfinished=options.unfinished,
-        title=options.title, workers=os.cpu_count() or 1,
-    )  # fmt: skip
-    print(path)
-    if options.notebook:
-        from specbench.analysis.reports.notebook import execute
-
-        print(execute(options.runs, Path(options.out)))
-    return 0
-
-
-def _experiment(options: argparse.Namespace) -> int:
-    from specbench.analysis.reports import experiments
-
-    if options.across or options.reference or options.notebook:
-        raise ValueError("--experiment writes that experiment's report: not with --across, --reference, --notebook")
-    if options.out is None and len(options.runs) > 1:
-        raise ValueError("with several RUNS, --experiment needs --out DIR")
-    experiments.find(options.experiment)  # a wrong name is said before anything is read
-    out = Path(options.out) if options.out is not None else Path(options.runs[0]) / "report"
-    path, table = experiments.report(options.runs, out, options.experiment, unfinished=options.unfinished)
-    print(table)
-    print(path)
+            print(execute(options.runs, Path(options.out)))
     return 0
 
 

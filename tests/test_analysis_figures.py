@@ -112,7 +112,7 @@ def some(title: str) -> Drawing:
         figure, axes = new_figure()
         axes[0, 0].plot([0, 1], [0, 1], label=title, **style.series(0))
         axes[0, 0].set_title(f"{title}: \u2265 1 \u00b1 \u03b1, bold", fontweight="bold")
-        style.legend_below(figure, *style.legend_of(axes))
+        style.legend_below(figure)
     return Drawing(title, title, figure, pd.DataFrame({"x": [0, 1]}), "")
 
 

@@ -135,14 +135,14 @@ def test_stored_runs_make_it_again(tmp_path: Path, with_own_report: None, capsys
 
 def test_code_that_changed_between_the_runs_is_said(tmp_path: Path, with_own_report: None) -> None:
     write_run(tmp_path / "one")
-    experiments.report([tmp_path / "one"], tmp_path / "out", "smoke")
+    experiments.report("smoke", [tmp_path / "one"], tmp_path / "out")
     assert "changed between the runs" not in (tmp_path / "out" / "report.md").read_text()
     # Another baseline is what an experiment varies, no change of state.
     write_run(tmp_path / "one", "amusd", baseline="speculative", baseline_gamma=4, when=1)
-    _, told = experiments.report([tmp_path / "one"], tmp_path / "out", "smoke")
+    _, told = experiments.report("smoke", [tmp_path / "one"], tmp_path / "out")
     assert "changed between the runs" not in told
     write_run(tmp_path / "one", "amusd", conditions="c1", when=2)
-    _, told = experiments.report([tmp_path / "one"], tmp_path / "out", "smoke")
+    _, told = experiments.report("smoke", [tmp_path / "one"], tmp_path / "out")
     assert "changed between the runs (2 states" in " ".join(told.split()), "on the terminal too"
     assert "changed between the runs (2 states" in (tmp_path / "out" / "report.md").read_text()
 

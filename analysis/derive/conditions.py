@@ -8,7 +8,6 @@ of their content, not by their names, and methods are compared on the prompts th
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +16,14 @@ from typing import Any
 import pandas as pd
 
 from specbench.analysis.read.frames import Frames, LeftOut
-from specbench.analysis.read.run_rows import options_text
+from specbench.analysis.read.run_rows import entry, options_text
 
-# The parts of run.json's configuration that are conditions (the pair and the data are identities of their own).
-DECODING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-ENGINE = ("attention", "threads")
+CONDITIONS = {  # by what each is called where runs are told apart (the pair and the data are identities of their own)
+    "conditions_hash": "provenance.conditions_hash",
+    **{name: name for name in ("device", "pair.target.device", "format_version")},
+    **{f"decoding.{name}": f"config.decoding.{name}" for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")},
+    **{f"engine.{name}": f"config.engine.{name}" for name in ("attention", "threads")},
+}
 DATA = ("template", "history", "max_prompt_tokens")
 PROVENANCE = ("git", "python", "packages", "scikit_learn_importable", "machine", "gpus", "environment")
 _SHORT = 8  # digits of a hash in a label
@@ -29,38 +31,33 @@ _SHORT = 8  # digits of a hash in a label
 
 def conditions_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree between two runs of one table, by dotted name; values are JSON-ready."""
-    config = run.get("config", {})
-    pair = run.get("pair") or {}
-    flat: dict[str, Any] = {"conditions_hash": (run.get("provenance") or {}).get("conditions_hash")}
-    flat["device"] = run.get("device")
-    flat["pair.target.device"] = (pair.get("target") or {}).get("device")
-    flat["format_version"] = run.get("format_version")
-    for section, names in (("decoding", DECODING), ("engine", ENGINE)):
-        chosen = config.get(section) or {}
-        flat |= {f"{section}.{name}": chosen.get(name) for name in names}
-    flat["baseline"] = run.get("baseline", config.get("baseline_name"))
-    flat["baseline options"] = options_text(config.get("baseline") or {})
-    return flat
+    return {name: entry(run, where) for name, where in CONDITIONS.items()} | {
+        "baseline": run.get("baseline", entry(run, "config.baseline_name")),
+        "baseline options": options_text(entry(run, "config.baseline") or {}),
+    }
 
 
 def pair_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
     """The target's identity: weights, number format, tokenizer. The draft belongs to the method's row."""
-    pair = run.get("pair") or {}
-    target = pair.get("target") or {}
-    return (target.get("sha256") or target.get("name"), target.get("dtype"), (pair.get("tokenizer") or {}).get("sha256"))
+    weights = entry(run, "pair.target.sha256") or entry(run, "pair.target.name")
+    return (weights, entry(run, "pair.target.dtype"), entry(run, "pair.tokenizer.sha256"))
 
 
 def draft_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    draft = (run.get("pair") or {}).get("draft") or {}
-    # errors: of a draft that replays the target's text and is wrong on purpose.
+    """The draft's: weights, number format, device, and the errors of one that replays the target's text, wrong on purpose."""
+    draft = entry(run, "pair.draft") or {}
     return (draft.get("sha256") or draft.get("name"), draft.get("dtype"), draft.get("device"), draft.get("errors"))
 
 
 def data_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
     """The prompts' identity: content and presentation. Which samples were chosen is settled by pairing."""
-    data, chosen = run.get("data") or {}, run.get("config", {}).get("data") or {}
-    content = data.get("content_sha256") or data.get("sha256")
-    return (data.get("name") or run.get("data_name"), content, *(chosen.get(name) for name in DATA))
+    content = entry(run, "data.content_sha256") or entry(run, "data.sha256")
+    presentation = (entry(run, f"config.data.{name}") for name in DATA)
+    return (entry(run, "data.name") or run.get("data_name"), content, *presentation)
+
+
+def method_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (run.get("method", entry(run, "config.method_name")), options_text(entry(run, "config.method") or {}))
 
 
 @dataclass(frozen=True)
@@ -102,12 +99,12 @@ def groups(frames: Frames) -> list[Group]:
 
 
 def _group(frames: Frames, number: int, members: Sequence[int]) -> Group:
-    floors = [run for run in members if frames.facts[run].get("config", {}).get("measure", {}).get("mode") == "aa"]
+    floors = [run for run in members if entry(frames.facts[run], "config.measure.mode") == "aa"]
     left_out: list[LeftOut] = []
     latest: dict[tuple[Any, ...], int] = {}
     for run in sorted(set(members) - set(floors), key=lambda run: (str(frames.facts[run].get("created_at")), run)):
         facts = frames.facts[run]
-        key = (_method_key(facts), pair_key(facts), draft_key(facts), data_key(facts))
+        key = (method_key(facts), pair_key(facts), draft_key(facts), data_key(facts))
         old = latest.pop(key, None)
         if old is not None:
             newer = frames.runs.at[run, "folder"]
@@ -124,23 +121,19 @@ def _group(frames: Frames, number: int, members: Sequence[int]) -> Group:
     return Group(number, conditions_of(frames.facts[members[0]]), runs, frames.runs.loc[floors].copy(), tuple(left_out))
 
 
-def _method_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    config = run.get("config", {})
-    return (run.get("method", config.get("method_name")), options_text(config.get("method") or {}))
-
-
 # ---------------------------------------------------------------------------------------------------- labels
 def _labels(names: pd.Series[Any], keys: Mapping[int, tuple[Any, ...]]) -> list[str]:
     """Names, each with what tells it apart where one name stands for several keys."""
-    by_name: dict[str, set[tuple[Any, ...]]] = {}
+    by_name: dict[str, list[tuple[Any, ...]]] = {}
     for run, name in names.items():
-        by_name.setdefault(str(name), set()).add(keys[run])
+        by_name.setdefault(str(name), []).append(keys[run])
+    differing = {
+        name: [i for i, own in enumerate(zip(*alike, strict=True)) if len({*own}) > 1] for name, alike in by_name.items()
+    }
     labels = []
     for run, name in names.items():
-        own = keys[run]
-        others = by_name[str(name)]
-        differs = [i for i in range(len(own)) if len({key[i] for key in others}) > 1]
-        tags = [str(own[i])[:_SHORT] for i in differs if str(own[i]) != str(name)]
+        own = [str(keys[run][i]) for i in differing[str(name)]]
+        tags = [part[:_SHORT] for part in own if part != str(name)]
         labels.append(f"{name} ({', '.join(tags)})" if tags else str(name))
     return labels
 
@@ -155,28 +148,21 @@ def _pair_names(runs: pd.DataFrame) -> pd.Series[Any]:
 
 def _method_labels(runs: pd.DataFrame, facts: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """Method names with the options, and the draft, that vary among the runs of the same method."""
-    options: dict[int, dict[str, Any]] = {run: json.loads(_method_key(f)[1]) for run, f in facts.items()}
+    options: dict[int, dict[str, Any]] = {run: json.loads(method_key(f)[1]) for run, f in facts.items()}
     drafts = dict(
         zip(runs.index, _labels(runs["draft"].fillna("none"), {run: draft_key(f) for run, f in facts.items()}), strict=True)
     )
-    values: dict[tuple[str, str], set[str]] = {}  # by method and option
-    counts: Counter[tuple[str, str]] = Counter()  # runs that set the option
-    members: Counter[str] = Counter()
-    drafts_of: dict[tuple[str, str], set[str]] = {}  # by method and pair
-    for run, method, pair in zip(runs.index, runs["method"], runs["pair_label"], strict=True):
-        members[method] += 1
-        drafts_of.setdefault((method, pair), set()).add(drafts[run])
-        for key, value in options[run].items():
-            values.setdefault((method, key), set()).add(json.dumps(value))
-            counts[method, key] += 1
-    labels = []
-    for run, method, pair in zip(runs.index, runs["method"], runs["pair_label"], strict=True):
-        varying = sorted(k for m, k in values if m == method and (len(values[m, k]) > 1 or counts[m, k] < members[m]))
-        tags = [f"{key}={_short(options[run].get(key))}" for key in varying]
-        if len(drafts_of[method, pair]) > 1:
-            tags.append(f"draft={drafts[run].removeprefix('builtin:')}")
-        labels.append(f"{method} ({', '.join(tags)})" if tags else str(method))
-    return labels
+    labels = dict[int, str]()
+    for method, of_method in runs.groupby("method", dropna=False).groups.items():
+        names = sorted({name for run in of_method for name in options[run]})
+        varying = [name for name in names if len({json.dumps(options[run].get(name)) for run in of_method}) > 1]
+        for of_pair in runs.loc[of_method].groupby("pair_label").groups.values():
+            several = len({drafts[run] for run in of_pair}) > 1
+            for run in of_pair:
+                tags = [f"{name}={_short(options[run].get(name))}" for name in varying]
+                tags += [f"draft={drafts[run].removeprefix('builtin:')}"] if several else []
+                labels[run] = f"{method} ({', '.join(tags)})" if tags else str(method)
+    return [labels[run] for run in runs.index]
 
 
 def _short(value: Any) -> str:
@@ -184,6 +170,12 @@ def _short(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- differences
+def apart(frames: Frames, group: Group, other: Group) -> str:
+    """What keeps two groups apart, in words."""
+    ours, theirs = ([*g.runs.index, *g.noise_floors.index][0] for g in (group, other))
+    return "; ".join(differences(frames.facts[theirs], frames.facts[ours]))
+
+
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What keeps two runs (run.json) apart, one phrase each: `decoding.temperature 0.0 against 1.0`."""
     ours, theirs = conditions_of(one), conditions_of(other)
@@ -233,8 +225,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _cut(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."
-
-
-def machines(frames: Frames) -> Counter[str]:
-    """How many runs were made on what."""
-    return Counter(frames.runs["machine"].tolist())

@@ -5,7 +5,7 @@ All estimators are those of `specbench.measure.stats` and `metrics`; here they a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
+from specbench.analysis.derive.outputs import read_outputs
 from specbench.analysis.read.frames import Frames, LeftOut
 from specbench.measure import metrics, stats
 from specbench.measure.lossless import first_difference
 from specbench.measure.metrics import RoundTable
 from specbench.measure.pairing import ArmTimes, PairedTimes
-from specbench.measure.records import store
 
 RESAMPLES = 2_000  # of the intervals that only the analysis draws: their ends move by a few per cent of the width
 LOSSY = "lossy"
@@ -32,6 +32,10 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 def restrict(pairs: PairedTimes, keep: Iterable[bool]) -> PairedTimes:
@@ -61,13 +65,14 @@ def strata_of(pairs: PairedTimes) -> np.ndarray | None:
 
 def ratio_of_totals(pairs: PairedTimes, seed: int = 0, resamples: int = RESAMPLES) -> Estimate | None:
     """The speed-up of paired prompts; None without prompts."""
-    return _ratio_of(columns_of(pairs), strata_of(pairs), seed, resamples) if len(pairs) else None
+    return ratio_of(columns_of(pairs), strata_of(pairs), seed, resamples) if len(pairs) else None
 
 
-def _ratio_of(columns: np.ndarray, strata: np.ndarray | None, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def ratio_of(columns: np.ndarray, strata: np.ndarray | None, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Of [P, 4] tokens and seconds of one arm and of the other: how many times as fast the first is, all prompts together."""
     total = columns.sum(0)
     interval = stats.ratio_intervals(columns, np.random.default_rng(seed), strata, resamples)[0]
-    return Estimate((total[0] / total[1]) / (total[2] / total[3]), *(interval or (None, None)))
+    return Estimate(float((total[0] / total[1]) / (total[2] / total[3])), *(interval or (None, None)))
 
 
 def ratio_of_speedups(ours: PairedTimes, theirs: PairedTimes, seed: int = 0, resamples: int = RESAMPLES) -> Estimate | None:
@@ -113,12 +118,14 @@ class Comparison:
         """The rows of `runs` by number, as plain mappings: taking one out of a wide frame costs a hundred times as much."""
         return {int(run): row for run, row in self.runs.to_dict("index").items()}
 
+    @cached_property
+    def only(self) -> frozenset[str] | None:
+        """The prompts to which runs that finished more are cut down; None where all finished the same."""
+        return frozenset(self.prompts) if self.restricted else None
+
     def pairs(self, run: int) -> PairedTimes:
         pairs = self.frames.pairs[run]
-        if not self.restricted:
-            return pairs
-        common = set(self.prompts)
-        return restrict(pairs, [prompt in common for prompt in pairs.prompts])
+        return pairs if self.only is None else restrict(pairs, [prompt in self.only for prompt in pairs.prompts])
 
     def speedup(self, run: int) -> Estimate | None:
         row = self.rows[run]
@@ -146,7 +153,7 @@ class Comparison:
         return total[0] / total[1], total[2] / total[3]
 
     def rounds(self, run: int) -> RoundTable:
-        return self.frames.table(run, self.frames.own_arm(run), self.prompts if self.restricted else None)
+        return self.frames.table(run, self.frames.own_arm(run), self.only)
 
     def figures(self, run: int) -> dict[str, float | None]:
         """num_prompts, end_to_end, geomean, worst5 and rollbacks_per_100 decode tokens, on the common prompts."""
@@ -173,7 +180,7 @@ class Comparison:
         if not len(pairs):
             return {}
         columns, of = columns_of(pairs), np.array([c or "" for c in pairs.categories], dtype=object)
-        return {name: _ratio_of(columns[of == name], None) for name in dict.fromkeys(of) if name}
+        return {name: ratio_of(columns[of == name], None) for name in dict.fromkeys(of) if name}
 
 
 def _known(value: float) -> float | None:
@@ -222,40 +229,45 @@ def prompts_of(table: RoundTable) -> tuple[np.ndarray, int]:
     return np.array(of_key, dtype=np.int64)[table.sample], len(number)
 
 
-def acceptance_by_position(table: RoundTable, resamples: int = 2_000) -> pd.DataFrame:
+def shares_by_prompt(
+    of: np.ndarray, per: np.ndarray, resamples: int = RESAMPLES, least: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shares of counts [P, K] in others, pooled over prompts, and the ends of their 95 % intervals over prompts, [K] each.
+
+    NaN where there is nothing to divide by; ends also with a single prompt, or where the share is of fewer than `least`.
+    """
+    low, high = ends = np.full((2, of.shape[1]), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = of.sum(0) / per.sum(0)
+        if len(of) > 1:
+            enough = per.sum(0) >= least
+            draws = stats.bootstrap_totals(np.hstack([of, per]).astype(float), resamples, np.random.default_rng(0))
+            drawn, whole = np.hsplit(draws, 2)
+            ends[:, enough] = np.nanquantile((drawn / whole)[:, enough], [0.025, 0.975], axis=0)
+    return share, low, high
+
+
+def acceptance_by_position(table: RoundTable) -> pd.DataFrame:
     """Shares by position with 95 % intervals over prompts (rounds of one prompt are not independent).
 
     Columns: position (from 1), rounds (that drafted so deep), eligible (those that accepted all before), accepted (share of
     rounds that accepted at least so many), low, high, conditional (share of the eligible), conditional_low, conditional_high.
     """
     prompt, num_prompts = prompts_of(table)
-    deepest = int(table.draft_depth.max(initial=0))
-    counts = []
-    for k in range(1, deepest + 1):
-        reached = table.draft_depth >= k
-        eligible = reached & (table.num_accepted >= k - 1)
-        taken = reached & (table.num_accepted >= k)
-        counts += [np.bincount(prompt[mask], minlength=num_prompts) for mask in (reached, eligible, taken)]
-    if not counts:
-        return pd.DataFrame(columns=["position", "rounds", "eligible", "accepted", "low", "high"])
-    sums = np.column_stack(counts).astype(float)
-    totals = sums.sum(0).reshape(-1, 3)
-    pooled, conditional = metrics.acceptance_by_position(table), metrics.conditional_acceptance_by_position(table)
-    frame = pd.DataFrame({"position": np.arange(1, deepest + 1), "rounds": totals[:, 0].astype(int), "accepted": pooled})
-    frame.insert(2, "eligible", totals[:, 1].astype(int))
-    frame["conditional"] = [np.nan if value is None else value for value in conditional]
-    if num_prompts > 1:
-        draws = stats.bootstrap_totals(sums, resamples, np.random.default_rng(0)).reshape(resamples, -1, 3)
-        for name, column in (("", 0), ("conditional_", 1)):
-            ends = np.full((2, deepest), np.nan)
-            judged = totals[:, column] > 0
-            with np.errstate(invalid="ignore", divide="ignore"):
-                shares = draws[:, judged, 2] / draws[:, judged, column]
-            ends[:, judged] = np.nanquantile(shares, [0.025, 0.975], axis=0)
-            frame[f"{name}low"], frame[f"{name}high"] = ends
-    else:
-        frame[["low", "high", "conditional_low", "conditional_high"]] = np.nan
-    return frame
+    positions = np.arange(1, int(table.draft_depth.max(initial=0)) + 1)
+
+    def by_prompt(num_before: int) -> np.ndarray:
+        """[P, K]: rounds that drafted so deep and accepted all but `num_before` of so many; 0 takes in the position itself."""
+        masks = ((table.draft_depth >= k) & (table.num_accepted >= k - num_before) for k in positions)
+        counts = [np.bincount(prompt[mask], minlength=num_prompts) for mask in masks]
+        return np.array(counts, dtype=int).reshape(len(positions), num_prompts).T
+
+    reached, eligible, taken = by_prompt(len(positions)), by_prompt(1), by_prompt(0)
+    accepted, low, high = shares_by_prompt(taken, reached)
+    made = {"position": positions, "rounds": reached.sum(0), "eligible": eligible.sum(0), "accepted": accepted}
+    names = ("conditional", "conditional_low", "conditional_high")
+    conditional = dict(zip(names, shares_by_prompt(taken, eligible), strict=True))
+    return pd.DataFrame(made | {"conditional": conditional["conditional"], "low": low, "high": high} | conditional)
 
 
 # ---------------------------------------------------------------------------------------------------- lossy methods
@@ -264,16 +276,13 @@ def agreement(folder: str, prompts: Iterable[str] | None = None) -> dict[str, fl
 
     identical: share of equal outputs; prefix: mean length of the common beginning over the longer output's length.
     """
+    ours, theirs = read_outputs(folder, "method"), read_outputs(folder, "baseline")
     wanted = None if prompts is None else set(prompts)
-    arms: dict[str, dict[tuple[str, int, int], Sequence[int]]] = {"method": {}, "baseline": {}}
-    for record in store.read_samples(folder):
-        if record.decode_seconds is not None and (wanted is None or record.sample_id in wanted):
-            arms[record.arm][(record.sample_id, record.turn, record.repeat)] = record.output_ids
     shares = []
-    for key in arms["method"].keys() & arms["baseline"].keys():
-        ours, theirs = arms["method"][key], arms["baseline"][key]
-        at = first_difference(ours, theirs)
-        shares.append(1.0 if at is None else at / max(len(ours), len(theirs)))
+    for key in sorted(ours.keys() & theirs.keys()):
+        if wanted is None or key[0] in wanted:
+            at = first_difference(ours[key].ids, theirs[key].ids)
+            shares.append(1.0 if at is None else at / max(len(ours[key].ids), len(theirs[key].ids)))
     if not shares:
         return {"identical": float("nan"), "prefix": float("nan"), "compared": 0}
     return {"identical": float(np.mean([s == 1.0 for s in shares])), "prefix": float(np.mean(shares)), "compared": len(shares)}

@@ -9,7 +9,7 @@ them changes nothing, and the distances after random exchanges are what is to be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +42,15 @@ class Agreement:
     """How far outputs agree. positions: of the first difference in each that differs, in output tokens from 0.
 
     other_prompt: pairs that were not compared because their prompts differ (a conversation that went another way before).
+    rounds_same: outputs, of those compared, whose rounds drafted, accepted and emitted the same numbers of tokens, one round
+    after the other (counted by `repetitions.moved`).
     """
 
     compared: int = 0
     identical: int = 0
     positions: list[int] = field(default_factory=list)
     other_prompt: int = 0
+    rounds_same: int = 0
 
     @property
     def share(self) -> float | None:
@@ -62,12 +65,7 @@ class Agreement:
         return f"{self.identical}/{self.compared}" if self.compared else "-"
 
     def __add__(self, other: Agreement) -> Agreement:
-        return Agreement(
-            self.compared + other.compared,
-            self.identical + other.identical,
-            [*self.positions, *other.positions],
-            self.other_prompt + other.other_prompt,
-        )
+        return Agreement(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
 
 
 def agree(pairs: Iterable[tuple[Output, Output]]) -> Agreement:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from specbench.analysis.derive.conditions import data_key, draft_key
 from specbench.analysis.derive.outputs import Agreement, Key, Output, agree, read_outputs
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.read.run_rows import machine_name, options_text
+from specbench.analysis.read.run_rows import entry, machine_name, options_text
 
 PARTS = ("machine", "code", "device", "format", "draft format", "attention", "threads", "order", "seed")
 _FORMATS = ("float64", "float32", "float16", "bfloat16")
@@ -24,57 +24,46 @@ _FORMATS = ("float64", "float32", "float16", "bfloat16")
 
 def configuration_of(run: Mapping[str, Any]) -> dict[str, str]:
     """By the names in PARTS, from run.json."""
-    config, pair = run.get("config") or {}, run.get("pair") or {}
-    target, draft = pair.get("target") or {}, pair.get("draft") or {}
-    engine, decoding = config.get("engine") or {}, config.get("decoding") or {}
-    git = (run.get("provenance") or {}).get("git") or {}
-    devices = [str(part.get("device")) for part in (target, draft) if part.get("device")]
-    threads = engine.get("threads")
+    devices = filter(None, (entry(run, f"pair.{model}.device") for model in ("target", "draft")))
     return {
         "machine": machine_name(run),
-        "code": str(git.get("commit") or "unknown")[:8] + ("+" if git.get("dirty") else ""),
-        "device": " and ".join(dict.fromkeys(devices)),
-        "format": str(target.get("dtype")),
-        "draft format": str(draft.get("dtype") or target.get("dtype")),
-        "attention": str(engine.get("attention")),
-        "threads": "chosen" if threads is None else str(threads),
-        "order": str((config.get("measure") or {}).get("seed", 0)),
-        "seed": "" if decoding.get("temperature") else str(decoding.get("seed", 0)),
+        "code": str(entry(run, "provenance.git.commit") or "unknown")[:8] + ("+" if entry(run, "provenance.git.dirty") else ""),
+        "device": " and ".join(dict.fromkeys(map(str, devices))),
+        "format": str(entry(run, "pair.target.dtype")),
+        "draft format": str(entry(run, "pair.draft.dtype") or entry(run, "pair.target.dtype")),
+        "attention": str(entry(run, "config.engine.attention")),
+        "threads": str(entry(run, "config.engine.threads") or "chosen"),
+        "order": str(entry(run, "config.measure.seed") or 0),
+        "seed": "" if entry(run, "config.decoding.temperature") else str(entry(run, "config.decoding.seed") or 0),
     }
 
 
 def work_of(run: Mapping[str, Any]) -> str:
     """What must agree for two runs to be the same work, as JSON, the method left out."""
-    config, pair, data = run.get("config") or {}, run.get("pair") or {}, run.get("data") or {}
-    decoding = dict(config.get("decoding") or {})
+    decoding = dict(entry(run, "config.decoding") or {})
     if not decoding.get("temperature"):
         decoding.pop("seed", None)
-    chosen = config.get("data") or {}
     parts = [
-        (pair.get("target") or {}).get("sha256"),
-        data.get("content_sha256") or data.get("sha256"),
-        [chosen.get(name) for name in ("template", "history", "max_prompt_tokens")],
+        entry(run, "pair.target.sha256"),
+        data_key(run)[1:],
         decoding,
-        config.get("baseline_name"),
-        options_text(config.get("baseline") or {}),
+        entry(run, "config.baseline_name"),
+        options_text(entry(run, "config.baseline") or {}),
     ]
     return json.dumps(parts, sort_keys=True, default=str)
 
 
 def method_of(run: Mapping[str, Any]) -> str:
     """Method, options and draft, as JSON."""
-    config, draft = run.get("config") or {}, (run.get("pair") or {}).get("draft") or {}
-    own = [draft.get("sha256") or draft.get("name"), draft.get("errors")]
-    return json.dumps([config.get("method_name"), options_text(config.get("method") or {}), own], sort_keys=True, default=str)
+    weights, _, _, errors = draft_key(run)
+    options = options_text(entry(run, "config.method") or {})
+    return json.dumps([entry(run, "config.method_name"), options, weights, errors], default=str)
 
 
 def varying(configurations: Iterable[Mapping[str, str]]) -> list[str]:
     """The parts that are not the same everywhere."""
-    seen: dict[str, set[str]] = {name: set() for name in PARTS}
-    for configuration in configurations:
-        for name in PARTS:
-            seen[name].add(configuration[name])
-    return [name for name in PARTS if len(seen[name]) > 1]
+    every = list(configurations)
+    return [name for name in PARTS if len({configuration[name] for configuration in every}) > 1]
 
 
 def rank(configuration: Mapping[str, str]) -> tuple[Any, ...]:
@@ -91,18 +80,15 @@ def label_of(configuration: Mapping[str, str], names: Sequence[str]) -> str:
     """These parts in words: `bfloat16, 2 threads, order 1`. A format that only one of the models has is named with it."""
     alike = configuration["format"] == configuration["draft format"]
     words = {
-        "machine": "{}",
         "code": "code {}",
-        "device": "{}",
         "format": "{}" if alike else "target {}",
         "draft format": "draft {}",
-        "attention": "{}",
         "threads": "{} thread" if configuration["threads"] == "1" else "{} threads",
         "order": "order {}",
         "seed": "seed {}",
     }
     shown = [name for name in names if not (name == "draft format" and alike)]
-    return ", ".join(words[name].format(configuration[name]) for name in shown)
+    return ", ".join(words.get(name, "{}").format(configuration[name]) for name in shown)
 
 
 # ---------------------------------------------------------------------------------------------------- one arm of one run
@@ -120,9 +106,7 @@ class Recorded:
             key[:3]: counts[order[bounds[i] : bounds[i + 1]]].tolist() for i, key in enumerate(table.keys)
         }  # by sample, turn and repeat: [drafted, accepted, emitted] of every round
         self.num_accepted, self.num_rounds = int(table.num_accepted.sum()), len(table)
-        samples = frames.samples_of(run)
-        own = samples[(samples["arm"] == arm) & samples["decode_seconds"].notna()]
-        totals = own.groupby("repeat")[["decode_seconds", "num_emitted"]].sum()
+        totals = frames.finished(run, arm).groupby("repeat")[["decode_seconds", "num_emitted"]].sum()
         self.ms_per_token = [
             1e3 * s / n for s, n in zip(totals["decode_seconds"], totals["num_emitted"], strict=True) if n
         ]  # by repeat
@@ -135,31 +119,19 @@ class Recorded:
         return found
 
 
-@dataclass
-class Moved:
-    """What differs between a configuration and the reference. rounds_same of rounds_compared: outputs whose rounds drafted,
-    accepted and emitted the same numbers of tokens, one round after the other."""
+def moved(recorded: Recorded, reference: Recorded) -> Agreement:
+    """All repeats of a configuration against the reference's first; the reference's later repeats against its own first.
 
-    agreement: Agreement
-    rounds_same: int = 0
-    rounds_compared: int = 0
-
-    def __add__(self, other: Moved) -> Moved:
-        rounds = (self.rounds_same + other.rounds_same, self.rounds_compared + other.rounds_compared)
-        return Moved(self.agreement + other.agreement, *rounds)
-
-
-def moved(recorded: Recorded, reference: Recorded) -> Moved:
-    """All repeats of a configuration against the reference's first; the reference's later repeats against its own first."""
+    Rounds too, where the prompts are the same.
+    """
     first = reference.first()
     keys = [
         (key, first[key[:2]])
         for key in sorted(recorded.outputs)
         if key[:2] in first and not (recorded is reference and key == first[key[:2]])
     ]
-    found = Moved(agree((recorded.outputs[ours], reference.outputs[theirs]) for ours, theirs in keys))
+    found = agree((recorded.outputs[ours], reference.outputs[theirs]) for ours, theirs in keys)
     for ours, theirs in keys:
         if recorded.outputs[ours].prompt_ids == reference.outputs[theirs].prompt_ids:
-            found.rounds_compared += 1
             found.rounds_same += recorded.rounds[ours] == reference.rounds[theirs]
     return found

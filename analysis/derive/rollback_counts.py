@@ -8,19 +8,18 @@ after it, compared with the wait in other rounds.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from specbench.analysis.derive.derive import RESAMPLES, Comparison, Estimate, prompts_of
 from specbench.measure import stats
 from specbench.measure.metrics import RoundTable
 from specbench.measure.pairing import FloatArray
 
-SUMS = (
-    "tokens", "rounds", "rollbacks", "discarded", "stale", "decode_seconds", "thrown_seconds",
-    "after", "wait_after", "others", "wait_others",
-)  # fmt: skip
+Sums = Mapping[str, FloatArray]  # the columns of `sums_by_prompt`: their totals, or those of every resample
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,13 @@ def follows_rollback(table: RoundTable) -> tuple[np.ndarray, np.ndarray]:
     return same & np.r_[False, table.num_discarded[:-1] > 0], same
 
 
-def sums_by_prompt(comparison: Comparison, run: int) -> FloatArray:
-    """[P, len(SUMS)]: totals of a run's method arm by prompt, over turns and repeats."""
-    table = comparison.rounds(run)
+def sums_by_prompt(comparison: Comparison, run: int) -> pd.DataFrame:
+    """Totals of a run's method arm, a row per prompt, over turns and repeats."""
+    frames, table = comparison.frames, comparison.rounds(run)
     prompt, num_prompts = prompts_of(table)
-    if not num_prompts:
-        return np.zeros((0, len(SUMS)))
     after, eligible = follows_rollback(table)
     wait = table.wait_seconds
+    thrown = np.minimum(table.num_discarded, table.num_drafted) / np.maximum(table.num_drafted, 1)
     columns = {
         "tokens": table.num_emitted,
         "rounds": np.ones(len(table)),
@@ -68,67 +66,52 @@ def sums_by_prompt(comparison: Comparison, run: int) -> FloatArray:
         "discarded": table.num_discarded,
         "stale": table.stale,
         "decode_seconds": table.t_end - table.t_start,
-        "thrown_seconds": _thrown_on_the_targets_path(table),
+        "thrown_seconds": table.draft_seconds * thrown,  # on the target's path
         "after": after,
         "wait_after": np.where(after, wait, 0.0),
         "others": eligible & ~after,
         "wait_others": np.where(eligible & ~after, wait, 0.0),
     }
-    weights = [np.asarray(columns[name], dtype=float) for name in SUMS]
-    made: FloatArray = np.column_stack([np.bincount(prompt, weights=w, minlength=num_prompts) for w in weights]).astype(float)
-    samples = comparison.frames.samples_of(run)
-    own = samples[(samples["arm"] == comparison.frames.own_arm(run)) & samples["decode_seconds"].notna()]
-    thrown = own.groupby("sample_id")["concurrent_discarded_draft"].sum()  # NaN, without another process, counts as 0
-    order = list(dict.fromkeys(key[0] for key in table.keys))
-    made[:, SUMS.index("thrown_seconds")] += thrown.reindex(order).fillna(0.0).to_numpy()
+    made = pd.DataFrame(
+        {name: np.bincount(prompt, weights=each, minlength=num_prompts) for name, each in columns.items()},
+        index=list(dict.fromkeys(key[0] for key in table.keys)),
+        dtype=float,
+    )
+    beside = frames.finished(run, frames.own_arm(run)).groupby("sample_id")["concurrent_discarded_draft"].sum()
+    made["thrown_seconds"] += beside.reindex(made.index).fillna(0.0)  # NaN, without another process, counts as 0
     return made
-
-
-def _thrown_on_the_targets_path(table: RoundTable) -> np.ndarray:
-    """Drafting seconds of the target's own process, by the share of each round's drafts that was thrown away."""
-    drafted = np.maximum(table.num_drafted, 1)
-    share = np.where(table.num_drafted > 0, np.minimum(table.num_discarded / drafted, 1.0), 0.0)
-    return np.asarray(table.draft_seconds * share)
 
 
 def rollbacks_of(comparison: Comparison, run: int, resamples: int = RESAMPLES) -> Rollbacks:
     """All figures of one run, on the comparison's prompts."""
     sums = sums_by_prompt(comparison, run)
-    table = comparison.rounds(run)
-    totals = sums.sum(0)[None]
-    draws = stats.bootstrap_totals(sums, resamples, np.random.default_rng(0)) if len(sums) > 1 else None
+    table, values = comparison.rounds(run), np.ascontiguousarray(sums)
+    totals: Sums = dict(zip(sums, values.sum(0)[:, None], strict=True))
+    draws = stats.bootstrap_totals(values, resamples, np.random.default_rng(0)) if len(sums) > 1 else None
+    drawn: Sums | None = None if draws is None else dict(zip(sums, draws.T, strict=True))
 
-    def estimate(of: str, per: str, scale: float = 1.0) -> Estimate | None:
-        return _estimate(totals, draws, lambda t: scale * t[:, SUMS.index(of)] / t[:, SUMS.index(per)])
+    def estimate(ratio: Callable[[Sums], FloatArray]) -> Estimate | None:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = float(ratio(totals)[0])
+            found = np.zeros(0) if drawn is None else ratio(drawn)
+        found = found[np.isfinite(found)]
+        if not np.isfinite(value):
+            return None
+        return Estimate(value, *stats.percentile_interval(found)) if len(found) > 1 else Estimate(value)
 
-    def extra(t: FloatArray) -> FloatArray:
-        columns = {name: t[:, i] for i, name in enumerate(SUMS)}
-        return np.asarray(columns["wait_after"] / columns["after"] - columns["wait_others"] / columns["others"])
-
-    def share(t: FloatArray) -> FloatArray:
-        return np.asarray(100 * extra(t) * t[:, SUMS.index("after")] / t[:, SUMS.index("decode_seconds")])
+    def extra(t: Sums) -> FloatArray:
+        return t["wait_after"] / t["after"] - t["wait_others"] / t["others"]
 
     waits = bool(table.wait_seconds.any())
     return Rollbacks(
-        per_100_tokens=estimate("rollbacks", "tokens", 100),
-        share_of_rounds=estimate("rollbacks", "rounds"),
-        depth=estimate("discarded", "rollbacks"),
-        discarded_per_100=estimate("discarded", "tokens", 100),
-        stale_per_100=estimate("stale", "tokens", 100),
-        thrown_ms_per_token=estimate("thrown_seconds", "tokens", 1e3),
-        thrown_percent=estimate("thrown_seconds", "decode_seconds", 100),
-        extra_wait_ms=_estimate(totals, draws, lambda t: 1e3 * extra(t)) if waits else None,
-        wait_percent=_estimate(totals, draws, share) if waits else None,
+        per_100_tokens=estimate(lambda t: 100 * t["rollbacks"] / t["tokens"]),
+        share_of_rounds=estimate(lambda t: t["rollbacks"] / t["rounds"]),
+        depth=estimate(lambda t: t["discarded"] / t["rollbacks"]),
+        discarded_per_100=estimate(lambda t: 100 * t["discarded"] / t["tokens"]),
+        stale_per_100=estimate(lambda t: 100 * t["stale"] / t["tokens"]),
+        thrown_ms_per_token=estimate(lambda t: 1e3 * t["thrown_seconds"] / t["tokens"]),
+        thrown_percent=estimate(lambda t: 100 * t["thrown_seconds"] / t["decode_seconds"]),
+        extra_wait_ms=estimate(lambda t: 1e3 * extra(t)) if waits else None,
+        wait_percent=estimate(lambda t: 100 * extra(t) * t["after"] / t["decode_seconds"]) if waits else None,
         largest=int(table.num_discarded.max(initial=0)),
     )
-
-
-def _estimate(totals: FloatArray, draws: FloatArray | None, ratio: object) -> Estimate | None:
-    assert callable(ratio)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(ratio(totals)[0])
-        if not np.isfinite(value):
-            return None
-        drawn = np.zeros(0) if draws is None else ratio(draws)
-    drawn = drawn[np.isfinite(drawn)]
-    return Estimate(value, *stats.percentile_interval(drawn)) if len(drawn) > 1 else Estimate(value)

@@ -37,7 +37,7 @@ class Sample:
     rounds: np.ndarray  # of the run's table, in order
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scripted:
     """One run. All figures are over all repeats, unless they say otherwise.
 
@@ -88,7 +88,10 @@ def scripted(comparison: Comparison, run: int) -> Scripted | None:
     steps, seconds = _play(samples, schedule, limit, gamma, times, int(options.get("max_lookahead") or 16))
     emitted = sum(step.emitted for step in steps)
     right = [not sample.wrong(p) for sample in samples for p in range(1, sample.num_tokens)]
-    made = Scripted(
+    alpha = 1.0 - pattern.rate if pattern.kind == "iid" else float(pattern.kind == "never")
+    law = (schedule, alpha, gamma)
+    independent = pattern.kind in CLOSED_FORMS
+    return Scripted(
         errors=text,
         method=str(comparison.runs.at[run, "method"]),
         schedule=schedule,
@@ -99,14 +102,14 @@ def scripted(comparison: Comparison, run: int) -> Scripted | None:
         num_rounds=len(table),
         emitted=int(table.num_emitted.sum()) / len(table),
         emitted_scripted=emitted / len(steps) if steps else math.nan,
-        closed_emitted=None,
-        closed_speedup=None,
+        closed_emitted=formulas.closed_emitted(*law) if independent else None,
+        closed_speedup=formulas.closed_speedup(*law, times, ar)
+        if independent and times is not None and ar is not None
+        else None,
         speedup_scripted=ar * emitted / seconds if ar is not None and seconds else None,
         times=times,
         ar_seconds=ar,
     )
-    _closed_forms(made, pattern)
-    return made
 
 
 # ---------------------------------------------------------------------------------------------------- parts
@@ -192,12 +195,3 @@ def _play(
             seconds += played.sequential_seconds(steps, times) if times is not None else 0.0
         made += steps
     return made, seconds if times is not None else None
-
-
-def _closed_forms(made: Scripted, pattern: DraftErrors) -> None:
-    if pattern.kind not in CLOSED_FORMS:
-        return
-    alpha = 1.0 - pattern.rate if pattern.kind == "iid" else float(pattern.kind == "never")
-    made.closed_emitted = formulas.closed_emitted(made.schedule, alpha, made.gamma)
-    if made.times is not None and made.ar_seconds is not None:
-        made.closed_speedup = formulas.closed_speedup(made.schedule, alpha, made.gamma, made.times, made.ar_seconds)

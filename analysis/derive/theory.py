@@ -13,16 +13,8 @@ import pandas as pd
 
 from specbench.analysis.read.frames import Frames
 from specbench.measure.metrics import RoundTable
-from specbench.measure.theory.formulas import (
-    FREE_RUNNING,
-    LOCKSTEP,
-    SEQUENTIAL,
-    bound_free_running,
-    emitted_lockstep,
-    emitted_sequential,
-    speedup_lockstep,
-    speedup_sequential,
-)
+from specbench.measure.theory import formulas
+from specbench.measure.theory.formulas import FREE_RUNNING, LOCKSTEP, SEQUENTIAL
 
 COLUMNS = {
     "alpha": "i.i.d. acceptance: accepted over (accepted + rejected) drafts that were judged",
@@ -85,20 +77,17 @@ def schedule_of(frames: Frames, run: int, mine: RoundTable) -> str:
 
 def theory(frames: Frames, runs: pd.Index | None = None) -> pd.DataFrame:
     """One row per run of chain drafts with a measured draft and an autoregressive baseline; columns as in COLUMNS."""
-    lines = {run: _line(frames, int(run)) for run in (frames.runs.index if runs is None else runs)}
-    known = {run: line for run, line in lines.items() if line is not None}
+    found = {}
+    for run in map(int, frames.runs.index if runs is None else runs):
+        if ("theory", run) not in frames.cache:
+            frames.cache["theory", run] = _line(frames, run)
+        found[run] = frames.cache["theory", run]
+    known = {run: line for run, line in found.items() if line is not None}
     return pd.DataFrame.from_dict(known, orient="index", columns=list(COLUMNS))
 
 
 def _line(frames: Frames, run: int) -> dict[str, object] | None:
-    """One run's row, remembered; None where the formulas do not apply."""
-    if ("theory", run) not in frames.cache:
-        frames.cache["theory", run] = _compute(frames, run)
-    line: dict[str, object] | None = frames.cache["theory", run]
-    return line
-
-
-def _compute(frames: Frames, run: int) -> dict[str, object] | None:
+    """One run's row; None where the formulas do not apply."""
     mine = frames.table(run, frames.own_arm(run))
     alpha = acceptance_iid(mine) if len(mine) and is_chain(mine) else None
     times = times_of(frames, run, mine) if alpha is not None else None
@@ -108,9 +97,9 @@ def _compute(frames: Frames, run: int) -> dict[str, object] | None:
     c, v = times.draft / times.ar, times.verify / times.ar
     schedule = schedule_of(frames, run, mine)
     predicted = {
-        SEQUENTIAL: speedup_sequential(alpha, gamma, c, v),
-        LOCKSTEP: speedup_lockstep(alpha, gamma, c, v),
-        FREE_RUNNING: bound_free_running(c),
+        SEQUENTIAL: formulas.speedup_sequential(alpha, gamma, c, v),
+        LOCKSTEP: formulas.speedup_lockstep(alpha, gamma, c, v),
+        FREE_RUNNING: formulas.bound_free_running(c),
     }
     measured = float(frames.runs.at[run, "speedup"])
     return {
@@ -119,10 +108,12 @@ def _compute(frames: Frames, run: int) -> dict[str, object] | None:
         "t_ar_ms": 1e3 * times.ar,
         "t_draft_ms": 1e3 * times.draft,
         "t_verify_ms": 1e3 * times.verify,
-        "emitted_theory": emitted_lockstep(alpha, gamma) if schedule == LOCKSTEP else emitted_sequential(alpha, gamma),
+        "emitted_theory": formulas.emitted_lockstep(alpha, gamma)
+        if schedule == LOCKSTEP
+        else formulas.emitted_sequential(alpha, gamma),
         "emitted_measured": float(frames.runs.at[run, "emitted_per_round"]),
         "speedup_sequential": predicted[SEQUENTIAL],
-        "speedup_flat": speedup_sequential(alpha, gamma, c),
+        "speedup_flat": formulas.speedup_sequential(alpha, gamma, c),
         "speedup_lockstep": predicted[LOCKSTEP],
         "bound_free_running": predicted[FREE_RUNNING],
         "speedup_measured": measured,

@@ -56,9 +56,8 @@ class Frames:
     pairs: dict[int, PairedTimes]
     sample_bounds: Array = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
     round_bounds: Array = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
-    cache: dict[Any, Any] = field(
-        repr=False, compare=False, default_factory=dict
-    )  # of what is derived from a run more than once
+    # Of what is derived from a run more than once
+    cache: dict[Any, Any] = field(repr=False, compare=False, default_factory=dict)
     _arrays: dict[str, dict[str, Array]] = field(repr=False, compare=False, default_factory=dict)
 
     def samples_of(self, run: int) -> pd.DataFrame:
@@ -101,10 +100,8 @@ class Frames:
     def _columns(self, frame: str) -> dict[str, Array]:
         """A frame's columns as arrays, made once: pandas' own access costs a millisecond, and runs may be thousands."""
         if frame not in self._arrays:
-            data = self.samples if frame == "samples" else self.rounds
-            names = (
-                ("sample_id", "turn", "repeat", "arm", "decode_seconds") if frame == "samples" else ("sample", *ROUND_FIELDS)
-            )
+            of_samples = ("sample_id", "turn", "repeat", "arm", "decode_seconds")
+            data, names = (self.samples, of_samples) if frame == "samples" else (self.rounds, ("sample", *ROUND_FIELDS))
             self._arrays[frame] = {name: _as_array(data[name]) for name in names}
         return self._arrays[frame]
 
@@ -181,25 +178,24 @@ def plain_frame(columns: Mapping[str, Any]) -> pd.DataFrame:
 
 _PLAIN = ("sample_id", "turn", "repeat", "arm", "order", "category", "finish_reason", "error")
 _NUMBERS = ("num_emitted", "num_rounds", "prefill_seconds", "decode_seconds", "memory_peak_bytes")
-_CONCURRENT = ("draft", "discarded_draft", "idle")
-_LENGTHS = ("num_prompt_tokens", "num_output_tokens")
+_CONCURRENT = {f"concurrent_{part}": part for part in ("draft", "discarded_draft", "idle")}
+_LENGTHS = {"num_prompt_tokens": "prompt_ids", "num_output_tokens": "output_ids"}
 
 
 def _sample_columns(run: int, files: RunFiles) -> dict[str, list[Any]]:
     """One run's samples by column: lists, for a small frame for each of a thousand runs costs more than reading them."""
     records = files.samples
-    columns: dict[str, list[Any]] = {"run": [run] * len(records)}
-    columns |= {name: list(map(attrgetter(name), records)) for name in (*_PLAIN, *_NUMBERS)}
-    columns["num_prompt_tokens"] = [len(record.prompt_ids) for record in records]
-    columns["num_output_tokens"] = [len(record.output_ids) for record in records]
-    for part in _CONCURRENT:
-        columns[f"concurrent_{part}"] = [record.concurrent_seconds.get(part) for record in records]
-    return columns
+    return {
+        "run": [run] * len(records),
+        **{name: list(map(attrgetter(name), records)) for name in (*_PLAIN, *_NUMBERS)},
+        **{name: [len(getattr(record, ids)) for record in records] for name, ids in _LENGTHS.items()},
+        **{name: [record.concurrent_seconds.get(part) for record in records] for name, part in _CONCURRENT.items()},
+    }
 
 
 def _sample_frame(columns: dict[str, list[Any]]) -> pd.DataFrame:
     kinds: dict[str, Any] = dict.fromkeys(("run", *_LENGTHS), np.int32)
-    kinds |= dict.fromkeys((*_NUMBERS, *(f"concurrent_{part}" for part in _CONCURRENT)), float)  # None becomes NaN
+    kinds |= dict.fromkeys((*_NUMBERS, *_CONCURRENT), float)  # None becomes NaN
     made = {name: np.array(columns[name], kinds[name]) if name in kinds else columns[name] for name in SAMPLES_COLUMNS}
     return plain_frame(made)
 

@@ -25,9 +25,9 @@ from specbench.measure.records.events import LATER_FIELDS, PARTS, ROUND_FIELDS, 
 from specbench.measure.summary import rebuild
 
 TIMES = ("t_start", "t_end")
-DURATIONS = tuple(f"{part}_seconds" for part in PARTS)
-SHARES = ("target_share",)
-COUNTS = tuple(name for name in ROUND_FIELDS if name not in (*TIMES, *DURATIONS, *SHARES, "stale", "phase"))
+SHARES = (*(f"{part}_seconds" for part in PARTS), "target_share")  # of a round: durations, and what ran of the target
+KINDS: dict[str, Any] = dict.fromkeys((name for name in ROUND_FIELDS if name != "phase"), np.int32)
+KINDS |= dict.fromkeys(TIMES, np.float64) | dict.fromkeys(SHARES, np.float32) | {"stale": np.bool_}
 
 Array = NDArray[Any]
 Parsed = tuple[list[SampleKey], Array, dict[str, Array]]
@@ -134,8 +134,7 @@ def _rounds_of(folder: Path, samples: Sequence[SampleRecord], parsed: Future[Par
 
 def narrow(columns: Mapping[str, Array]) -> dict[str, Array]:
     """Counts as int32, durations as float32 (a billionth of a second in a hundred), stamps as float64."""
-    kinds: dict[str, Any] = dict.fromkeys(COUNTS, np.int32) | dict.fromkeys((*DURATIONS, *SHARES), np.float32)
-    return {name: values.astype(kinds[name]) if name in kinds else values for name, values in columns.items()}
+    return {name: values.astype(KINDS[name]) if name in KINDS else values for name, values in columns.items()}
 
 
 def _by_arrow(path: Path) -> Parsed:
@@ -146,9 +145,7 @@ def _by_arrow(path: Path) -> Parsed:
 
     if not path.exists() or path.stat().st_size == 0:
         return [], np.zeros(0, np.int64), narrow(RoundTable.of({}).columns)
-    kinds = {name: pa.int32() for name in COUNTS} | {name: pa.float64() for name in TIMES}
-    kinds |= {name: pa.float32() for name in DURATIONS} | {"stale": pa.bool_(), "phase": pa.string()}
-    kinds |= {name: pa.float32() for name in SHARES}
+    kinds = {name: pa.from_numpy_dtype(kind) for name, kind in KINDS.items()} | {"phase": pa.string()}
     key_types = {"sample_id": pa.string(), "turn": pa.int64(), "repeat": pa.int64(), "arm": pa.string()}
     with path.open("rb") as file:
         is_version_1 = b'"mode":' in file.readline()  # what a round's phase was called there

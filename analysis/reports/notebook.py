@@ -13,36 +13,24 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT, NOTEBOOK = "notebook_cells.py", "report.ipynb"
-_MARK = re.compile(r"^# %%(?P<markdown> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?$")
+_MARK = re.compile(r"^# %%( \[markdown\])?(?: tags=(\[.*\]))?$", re.MULTILINE)
 
 
 def cells_of(script: str) -> list[dict[str, Any]]:
     """The cells of a script in the percent format: `# %%`, `# %% [markdown]`, `# %% tags=["parameters"]`."""
+    _, *parts = _MARK.split(script)
     cells: list[dict[str, Any]] = []
-    lines: list[str] = []
-    for line in script.splitlines():
-        mark = _MARK.match(line)
-        if mark is None:
-            lines.append(line)
-            continue
-        if cells:
-            _close(cells[-1], lines)
-        kind = "markdown" if mark["markdown"] else "code"
-        metadata = {"tags": json.loads(mark["tags"])} if mark["tags"] else {}
-        cells.append({"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": metadata})
-        lines = []
-    if cells:
-        _close(cells[-1], lines)
+    for is_markdown, tags, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        metadata = {"tags": json.loads(tags)} if tags else {}
+        kind = "markdown" if is_markdown else "code"
+        cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": metadata}
+        text = text.strip("\n")
+        if is_markdown:
+            text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in text.splitlines())
+        else:
+            cell |= {"execution_count": None, "outputs": []}
+        cells.append(cell | {"source": text.splitlines(keepends=True)})
     return cells
-
-
-def _close(cell: dict[str, Any], lines: list[str]) -> None:
-    text = "\n".join(lines).strip("\n")
-    if cell["cell_type"] == "markdown":
-        text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in text.splitlines())
-    else:
-        cell |= {"execution_count": None, "outputs": []}
-    cell["source"] = text.splitlines(keepends=True)
 
 
 def build(script: str) -> str:

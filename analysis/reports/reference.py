@@ -18,7 +18,7 @@ import pandas as pd
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.show.captions import definitions, setting
-from specbench.analysis.show.members import Member
+from specbench.analysis.show.members import members
 from specbench.analysis.show.table import Column, Table, row_of
 from specbench.measure import metrics
 from specbench.measure.metrics import RoundTable
@@ -51,41 +51,34 @@ def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
     items: list[dict[str, Any]] = []
     notes: list[str] = []
     for comparison in comparisons:
-        for run, facts in comparison.runs.iterrows():
-            published = matching(reference, str(facts["method"]), comparison.data)
-            if published.empty:
+        for member in members(comparison):
+            facts = member.facts
+            if matching(reference, str(facts["method"]), comparison.data).empty:
                 continue
-            member = Member(comparison, run, facts)
             ours = {
                 "data": comparison.data,
                 "method": str(facts["label"]),
                 "origin": OURS if is_ranked(facts) else f"{OURS}, not ranked",
                 "models": comparison.pair,
                 "hardware": str(facts["machine"]),
-                "emitted_per_round": member.per_round("emitted_per_round"),
-                "accepted_run_length": member.per_round("accepted_run_length"),
                 "speedup": member.speedup,
                 "ms_per_token": member.ms_per_token,
+                **{name: member.per_round(name) for name in ("emitted_per_round", "accepted_run_length")},
             }
             if ours not in items:
                 items.append(ours)
-        shown = {str(facts["method"]) for _, facts in comparison.runs.iterrows()}
+        shown = set(comparison.runs["method"].astype(str))
         items += [item for method in sorted(shown) for item in _published(matching(reference, method, comparison.data))]
         if comparison.data.endswith("-standin") and items:
             real = comparison.data.removesuffix("-standin")
             notes.append(f"Published figures are for {real} itself; ours are for {comparison.data}, other prompts.")
     columns = [
-        Column("data", "data", text=True),
-        Column("method", "method", text=True),
-        Column("origin", "origin", text=True),
-        Column("models", "models", text=True),
-        Column("hardware", "hardware", text=True),
+        *(Column(name, name, text=True) for name in ("data", "method", "origin", "models", "hardware")),
         Column("emitted_per_round", "emitted/round", "carries over"),
         Column("accepted_run_length", "accepted run", "carries over"),
         Column("speedup", "speed-up", "does not carry over"),
         Column("ms_per_token", "ms/token", "does not carry over"),
-        Column("remark", "remark", text=True),
-        Column("source", "source", text=True),
+        *(Column(name, name, text=True) for name in ("remark", "source")),
     ]
     return Table(
         "reference",
@@ -101,18 +94,14 @@ def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
 
 
 def _published(published: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    keys = ["source", "published_name", "models", "dataset", "hardware"]
-    for key, values in published.groupby(keys, sort=False):
-        facts = dict(zip(keys, key, strict=True))
-        yield {
-            "data": facts["dataset"],
-            "method": facts["published_name"],
+    keys = {"source": "source", "published_name": "method", "models": "models", "dataset": "data", "hardware": "hardware"}
+    for key, values in published.groupby(list(keys), sort=False):
+        facts = dict(zip(keys.values(), key, strict=True))
+        yield facts | {
             "origin": PUBLISHED,
-            "models": facts["models"],
             "hardware": facts["hardware"] or "not stated",
             "remark": "; ".join(dict.fromkeys(note for note in values["note"] if note)) or None,
-            "source": facts["source"],
-            **{str(row["metric"]): float(row["value"]) for _, row in values.iterrows()},
+            **dict(zip(values["metric"], values["value"].astype(float), strict=True)),
         }
 
 
@@ -131,9 +120,7 @@ def reproduced() -> Table:
     """Our metrics on the aggregates that others published, beside the figures that they state."""
     columns = [
         Column("source", "source", merge=True, text=True),
-        Column("models", "models", text=True),
-        Column("metric", "metric", text=True),
-        Column("aggregate", "aggregate", text=True),
+        *(Column(name, name, text=True) for name in ("models", "metric", "aggregate")),
         Column("published", "published", digits=3),
         Column("ours", "this code", digits=3),
     ]

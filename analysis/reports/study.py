@@ -103,8 +103,12 @@ class Study(Generic[C]):
     after: Callable[[Document, Sequence[Chapter[C]]], None] | None = None
     uses_repetitions: bool = False
 
-    def fill(self, doc: Document, frames: Frames) -> Table:
-        """The chapters. Returns the first one's table; raises ValueError if the runs cannot carry the experiment."""
+    def document(self, frames: Frames) -> tuple[Document, Table]:
+        """The report of loaded frames, and the table to print. Raises ValueError if the runs cannot carry the experiment."""
+        writing.require_runs(frames)
+        doc = Document(self.title)
+        writing.opening(doc, frames)
+        _states(doc, frames)
         found = [chapter for chapter in self.chapters(frames) if chapter.cases]
         if not found:
             raise ValueError(self.nothing)
@@ -121,19 +125,10 @@ class Study(Generic[C]):
                     doc.add(item)
         if self.after is not None:
             self.after(doc, found)
-        return tables[0]
-
-    def document(self, frames: Frames) -> tuple[Document, Table]:
-        """The report of loaded frames, and the table to print. Raises ValueError if the runs cannot carry the experiment."""
-        writing.require_runs(frames)
-        doc = Document(self.title)
-        writing.opening(doc, frames)
-        _states(doc, frames)
-        table = self.fill(doc, frames)
         repeated = [] if self.uses_repetitions else [item for group in groups(frames) for item in group.left_out]
         doc.add(left_out_table([*frames.left_out, *repeated]), level=2)
         writing.closing(doc, frames)
-        return doc, table
+        return doc, tables[0]
 
 
 def _states(doc: Document, frames: Frames) -> None:
@@ -155,7 +150,7 @@ def by_family(
     cases_of: Callable[[Frames, Sequence[Group]], list[C]], varied: Iterable[str] = ()
 ) -> Callable[[Frames], Iterator[Chapter[C]]]:
     """A chapter for the groups that differ in nothing but `varied`, the largest family first. See `derive.families`."""
-    return lambda frames: (Chapter(frames, cases_of(frames, f.groups), f.groups) for f in families(frames, varied))
+    return lambda frames: (Chapter(frames, cases_of(frames, family), family) for family in families(frames, varied))
 
 
 def cases_in(frames: Frames, groups: Iterable[Group]) -> Iterator[Case]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from specbench.analysis.derive.conditions import Group, differences, groups
+from specbench.analysis.derive.conditions import Group, apart, groups
 from specbench.analysis.derive.derive import Comparison, comparisons
 from specbench.analysis.read.frames import Frames, LeftOut, load
+from specbench.analysis.read.run_rows import entry
 from specbench.analysis.reports import reference
 from specbench.analysis.show import (
     check_tables,
@@ -85,7 +86,7 @@ def document(
     for group in found[:MAX_CHAPTERS]:
         left_out += _chapter(doc, frames, group, found[0], taken, with_reference)
     for group in found[MAX_CHAPTERS:]:
-        why = f"other conditions, beyond the {MAX_CHAPTERS} largest groups: " + _differences(frames, group, found[0])
+        why = f"other conditions, beyond the {MAX_CHAPTERS} largest groups: " + apart(frames, group, found[0])
         left_out += [LeftOut(str(folder), why) for folder in group.runs["folder"]]
     if with_reference:
         doc.add(reference.reproduced(), level=2)
@@ -124,7 +125,7 @@ def _chapter(doc: Document, frames: Frames, group: Group, main: Group, taken: se
     machine = "; ".join(dict.fromkeys([*group.runs["machine"], *group.noise_floors["machine"]]))
     doc.heading(f"Conditions {group.number}: {machine}, {conditions.get('device')}")
     if group is not main:
-        doc.text(f"Apart from conditions {main.number} because of: {_differences(frames, group, main)}.")
+        doc.text(f"Apart from conditions {main.number} because of: {apart(frames, group, main)}.")
     doc.add(check_tables.noise_floor_table(group))
     if not cells:  # nothing but the baseline against itself
         return list(group.left_out)
@@ -135,9 +136,9 @@ def _chapter(doc: Document, frames: Frames, group: Group, main: Group, taken: se
         *(paper_tables.method_by_category(group, cell) for cell in cells),
         run_tables.head_to_head(group, cells),
         paper_tables.lossy_methods(group, cells),
-        check_tables.lossless_table(frames, group, cells),
+        check_tables.lossless_table(group, cells),
         run_tables.theory_table(frames, group, cells),
-        check_tables.energy_table(frames, group, cells),
+        check_tables.energy_table(group, cells),
     ]
     if with_reference:
         tables.append(reference.reference_table(group, cells))
@@ -163,12 +164,6 @@ def _free(name: str, group: Group, taken: set[str]) -> str:
     return chosen
 
 
-def _differences(frames: Frames, group: Group, main: Group) -> str:
-    members = [*group.runs.index, *group.noise_floors.index]
-    others = [*main.runs.index, *main.noise_floors.index]
-    return "; ".join(differences(frames.facts[others[0]], frames.facts[members[0]]))
-
-
 def closing(doc: Document, frames: Frames) -> None:
     """What the runs warned of, and where each comes from."""
     warnings: dict[str, list[str]] = {}
@@ -183,12 +178,11 @@ def closing(doc: Document, frames: Frames) -> None:
             doc.text(note)
     doc.heading("Provenance")
     for run, facts in frames.facts.items():
-        provenance = facts.get("provenance") or {}
-        git = provenance.get("git") or {}
-        commit = str(git.get("commit") or "no commit recorded")[:12] + (" with uncommitted changes" if git.get("dirty") else "")
-        versions = (provenance.get("packages") or {}).get("versions") or {}
+        dirty = " with uncommitted changes" if entry(facts, "provenance.git.dirty") else ""
+        commit = str(entry(facts, "provenance.git.commit") or "no commit recorded")[:12] + dirty
+        versions = entry(facts, "provenance.packages.versions") or {}
         named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
-        argv = " ".join(str(word) for word in (provenance.get("argv") or [])[1:])
+        argv = " ".join(str(word) for word in (entry(facts, "provenance.argv") or [])[1:])
         doc.text(f"{frames.runs.at[run, 'folder']}: {facts.get('created_at')}, code {commit}, {named}; {argv}")
         if run >= 199:
             doc.text(f"... and {len(frames.facts) - 200} more runs.")

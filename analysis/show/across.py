@@ -10,7 +10,7 @@ from typing import Any
 from specbench.analysis.derive.conditions import Group, conditions_of, data_key, draft_key, pair_key
 from specbench.analysis.derive.derive import Estimate, is_ranked
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.read.run_rows import options_text
+from specbench.analysis.read.run_rows import entry, options_text
 from specbench.analysis.show.captions import definitions
 from specbench.analysis.show.members import DATA, LOSSLESS, PAIR
 from specbench.analysis.show.table import Column, Row, Table, row_of
@@ -20,12 +20,11 @@ _OF_THE_MACHINE = ("conditions_hash", "device", "pair.target.device", "engine.th
 
 def configuration_of(run: Mapping[str, Any]) -> str:
     """What two machines must agree in to stand in one row: everything but code, packages, device and threads."""
-    config = run.get("config", {})
     settings = {name: value for name, value in conditions_of(run).items() if name not in _OF_THE_MACHINE}
-    method = [config.get("method_name"), options_text(config.get("method") or {})]
+    method = [entry(run, "config.method_name"), options_text(entry(run, "config.method") or {})]
     weights, dtype, _, errors = draft_key(run)  # on whatever device
     draft = [weights, dtype, errors]
-    samples = (run.get("data") or {}).get("sample_ids")
+    samples = entry(run, "data.sample_ids")
     return json.dumps([settings, method, pair_key(run), draft, data_key(run), samples], sort_keys=True, default=str)
 
 
@@ -36,8 +35,8 @@ def across_machines(frames: Frames, groups: Sequence[Group]) -> Table:
         for run in group.runs.index:
             found.setdefault(configuration_of(frames.facts[run]), []).append((group, run))
 
-    def commit(run: Mapping[str, Any]) -> str:
-        return str(((run.get("provenance") or {}).get("git") or {}).get("commit") or "unknown")[:8]
+    def commit(run: int) -> str:
+        return str(entry(frames.facts[run], "provenance.git.commit") or "unknown")[:8]
 
     columns = [
         Column("method", "method", merge=True, text=True, of=lambda item: item.label),
@@ -46,7 +45,7 @@ def across_machines(frames: Frames, groups: Sequence[Group]) -> Table:
         Column("machine", "machine", text=True, of=lambda item: str(item.facts["machine"])),
         Column("device", "device", text=True, of=lambda item: str(item.facts["device"])),
         Column("conditions", "conditions", digits=0, of=lambda item: item.group.number),
-        Column("commit", "code", text=True, of=lambda item: commit(frames.facts[item.run])),
+        Column("commit", "code", text=True, of=lambda item: commit(item.run)),
         Column("emitted_per_round", "emitted/round", of=lambda item: item.facts["emitted_per_round"]),
         Column("tokens_per_second", "tokens/s", digits=1, of=lambda item: item.facts["tokens_per_second"]),
         Column("speedup", "speed-up", of=lambda item: Estimate(*item.facts[["speedup", "speedup_low", "speedup_high"]])),
@@ -64,13 +63,10 @@ def across_machines(frames: Frames, groups: Sequence[Group]) -> Table:
             item = SimpleNamespace(facts=group.runs.loc[run], group=group, run=run, label=label)
             rows.append(row_of(columns, item, ranked=is_ranked(item.facts)))
     notes = [f"{alone} configurations were run under one set of conditions only and are not listed."] if alone else []
-    return Table(
-        "across_machines",
-        "One configuration across machines",
-        columns,
-        rows,
+    caption = (
         "The same configuration (method and options, weights, prompts, decoding law) wherever it was run; conditions: the "
         "chapter that the run belongs to. Rows are listed side by side and never averaged or ranked: between machines "
-        "only emitted per round should agree. " + definitions("speedup", "tokens_per_second", "emitted_per_round", "lossless"),
-        notes,
-    ).drop_empty_columns()  # fmt: skip
+        "only emitted per round should agree. "
+        f"{definitions('speedup', 'tokens_per_second', 'emitted_per_round', 'lossless')}"
+    )
+    return Table("across_machines", "One configuration across machines", columns, rows, caption, notes).drop_empty_columns()

@@ -62,15 +62,16 @@ def repeats_text(span: str) -> str:
     return f"{span} repeat{'' if span == '1' else 's'}"
 
 
+def slug(*names: str) -> str:
+    """The names in a file's name."""
+    plain = ("".join(sign if sign.isalnum() else "_" for sign in name).strip("_").lower() for name in names)
+    return "_".join(name or "unnamed" for name in plain)
+
+
 def verdict_text(row: Mapping[str, Any]) -> str:
     """The lossless column: short, and loud where it must be."""
-    verdict = row["verdict"]
     if row["claim"] == "lossy":
         return "lossy"
-    if verdict == "identical":
-        return "identical"
-    if verdict == "numerical_tie":
+    if row["verdict"] == "numerical_tie":
         return f"tie ({int(row['identical'])}/{int(row['compared'])} identical)"
-    if verdict == "different":
-        return "DIFFERENT"
-    return "not compared"
+    return {"identical": "identical", "different": "DIFFERENT"}.get(row["verdict"], "not compared")

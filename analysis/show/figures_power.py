@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,8 @@ from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import setting
-from specbench.analysis.show.style import COLOURS, LINES, Drawing, errors, legend_below, legend_of, new_panels, series, styled
+from specbench.analysis.show.members import members
+from specbench.analysis.show.style import COLOURS, LINES, Drawing, errors, legend_below, new_panels, series, styled
 from specbench.measure.records import store
 
 MAX_PANELS = 6
@@ -39,7 +38,7 @@ def power_over_time(frames: Frames, group: Group, comparisons: Sequence[Comparis
         for axis, (title, rows) in zip(panels.axes, shown, strict=True):
             seconds = rows["time_seconds"] - rows["time_seconds"].min()
             if "arm" in rows:
-                for begin, end in _blocks(seconds.tolist(), rows["arm"].tolist()):
+                for begin, end in _blocks(seconds, rows["arm"]):
                     axis.axvspan(begin, end, facecolor="#E8E8E8", edgecolor="none", linewidth=0)
             for (role, device), own in rows.assign(seconds=seconds).groupby(["role", "device"], sort=False):
                 name = f"{role} ({str(device)[:12]})"
@@ -53,58 +52,37 @@ def power_over_time(frames: Frames, group: Group, comparisons: Sequence[Comparis
             axis.set_ylabel("watts")
         for axis in panels.lowest:
             axis.set_xlabel("seconds of the energy pass")
-        handles, labels = legend_of(panels.axes)
         marked = any("arm" in rows for _, rows in shown)
-        if marked:
-            handles, labels = [*handles, Patch(facecolor="#E8E8E8")], [*labels, "method's blocks"]
-        legend_below(panels.figure, handles, labels)
+        legend_below(panels.figure, {"method's blocks": Patch(facecolor="#E8E8E8")} if marked else None)
     more = f" The first {MAX_PANELS} of {len(traces)} runs." if len(traces) > len(shown) else ""
     order = "" if marked else f" In time: {BLOCK_ORDER}."
-    return Drawing(
-        "power_over_time",
-        "Power over time",
-        panels.figure,
-        pd.concat(parts),
+    caption = (
         f"Power by device during the energy pass, whose timings are not used for speed.{order}{more} "
-        + setting(group.conditions, comparisons),
+        f"{setting(group.conditions, comparisons)}"
     )
+    return Drawing("power_over_time", "Power over time", panels.figure, pd.concat(parts), caption)
 
 
-def _blocks(seconds: Sequence[float], arms: Sequence[Any]) -> list[tuple[float, float]]:
+def _blocks(seconds: pd.Series, arms: pd.Series) -> list[tuple[float, float]]:
     """Begin and end of the stretches of the method's arm."""
-    spans = []
-    for arm, rows in groupby(zip(seconds, arms, strict=True), key=lambda row: row[1]):
-        times = [second for second, _ in rows]
-        if arm == "method":
-            spans.append((times[0], times[-1]))
-    return spans
+    spans = seconds[arms == "method"].groupby((arms != arms.shift()).cumsum()).agg(["first", "last"])
+    return list(spans.itertuples(index=False, name=None))
 
 
 def energy_against_speed(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Drawing | None:
     """Joules per token against speed-up, one panel per data set; the front of what nothing beats in both is drawn."""
     rows = []
-    for comparison in comparisons:
-        for run, facts in comparison.runs.iterrows():
-            energy = frames.summaries[run].get("energy") or {}
-            speed = comparison.speedup(run)
-            if speed is None or energy.get("joules_per_token") is None:
-                continue
-            base = {"pair": comparison.pair, "data": comparison.data}
-            blocks = energy.get("joules_per_token_by_block") or [np.nan]
-            rows.append(
-                base
-                | {"label": str(facts["label"]), "ranked": is_ranked(facts), "speedup": speed.value, "low": speed.low,
-                   "high": speed.high, "joules_per_token": energy["joules_per_token"], "joules_low": min(blocks),
-                   "joules_high": max(blocks)}
-            )  # fmt: skip
-            if energy.get("baseline_joules_per_token") is not None:
-                blocks = energy.get("baseline_joules_per_token_by_block") or [np.nan]
-                rows.append(
-                    base
-                    | {"label": f"{group.conditions.get('baseline')} (baseline)", "ranked": True, "speedup": 1.0,
-                       "joules_per_token": energy["baseline_joules_per_token"], "joules_low": min(blocks),
-                       "joules_high": max(blocks)}
-                )  # fmt: skip
+    baseline = {"label": f"{group.conditions.get('baseline')} (baseline)", "ranked": True, "speedup": 1.0}
+    for m in members(*comparisons):
+        if m.speedup is None or m.energy.get("joules_per_token") is None:
+            continue
+        own = {"label": str(m.facts["label"]), "ranked": is_ranked(m.facts), "speedup": m.speedup.value}
+        for arm, of in ((own | {"low": m.speedup.low, "high": m.speedup.high}, ""), (baseline, "baseline_")):
+            joules = m.energy.get(f"{of}joules_per_token")
+            if joules is not None:
+                blocks = m.energy.get(f"{of}joules_per_token_by_block") or [np.nan]
+                spent = {"joules_per_token": joules, "joules_low": min(blocks), "joules_high": max(blocks)}
+                rows.append({"pair": m.comparison.pair, "data": m.comparison.data} | arm | spent)
     if not rows:
         return None
     frame = pd.DataFrame(rows)
@@ -124,20 +102,17 @@ def energy_against_speed(frames: Frames, group: Group, comparisons: Sequence[Com
                 front["speedup"], front["joules_per_token"], drawstyle="steps-pre", color="#8C8C8C", linewidth=0.9, zorder=0
             )
             axis.set_title(f"{data}\n{pair}" if frame["pair"].nunique() > 1 else str(data), fontsize=8)
-            axis.set_ylim(0, 1.08 * frame[["joules_per_token", "joules_high"]].max().max())
-            axis.set_xlabel("speed-up")
+            axis.set(xlabel="speed-up", ylim=(0, 1.08 * frame[["joules_per_token", "joules_high"]].max().max()))
         for axis in panels.left:
             axis.set_ylabel("joules per token (gross)")
-        legend_below(panels.figure, *legend_of(panels.axes))
-    return Drawing(
-        "energy_against_speed",
-        "Energy against speed",
-        panels.figure,
-        frame,
+        legend_below(panels.figure)
+    caption = (
         "Gross energy per output token against speed-up; lower right is better. Horizontal bars: 95 % interval over prompts; "
         "vertical bars: span of the energy pass's blocks, no interval. Grey: the front that no ranked run beats in both. "
-        "Devices that wait are charged too. " + setting(group.conditions, comparisons),
+        "Devices that wait are charged too. "
+        f"{setting(group.conditions, comparisons)}"
     )
+    return Drawing("energy_against_speed", "Energy against speed", panels.figure, frame, caption)
 
 
 def _front(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,21 +8,9 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, acceptance_by_position, prompts_of
+from specbench.analysis.derive.derive import Comparison, acceptance_by_position, prompts_of, shares_by_prompt
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.show.captions import setting
-from specbench.analysis.show.style import (
-    MAX_SERIES,
-    Drawing,
-    errors,
-    filled,
-    legend_below,
-    legend_of,
-    new_figure,
-    series,
-    styled,
-)
-from specbench.measure import stats
+from specbench.analysis.show.style import MAX_SERIES, Drawing, errors, filled, legend_below, new_figure, series, styled
 from specbench.measure.metrics import RoundTable
 
 MIN_ROUNDS = 20  # a position that fewer rounds reached is not drawn
@@ -64,30 +52,18 @@ def acceptance(frames: Frames, group: Group, comparison: Comparison) -> Drawing 
                 axis.errorbar(seen["position"] + shift, seen[name], bars, label=label, **series(number))
         axes[0, 0].set_title("at least k drafts accepted")
         axes[0, 1].set_title("k-th accepted, given all before")
-        deepest = max(
-            (
-                int(part.loc[part["rounds"] >= MIN_ROUNDS, "position"].max())
-                for part in parts
-                if (part["rounds"] >= MIN_ROUNDS).any()
-            ),
-            default=1,
-        )
+        deepest = max((k for part in parts for k in part["position"][part["rounds"] >= MIN_ROUNDS]), default=1)
+        ticks = np.arange(1, deepest + 1, max(1, deepest // 8))
         for axis in axes.flat:
-            axis.set_ylim(0, 1.02)
-            axis.set_xlim(0.5, deepest + 0.5)
-            axis.set_xticks(np.arange(1, deepest + 1, max(1, deepest // 8)))
-            axis.set_xlabel("position k in the draft")
+            axis.set(xlim=(0.5, deepest + 0.5), ylim=(0, 1.02), xticks=ticks, xlabel="position k in the draft")
         axes[0, 0].set_ylabel("share of rounds that reach k")
-        legend_below(figure, *legend_of(axes))
-    return Drawing(
-        f"acceptance_by_position_{_slug(comparison)}",
-        f"Acceptance by position: {comparison.data}, {comparison.pair}",
-        figure,
-        pd.concat(parts),
+        legend_below(figure)
+    caption = (
         "Acceptance by position in the draft (depth, for trees) with 95 % bootstrap intervals over prompts. "
-        f"Positions that fewer than {MIN_ROUNDS} rounds reached are in the CSV only.{_left(comparison, runs)} "
-        + setting(group.conditions, [comparison]),
+        f"Positions that fewer than {MIN_ROUNDS} rounds reached are in the CSV only.{_left(comparison, runs)}"
     )
+    frame = pd.concat(parts)
+    return Drawing.of_cell("acceptance_by_position", "Acceptance by position", figure, frame, caption, group, comparison)
 
 
 def accepted_lengths(frames: Frames, group: Group, comparison: Comparison) -> Drawing | None:
@@ -98,27 +74,10 @@ def accepted_lengths(frames: Frames, group: Group, comparison: Comparison) -> Dr
     parts = []
     for run, label in runs:
         table = comparison.rounds(run)
-        prompt, num_prompts = prompts_of(table)
-        top = int(table.num_accepted.max(initial=0))
-        counts = np.zeros((num_prompts, top + 1))
-        np.add.at(counts, (prompt, table.num_accepted), 1)
-        shares = counts.sum(0) / counts.sum()
-        low, high = np.full(top + 1, np.nan), np.full(top + 1, np.nan)
-        if num_prompts > 1:
-            draws = stats.bootstrap_totals(counts, RESAMPLES, np.random.default_rng(0))
-            low, high = np.quantile(draws / draws.sum(1, keepdims=True), [0.025, 0.975], axis=0)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "method": label,
-                    "accepted": np.arange(top + 1),
-                    "rounds": counts.sum(0),
-                    "share": shares,
-                    "low": low,
-                    "high": high,
-                }
-            )
-        )
+        counts = _count(table, table.num_accepted, int(table.num_accepted.max(initial=0)) + 1)
+        share, low, high = shares_by_prompt(counts, np.repeat(counts.sum(1, keepdims=True), counts.shape[1], 1), RESAMPLES)
+        made = {"method": label, "accepted": np.arange(counts.shape[1]), "rounds": counts.sum(0), "share": share}
+        parts.append(pd.DataFrame(made | {"low": low, "high": high}))
     frame = pd.concat(parts, ignore_index=True)
     top = int(frame.loc[frame["share"] >= 0.002, "accepted"].max())
     with styled():
@@ -131,19 +90,23 @@ def accepted_lengths(frames: Frames, group: Group, comparison: Comparison) -> Dr
             axis.bar(at, seen["share"], width, label=runs[number][1], **filled(number))
             bars = errors(seen["share"], seen["low"], seen["high"])
             axis.errorbar(at, seen["share"], bars, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.2)
+        axis.set(xlabel="draft tokens accepted in a round", ylabel="share of rounds")
         axis.set_xticks(np.arange(0, top + 1, max(1, top // 16)))
-        axis.set_xlabel("draft tokens accepted in a round")
-        axis.set_ylabel("share of rounds")
         axis.grid(axis="x", visible=False)
-        legend_below(figure, *legend_of(axes))
-    return Drawing(
-        f"accepted_lengths_{_slug(comparison)}",
-        f"Accepted lengths: {comparison.data}, {comparison.pair}",
-        figure,
-        frame,
+        legend_below(figure)
+    caption = (
         "Distribution of accepted draft tokens per round (the target's own token not counted) with 95 % bootstrap intervals "
-        f"over prompts.{_left(comparison, runs)} " + setting(group.conditions, [comparison]),
+        f"over prompts.{_left(comparison, runs)}"
     )
+    return Drawing.of_cell("accepted_lengths", "Accepted lengths", figure, frame, caption, group, comparison)
+
+
+def _count(table: RoundTable, column: np.ndarray, num_columns: int, weights: np.ndarray | int = 1) -> np.ndarray:
+    """[P, num_columns]: how many rounds of each prompt (or how much of `weights`) fall into each column."""
+    prompt, num_prompts = prompts_of(table)
+    counts = np.zeros((num_prompts, num_columns))
+    np.add.at(counts, (prompt, column), weights)
+    return counts
 
 
 def _progress(table: RoundTable) -> np.ndarray:
@@ -167,28 +130,12 @@ def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
     parts = []
     for run, label in runs:
         table = comparison.rounds(run)
-        prompt, num_prompts = prompts_of(table)
         bins = np.clip(np.searchsorted(edges, _progress(table), side="right") - 1, 0, len(edges) - 2)
-        both = np.zeros((num_prompts, 2 * (len(edges) - 1)))
-        np.add.at(both, (prompt, bins), table.num_discarded > 0)
-        np.add.at(both, (prompt, bins + len(edges) - 1), 1)
-        half = both.shape[1] // 2
-        total = both.sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share = total[:half] / total[half:]
-            low, high = np.full(half, np.nan), np.full(half, np.nan)
-            if len(both) > 1:
-                draws = stats.bootstrap_totals(both, RESAMPLES, np.random.default_rng(0))
-                enough = total[half:] >= MIN_ROUNDS
-                low[enough], high[enough] = np.nanquantile(
-                    (draws[:, :half] / draws[:, half:])[:, enough], [0.025, 0.975], axis=0
-                )
-        parts.append(
-            pd.DataFrame(
-                {"method": label, "from_token": edges[:-1], "to_token": edges[1:], "rounds": total[half:],
-                 "rollbacks": total[:half], "share": share, "low": low, "high": high}
-            )
-        )  # fmt: skip
+        rounds = _count(table, bins, len(edges) - 1)
+        thrown = _count(table, bins, len(edges) - 1, table.num_discarded > 0)
+        share, low, high = shares_by_prompt(thrown, rounds, RESAMPLES, MIN_ROUNDS)
+        made = {"method": label, "from_token": edges[:-1], "to_token": edges[1:], "rounds": rounds.sum(0)}
+        parts.append(pd.DataFrame(made | {"rollbacks": thrown.sum(0), "share": share, "low": low, "high": high}))
     with styled():
         figure, axes = new_figure(height=3.0)
         axis = axes[0, 0]
@@ -198,22 +145,10 @@ def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
             style = series(number)
             axis.fill_between(middle, seen_part["low"], seen_part["high"], color=style["color"], alpha=0.13, linewidth=0)
             axis.plot(middle, seen_part["share"], label=runs[number][1], **style)
-        axis.set_ylim(0, 1.02)
-        axis.set_xlabel("position in the output (tokens)")
-        axis.set_ylabel("share of rounds with a rollback")
-        legend_below(figure, *legend_of(axes))
-    return Drawing(
-        f"rollbacks_{_slug(comparison)}",
-        f"Rollbacks along the sequence: {comparison.data}, {comparison.pair}",
-        figure,
-        pd.concat(parts),
+        axis.set(xlabel="position in the output (tokens)", ylabel="share of rounds with a rollback", ylim=(0, 1.02))
+        legend_below(figure)
+    caption = (
         "Share of rounds that threw drafted tokens away, by output position, with 95 % bootstrap bands over prompts. Stretches "
-        f"with fewer than {MIN_ROUNDS} rounds are in the CSV only.{_left(comparison, runs)} "
-        + setting(group.conditions, [comparison]),
+        f"with fewer than {MIN_ROUNDS} rounds are in the CSV only.{_left(comparison, runs)}"
     )
-
-
-def _slug(comparison: Comparison) -> str:
-    from specbench.analysis.show.paper_tables import slug
-
-    return f"{slug(comparison.pair)}_{slug(comparison.data)}"
+    return Drawing.of_cell("rollbacks", "Rollbacks along the sequence", figure, pd.concat(parts), caption, group, comparison)

@@ -12,18 +12,9 @@ from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting
-from specbench.analysis.show.style import (
-    Drawing,
-    Ladder,
-    errors,
-    legend_below,
-    legend_of,
-    new_figure,
-    new_panels,
-    series,
-    styled,
-)
-from specbench.measure.theory.formulas import speedup_sequential
+from specbench.analysis.show.members import members
+from specbench.analysis.show.style import Drawing, Ladder, errors, legend_below, new_figure, new_panels, series, styled
+from specbench.measure.theory.formulas import SEQUENTIAL
 
 FOREST_ROWS = 40  # on one page
 
@@ -31,30 +22,15 @@ FOREST_ROWS = 40  # on one page
 def _speedups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """One row per run with a speed-up, on the prompts of its comparison."""
     rows = []
-    for comparison in comparisons:
-        for run, facts in comparison.runs.iterrows():
-            found = comparison.speedup(run)
-            if found is not None:
-                repeats = comparison.speedup_over_repeats(run) or (np.nan, np.nan)
-                rows.append(
-                    {
-                        "run": run,
-                        "pair": comparison.pair,
-                        "data": comparison.data,
-                        "method": facts["method"],
-                        "label": facts["label"],
-                        "draft": facts["draft"],
-                        "draft_length": facts["draft_length"],
-                        "size_ratio": facts["size_ratio"],
-                        "speedup": found.value,
-                        "low": np.nan if found.low is None else found.low,
-                        "high": np.nan if found.high is None else found.high,
-                        "repeats_low": repeats[0],
-                        "repeats_high": repeats[1],
-                        "ranked": is_ranked(facts),
-                    }
-                )
-    return pd.DataFrame(rows)
+    for m in members(*comparisons):
+        if m.speedup is not None:
+            repeats = m.comparison.speedup_over_repeats(m.run) or (np.nan, np.nan)
+            row = {"run": m.run, "pair": m.comparison.pair, "data": m.comparison.data}
+            row |= {name: m.facts[name] for name in ("method", "label", "draft", "draft_length", "size_ratio")}
+            row |= {"speedup": m.speedup.value, "low": m.speedup.low, "high": m.speedup.high}
+            rows.append(row | {"repeats_low": repeats[0], "repeats_high": repeats[1], "ranked": is_ranked(m.facts)})
+    frame = pd.DataFrame(rows)
+    return frame if frame.empty else frame.astype({"low": float, "high": float})
 
 
 def forest(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Drawing | None:
@@ -81,23 +57,19 @@ def forest(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> D
         axis.set_xlim(min(low, 1.0) - margin, max(high, 1.0) + margin)  # two repeats have intervals that go anywhere
         axis.axvline(1.0, color="black", linewidth=0.9)
         floor = group.noise_floors.dropna(subset=["speedup_low", "speedup_high"])
-        for _, band in floor.tail(1).iterrows():
-            axis.axvspan(
-                band["speedup_low"], band["speedup_high"], facecolor="#DDDDDD", edgecolor="#8C8C8C", hatch="////", linewidth=0
-            )
+        for ends in floor[["speedup_low", "speedup_high"]].tail(1).itertuples(index=False):
+            axis.axvspan(*ends, facecolor="#DDDDDD", edgecolor="#8C8C8C", hatch="////", linewidth=0)
         ladder.label(axis, margin=0.3)
         axis.set_xlabel("speed-up over the baseline (decode tokens/s, ratio of totals)")
     note = " Open squares (*): not ranked, the output is not the target's." if not shown["ranked"].all() else ""
     band = " Hatched band: the baseline against itself (noise floor)." if len(floor) else ""
     more = f" The first {FOREST_ROWS} of {len(frame)} runs; all are in the CSV." if len(frame) > len(shown) else ""
-    return Drawing(
-        "speedup_forest",
-        "Speed-ups",
-        figure,
-        frame.drop(columns=["order", "run"]),
+    caption = (
         "Speed-up with its 95 % interval over prompts (thick; other prompts of this kind) and over repeats (thin, grey; this "
-        f"machine's noise; cut at the edge).{note}{band}{more} " + setting(group.conditions, comparisons),
+        f"machine's noise; cut at the edge).{note}{band}{more} "
+        f"{setting(group.conditions, comparisons)}"
     )
+    return Drawing("speedup_forest", "Speed-ups", figure, frame.drop(columns=["order", "run"]), caption)
 
 
 def against_draft_length(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Drawing | None:
@@ -107,14 +79,10 @@ def against_draft_length(frames: Frames, group: Group, comparisons: Sequence[Com
         return None
     frame = frame[frame["ranked"]].dropna(subset=["draft_length"])
     keys = ["pair", "data", "method", "draft"]
-    lines = [(key, rows.sort_values("draft_length")) for key, rows in frame.groupby(keys, sort=False, dropna=False)]
-    lines = [(key, rows) for key, rows in lines if rows["draft_length"].nunique() > 1 and rows["draft_length"].is_unique]
-    if not lines:
-        return None
-    return _curves(
-        frames, group, comparisons, lines, "draft_length", "draft length",
-        "speedup_by_draft_length", "Speed-up against draft length", keys,
-    )  # fmt: skip
+    lines = [rows.sort_values("draft_length") for _, rows in frame.groupby(keys, sort=False, dropna=False)]
+    lines = [rows for rows in lines if rows["draft_length"].nunique() > 1 and rows["draft_length"].is_unique]
+    what = ("speedup_by_draft_length", "Speed-up against draft length", "draft_length", "draft length")
+    return _curves(frames, group, comparisons, lines, keys, *what) if lines else None
 
 
 def against_size_ratio(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Drawing | None:
@@ -123,8 +91,7 @@ def against_size_ratio(frames: Frames, group: Group, comparisons: Sequence[Compa
     if frame.empty:
         return None
     measured = theory(frames, group.runs.index)
-    cost = (measured["t_draft_ms"] / measured["t_ar_ms"]).reindex(frame["run"]).to_numpy()
-    frame["cost_ratio"] = cost
+    frame["cost_ratio"] = (measured["t_draft_ms"] / measured["t_ar_ms"]).reindex(frame["run"]).to_numpy()
     known = frame["size_ratio"].notna()
     name = "size_ratio" if known.any() else "cost_ratio"
     label = "draft : target, parameters" if known.any() else "draft : target, time per forward"
@@ -132,66 +99,48 @@ def against_size_ratio(frames: Frames, group: Group, comparisons: Sequence[Compa
     keys = ["data", "method", "draft_length", "pair"]
     several = frame.groupby(keys[:3], dropna=False)["draft"].transform(lambda drafts: len(set(drafts)) > 1)
     several |= frame.groupby(keys[:3], dropna=False)["pair"].transform("nunique") > 1
-    lines = [(key, rows.sort_values(name)) for key, rows in frame[several].groupby(keys, sort=False, dropna=False)]
-    if not lines:
-        return None
-    return _curves(
-        frames, group, comparisons, lines, name, label, "speedup_by_size_ratio", "Speed-up against draft : target ratio", keys,
-        with_theory=False,
-    )  # fmt: skip
+    lines = [rows.sort_values(name) for _, rows in frame[several].groupby(keys, sort=False, dropna=False)]
+    what = ("speedup_by_size_ratio", "Speed-up against draft : target ratio", name, label)
+    return _curves(frames, group, comparisons, lines, keys, *what, with_theory=False) if lines else None
 
 
 def _curves(
-    frames: Frames, group: Group, comparisons: Sequence[Comparison], lines: Sequence[tuple[tuple[object, ...], pd.DataFrame]],
-    x: str, x_label: str, name: str, title: str, keys: Sequence[str], with_theory: bool = True,
+    frames: Frames, group: Group, comparisons: Sequence[Comparison], lines: Sequence[pd.DataFrame], keys: Sequence[str],
+    name: str, title: str, x: str, x_label: str, with_theory: bool = True,
 ) -> Drawing:  # fmt: skip
-    """One panel per data set, one line per remaining key."""
-    panels = list(dict.fromkeys(key[list(keys).index("data")] for key, _ in lines))
-    predictions = theory(frames, pd.concat([rows["run"] for _, rows in lines]).drop_duplicates()) if with_theory else None
-    varying = [i for i, k in enumerate(keys) if k != "data" and len({str(key[i]) for key, _ in lines}) > 1]
-    shown = varying or [list(keys).index("method")]
-    names = list(dict.fromkeys(tuple(key[i] for i in shown) for key, _ in lines))
+    """One panel per data set, one line per remaining key. lines: of `_speedups`, the rows of each with the same keys."""
+    every = pd.concat(lines)
+    predictions = theory(frames, every["run"].drop_duplicates()) if with_theory else None
+    shown = [key for key in keys if key != "data" and every[key].astype(str).nunique() > 1] or ["method"]
+    labels = [", ".join(_named(key, rows[key].iloc[0]) for key in shown) for rows in lines]
+    styles = {label: series(number) for number, label in enumerate(dict.fromkeys(labels))}
+    panels = every["data"].unique()
     parts = []
     with styled():
         grid = new_panels(len(panels), across=3, top=0.6, each=2.4, sharey=True)
         for panel, axis in zip(panels, grid.axes, strict=True):
-            for key, rows in lines:
-                if key[list(keys).index("data")] != panel:
+            for label, rows in zip(labels, lines, strict=True):
+                if rows["data"].iloc[0] != panel:
                     continue
-                own = tuple(key[i] for i in shown)
-                label = ", ".join(_named(keys[i], key[i]) for i in shown)
-                style = series(names.index(own))
                 bars = errors(rows["speedup"], rows["low"], rows["high"])
-                axis.errorbar(rows[x], rows["speedup"], bars, label=label, **style)
+                axis.errorbar(rows[x], rows["speedup"], bars, label=label, **styles[label])
                 made = rows.copy()
                 if predictions is not None and rows["run"].isin(predictions.index).all():
                     fits = predictions.loc[rows["run"]]
-                    made["theory"] = [
-                        speedup_sequential(t.alpha, t.gamma, t.t_draft_ms / t.t_ar_ms, t.t_verify_ms / t.t_ar_ms)
-                        if t.schedule == "sequential" else np.nan
-                        for t in fits.itertuples()
-                    ]  # fmt: skip
+                    made["theory"] = fits["speedup_sequential"].where(fits["schedule"] == SEQUENTIAL).to_numpy()
                     if made["theory"].notna().any():
-                        axis.plot(
-                            made[x],
-                            made["theory"],
-                            color=style["color"],
-                            linewidth=0.9,
-                            linestyle=(0, (1, 2)),
-                            label=f"{label}, i.i.d. formula",
-                        )
+                        dotted = {"color": styles[label]["color"], "linewidth": 0.9, "linestyle": (0, (1, 2))}
+                        axis.plot(made[x], made["theory"], label=f"{label}, i.i.d. formula", **dotted)
                 parts.append(made)
             axis.axhline(1.0, color="black", linewidth=0.9)
-            axis.set_title(str(panel))
-            axis.set_xlabel(x_label)
+            axis.set(title=str(panel), xlabel=x_label)
         grid.axes[0].set_ylabel("speed-up")
-        legend_below(grid.figure, *legend_of(grid.axes))
+        legend_below(grid.figure)
     beside = " Dotted: the i.i.d. formula at each run's own acceptance and times." if with_theory else ""
-    return Drawing(
-        name, title, grid.figure, pd.concat(parts).drop(columns=["run"]),
-        f"{title}, with 95 % intervals over prompts.{beside} " + definitions("speedup") + " "
-        + setting(group.conditions, comparisons),
-    )  # fmt: skip
+    caption = (
+        f"{title}, with 95 % intervals over prompts.{beside} {definitions('speedup')} {setting(group.conditions, comparisons)}"
+    )
+    return Drawing(name, title, grid.figure, pd.concat(parts).drop(columns=["run"]), caption)
 
 
 def _named(key: str, value: object) -> str:

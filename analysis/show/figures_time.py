@@ -11,13 +11,12 @@ from matplotlib.patches import Patch
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.show.captions import setting
-from specbench.analysis.show.paper_tables import slug
-from specbench.analysis.show.style import COLOURS, Drawing, filled, legend_below, legend_of, new_figure, series, styled
+from specbench.analysis.show.style import COLOURS, Drawing, filled, legend_below, new_figure, series, styled
 from specbench.measure.records import store
+from specbench.measure.records.events import PARTS
 
 MAX_METHODS = 7
-PARTS = {"draft": 1, "verify": 2, "wait": 7, "other": 3}  # number of the fill
+FILLS = {"draft": 1, "verify": 2, "wait": 7, "learn": 4, "other": 3}  # by what the target's process did
 WORKER_PARTS = {"draft": ("drafting, kept", 4), "discarded_draft": ("drafting, thrown away", 5), "idle": ("idle", 6)}
 TIMELINE_ROUNDS = 14
 
@@ -59,19 +58,14 @@ def tokens_over_time(frames: Frames, group: Group, comparison: Comparison) -> Dr
                 width = 1.2 if key[2] == 0 else 0.5
                 axis.step(seconds, tokens, where="post", linewidth=width, label=label if key[2] == 0 else None, **style)
                 parts.append(pd.DataFrame({"method": label, "repeat": key[2], "seconds": seconds, "tokens": tokens}))
-        axis.set_xlabel("seconds since the end of prefill")
-        axis.set_ylabel("tokens emitted")
+        axis.set(xlabel="seconds since the end of prefill", ylabel="tokens emitted")
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
-        legend_below(figure, *legend_of(axes))
-    return Drawing(
-        f"tokens_over_time_{_slug(comparison)}",
-        f"Tokens over time: {comparison.data}, {comparison.pair}",
-        figure,
-        pd.concat(parts),
-        f"Tokens emitted over time for one prompt ({prompt}, of median length), every step a round; thin: further repeats. "
-        + setting(group.conditions, [comparison]),
+        legend_below(figure)
+    caption = (
+        f"Tokens emitted over time for one prompt ({prompt}, of median length), every step a round; thin: further repeats."
     )
+    return Drawing.of_cell("tokens_over_time", "Tokens over time", figure, pd.concat(parts), caption, group, comparison)
 
 
 # ---------------------------------------------------------------------------------------------------- where the time goes
@@ -80,17 +74,17 @@ def where_time_goes(frames: Frames, group: Group, comparison: Comparison) -> Dra
     runs = _fastest(comparison, limit=12)
     if runs.empty:
         return None
-    rows = _time_rows(frames, comparison, runs, str(group.conditions.get("baseline")))
+    rows = _time_rows(comparison, runs, str(group.conditions.get("baseline")))
     frame = pd.DataFrame(rows)
+    parts = {name: (name, fill) for name, fill in FILLS.items() if f"{name}_ms" in frame}
     with styled():
         figure, axes = new_figure(height=0.9 + 0.34 * len(rows) + 0.3)
         axis = axes[0, 0]
         for y, row in enumerate(rows):
             thin = row["process"] == "draft"
             left = 0.0
-            parts: dict[str, Any] = WORKER_PARTS if thin else {name: (name, fill) for name, fill in PARTS.items()}
-            for name, (_, fill) in parts.items():
-                value = row.get(f"{name}_ms", 0.0)
+            for name, (_, fill) in (WORKER_PARTS if thin else parts).items():
+                value = row[f"{name}_ms"]
                 axis.barh(y - 0.2 if thin else y, value, height=0.36 if thin else 0.72, left=left, **filled(fill))
                 left += value
         axis.set_yticks(range(len(rows)), [row["label"] if row["process"] == "target" else "its draft process" for row in rows])
@@ -99,48 +93,33 @@ def where_time_goes(frames: Frames, group: Group, comparison: Comparison) -> Dra
         axis.invert_yaxis()
         axis.set_xlabel("ms per emitted token (decode)")
         axis.grid(axis="y", visible=False)
-        handles = [Patch(**filled(fill)) for fill in PARTS.values()]
-        labels = list(PARTS)
-        if any(row["process"] == "draft" for row in rows):
-            handles += [Patch(**filled(fill)) for _, fill in WORKER_PARTS.values()]
-            labels += [name for name, _ in WORKER_PARTS.values()]
-        legend_below(figure, handles, labels)
-    return Drawing(
-        f"where_time_goes_{_slug(comparison)}",
-        f"Where the time goes: {comparison.data}, {comparison.pair}",
-        figure,
-        frame,
+        shown = [*parts.values(), *(WORKER_PARTS.values() if "draft" in set(frame["process"]) else ())]
+        legend_below(figure, {name: Patch(**filled(fill)) for name, fill in shown})
+    caption = (
         "Time per emitted token of the process that owns the target: drafting, verifying, waiting for another process, and the "
         "rest (sampling, bookkeeping); they sum to the decode time. Narrow bars: what a draft process did at the same time. "
-        "Totals over all repeats, no intervals: the speed-ups carry them. " + setting(group.conditions, [comparison]),
+        "Totals over all repeats, no intervals: the speed-ups carry them."
+        f"{' learn: changing the draft between rounds.' if 'learn' in parts else ''}"
     )
+    return Drawing.of_cell("where_time_goes", "Where the time goes", figure, frame, caption, group, comparison)
 
 
-def _time_rows(frames: Frames, comparison: Comparison, runs: pd.DataFrame, baseline: str) -> list[dict[str, Any]]:
-    rows = [_parts(frames, comparison, runs.index[0], "baseline", f"{baseline} (baseline)")]
-    for run, facts in runs.iterrows():
-        rows.append(_parts(frames, comparison, run, "method", str(facts["label"])))
-        own = _finished(frames, comparison, run, "method")
-        tokens = own["num_emitted"].sum()
+def _time_rows(comparison: Comparison, runs: pd.DataFrame, baseline: str) -> list[dict[str, Any]]:
+    """A row per process: `label`, `process` (target or draft) and `<part>_ms` per token; `learn` where a draft learnt."""
+    frames, rows = comparison.frames, []
+    arms = [(runs.index[0], "baseline", f"{baseline} (baseline)")]
+    arms += [(run, "method", str(facts["label"])) for run, facts in runs.iterrows()]
+    for run, arm, label in arms:
+        own, table = frames.finished(run, arm, comparison.only), frames.table(run, arm, comparison.only)
+        tokens = float(own["num_emitted"].sum())
+        spent = {name: float(table.columns[f"{name}_seconds"].sum()) for name in PARTS}
+        spent["other"] = max(0.0, float(own["decode_seconds"].sum()) - sum(spent.values()))
+        rows.append({"label": label, "process": "target"} | {f"{name}_ms": 1e3 * s / tokens for name, s in spent.items()})
         if own["concurrent_draft"].notna().any():
             worker = {f"{name}_ms": 1e3 * own[f"concurrent_{name}"].sum() / tokens for name in WORKER_PARTS}
-            rows.append({"label": str(facts["label"]), "process": "draft", **worker})
-    return rows
-
-
-def _finished(frames: Frames, comparison: Comparison, run: int, arm: str) -> pd.DataFrame:
-    samples = frames.samples_of(run)
-    keep = (samples["arm"] == arm) & samples["decode_seconds"].notna()
-    return samples[keep & samples["sample_id"].isin(comparison.prompts)] if comparison.restricted else samples[keep]
-
-
-def _parts(frames: Frames, comparison: Comparison, run: int, arm: str, label: str) -> dict[str, Any]:
-    own = _finished(frames, comparison, run, arm)
-    table = frames.table(run, arm, comparison.prompts if comparison.restricted else None)
-    spent = {name: float(table.columns[f"{name}_seconds"].sum()) for name in ("draft", "verify", "wait")}
-    spent["other"] = max(0.0, float(own["decode_seconds"].sum()) - sum(spent.values()))
-    tokens = float(own["num_emitted"].sum())
-    return {"label": label, "process": "target", **{f"{name}_ms": 1e3 * value / tokens for name, value in spent.items()}}
+            rows.append({"label": label, "process": "draft", **worker})
+    learnt = any(row.get("learn_ms") for row in rows)
+    return [{name: value for name, value in row.items() if learnt or name != "learn_ms"} for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------------- timelines
@@ -158,7 +137,7 @@ def timelines(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
         figure, axes = new_figure(len(lanes), 1, height=0.7 + 0.95 * len(lanes), sharex=True)
         for axis, (label, spans, marks, _) in zip(axes[:, 0], lanes, strict=True):
             for lane, name, begin, until in spans:
-                fill = _FILLS[name]
+                fill = LANE_FILLS[name]
                 used.setdefault(name, fill)
                 axis.barh(lane, 1e3 * (until - begin), left=1e3 * begin, height=0.72, **_look(fill))
             axis.plot([1e3 * mark for mark in marks], [1.58] * len(marks), **_MARK)
@@ -167,26 +146,22 @@ def timelines(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
             axis.set_title(label, loc="left", fontsize=8, pad=2)
             axis.grid(axis="y", visible=False)
             parts.append(pd.DataFrame(spans, columns=["lane", "part", "start_seconds", "end_seconds"]).assign(method=label))
-        axes[-1, 0].set_xlim(0, 1e3 * end)
-        axes[-1, 0].set_xlabel("ms since the end of prefill")
-        handles: list[Any] = [Patch(**_look(fill)) for fill in used.values()]
-        mark = axes[0, 0].plot([], [], **_MARK)[0]
-        legend_below(figure, [*handles, mark], [*used, "rollback"])
+        axes[-1, 0].set(xlim=(0, 1e3 * end), xlabel="ms since the end of prefill")
+        handles = {name: Patch(**_look(fill)) for name, fill in used.items()}
+        legend_below(figure, handles | {"rollback": axes[0, 0].plot([], [], **_MARK)[0]})
     fewer = f" The fastest {len(runs)} of {len(comparison.runs)}." if len(runs) < len(comparison.runs) else ""
     unknown = " Light lane: the draft's process ran freely; its spans were not recorded (measure.trace=true records them)."
-    return Drawing(
-        f"timelines_{_slug(comparison)}",
-        f"Timelines: {comparison.data}, {comparison.pair}",
-        figure,
-        pd.concat(parts),
+    caption = (
         f"The first {TIMELINE_ROUNDS} rounds of {prompt}, repeat 0. Within a round the records hold how long the target's "
-        "process drafted, waited and verified, not in which order: drawn in this one." + fewer
-        + (unknown if "draft process, spans not recorded" in used else "") + " " + setting(group.conditions, [comparison]),
-    )  # fmt: skip
+        "process drafted, waited and verified, not in which order: drawn in this one."
+        f"{fewer}{unknown if UNKNOWN in used else ''}"
+    )
+    return Drawing.of_cell("timelines", "Timelines", figure, pd.concat(parts), caption, group, comparison)
 
 
 _MARK: Any = {"marker": "^", "color": COLOURS[0], "linestyle": "", "markersize": 4}
-_FILLS = {"verify": 2, "wait": 7, "draft": 4, "discarded draft": 5, "idle": 6, "draft process, spans not recorded": -1}
+UNKNOWN = "draft process, spans not recorded"
+LANE_FILLS = {"verify": 2, "wait": 7, "draft": 4, "discarded draft": 5, "idle": 6, "learn": 1, UNKNOWN: -1}
 
 
 def _look(fill: int) -> dict[str, Any]:
@@ -202,7 +177,7 @@ def _lanes(frames: Frames, run: int, prompt: str) -> tuple[list[tuple[int, str, 
     marks: list[float] = []
     for i in mine:
         at = float(table.t_start[i])
-        for lane, part in ((1, "draft"), (0, "wait"), (0, "verify")):
+        for lane, part in ((1, "draft"), (0, "wait"), (0, "verify"), (1, "learn")):
             until = at + float(table.columns[f"{part}_seconds"][i])
             if until > at:
                 spans.append((lane, part, at, until))
@@ -213,9 +188,5 @@ def _lanes(frames: Frames, run: int, prompt: str) -> tuple[list[tuple[int, str, 
     if not np.isnan(frames.runs.at[run, "concurrent_draft"]):
         records = (r for r in store.read_samples(frames.runs.at[run, "folder"]) if r.key == key)
         recorded = [(a, min(b, end), name.replace("_", " ")) for r in records for a, b, name in r.spans if a < end]
-        spans += [(1, name, a, b) for a, b, name in recorded] or [(1, "draft process, spans not recorded", 0.0, end)]
+        spans += [(1, name, a, b) for a, b, name in recorded] or [(1, UNKNOWN, 0.0, end)]
     return spans, marks, end
-
-
-def _slug(comparison: Comparison) -> str:
-    return f"{slug(comparison.pair)}_{slug(comparison.data)}"

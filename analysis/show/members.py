@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
 from specbench.analysis.derive.derive import Comparison, Estimate, agreement, is_lossy, is_ranked
 from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.table import Column, Row, mark_columns, row_of
+from specbench.measure.pairing import PairedTimes
 
 LOSSY_PART = "Lossy methods (other text than the target's: not ranked)"
 WRONG_PART = "Output differs from the target's although the method claims otherwise: not ranked"
@@ -23,6 +25,15 @@ class Member:
     comparison: Comparison
     run: int
     facts: pd.Series
+
+    @property
+    def run_facts(self) -> dict[str, Any]:
+        """run.json."""
+        return self.comparison.frames.facts[self.run]
+
+    @property
+    def pairs(self) -> PairedTimes:
+        return self.comparison.pairs(self.run)
 
     @cached_property
     def speedup(self) -> Estimate | None:
@@ -43,7 +54,17 @@ class Member:
 
     @cached_property
     def agreement(self) -> dict[str, float]:
-        return agreement(str(self.facts["folder"]), self.comparison.prompts if self.comparison.restricted else None)
+        return agreement(str(self.facts["folder"]), self.comparison.only)
+
+    @property
+    def energy(self) -> dict[str, Any]:
+        """The energy entry of the run's summary; empty without one."""
+        return self.comparison.frames.summaries[self.run].get("energy") or {}
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """The lossless entry, likewise."""
+        return self.comparison.frames.summaries[self.run].get("lossless") or {}
 
     def per_round(self, name: str) -> float | None:
         return self.comparison.per_round(self.run, name)
@@ -53,8 +74,8 @@ class Member:
         return self.comparison.figures(self.run)
 
 
-def members(comparison: Comparison) -> Iterator[Member]:
-    return (Member(comparison, int(run), facts) for run, facts in comparison.runs.iterrows())
+def members(*comparisons: Comparison) -> Iterator[Member]:
+    return (Member(c, int(run), facts) for c in comparisons for run, facts in c.runs.iterrows())
 
 
 def part_of(facts: pd.Series) -> str:
@@ -78,6 +99,7 @@ def ranked_rows(columns: Sequence[Column], items: Sequence[Member]) -> list[Row]
 PAIR = Column("pair", "pair", merge=True, text=True, of=lambda item: str(item.facts["pair_label"]))
 DATA = Column("data", "data", merge=True, text=True, of=lambda item: str(item.facts["data_label"]))
 METHOD = Column("method", "method", text=True, of=lambda item: str(item.facts["label"]))
+RUN = (PAIR, DATA, METHOD)
 LOSSLESS = Column("lossless", "lossless", text=True, of=lambda item: verdict_text(item.facts))
 # Of members
 TOKENS_PER_SECOND = Column("tokens_per_second", "tokens/s", digits=1, best="largest", of=lambda m: m.tokens_per_second)

@@ -6,14 +6,13 @@ compete for bold print.
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_lossy, is_ranked
-from specbench.analysis.show.captions import definitions, setting, verdict_text
+from specbench.analysis.show.captions import definitions, setting, slug, verdict_text
 from specbench.analysis.show.members import (
     ACCEPTED_RUN,
     DATA,
@@ -37,11 +36,8 @@ REPEATS_BELOW = 5  # so few prompts in a category that its interval says little
 
 def method_by_category(group: Group, comparison: Comparison) -> Table:
     """Spec-Bench's shape: a row per method, a column per category with its speed-up, then overall and emitted per round."""
-    categories = list(
-        dict.fromkeys(
-            category for run in comparison.runs.index for category in comparison.pairs(run).categories if category is not None
-        )
-    )
+    every = (name for run in comparison.runs.index for name in comparison.pairs(run).categories if name is not None)
+    categories = list(dict.fromkeys(every))
     runs = [m for m in members(comparison) if m.speedup is not None]
     by_category = {m.run: comparison.by_category(m.run) if categories else {} for m in runs}
     counts = comparison.pairs(comparison.runs.index[0]).categories if len(comparison.runs) else ()
@@ -55,14 +51,13 @@ def method_by_category(group: Group, comparison: Comparison) -> Table:
     small = [name for name in categories if counts.count(name) < REPEATS_BELOW]
     notes = [f"fewer than {REPEATS_BELOW} prompts in {', '.join(small)}: their intervals say little"] if small else []
     return Table(
-        f"method_by_category_{slug(comparison.pair)}_{slug(comparison.data)}",
+        f"method_by_category_{slug(comparison.pair, comparison.data)}",
         f"Methods by category: {comparison.data}, {comparison.pair}",
         columns,
         in_parts(ranked_rows(columns, runs)),
         f"Speed-up over the baseline by category on {comparison.data} with {comparison.pair}. "
-        + setting(group.conditions, [comparison])
-        + " "
-        + definitions("speedup", "emitted_per_round", "tokens_per_second", "lossless", "bold"),
+        f"{setting(group.conditions, [comparison])} "
+        f"{definitions('speedup', 'emitted_per_round', 'tokens_per_second', 'lossless', 'bold')}",
         [*comparison.notes, *notes],
     )
 
@@ -78,20 +73,13 @@ def dataset_by_method(group: Group, comparisons: Sequence[Comparison]) -> list[T
         method = replace(METHOD, of=lambda m: str(m.facts["label"]) + ("" if is_ranked(m.facts) else " (not ranked)"))
         columns = [DATA, method, MS_PER_TOKEN, SPEEDUP, replace(EMITTED, best=""), LOSSLESS]
         rows = [row for c in own for row in _dataset_rows(columns, c, baseline)]
-        tables.append(
-            Table(
-                f"dataset_by_method_{slug(pair)}",
-                f"Data sets by method: {pair}",
-                columns,
-                rows,
-                f"Time per token and speed-up by data set with {pair}. "
-                + setting(group.conditions, own)
-                + " "
-                + definitions("ms_per_token", "speedup", "emitted_per_round", "lossless", "bold")
-                + " Every run measures its own baseline; where several runs did, its row shows their span, not a mean.",
-                [note for c in own for note in c.notes],
-            ).drop_empty_columns()
+        caption = (
+            f"Time per token and speed-up by data set with {pair}. {setting(group.conditions, own)} "
+            f"{definitions('ms_per_token', 'speedup', 'emitted_per_round', 'lossless', 'bold')} Every run measures its own "
+            "baseline; where several runs did, its row shows their span, not a mean."
         )
+        name, notes = f"dataset_by_method_{slug(pair)}", [note for c in own for note in c.notes]
+        tables.append(Table(name, f"Data sets by method: {pair}", columns, rows, caption, notes).drop_empty_columns())
     return tables
 
 
@@ -128,7 +116,7 @@ def pair_by_dataset(group: Group, comparisons: Sequence[Comparison]) -> Table:
     rows: list[Row] = []
     for pair in dict.fromkeys(c.pair for c in comparisons):
         found: dict[tuple[str, str], dict[str, Member]] = {}
-        for m in itertools.chain.from_iterable(members(c) for c in comparisons if c.pair == pair):
+        for m in members(*(c for c in comparisons if c.pair == pair)):
             found.setdefault((str(m.facts["label"]), part_of(m.facts)), {})[m.comparison.data] = m
         made = [row_of(columns, row, part, not part) for (_, part), row in found.items()]
         mark_columns(columns, made)
@@ -138,9 +126,7 @@ def pair_by_dataset(group: Group, comparisons: Sequence[Comparison]) -> Table:
         "Pairs by data set",
         columns,
         in_parts(rows),
-        "Decode tokens/s, speed-up and mean accepted tokens by pair and data set. "
-        + setting(group.conditions, comparisons)
-        + " "
+        f"Decode tokens/s, speed-up and mean accepted tokens by pair and data set. {setting(group.conditions, comparisons)} "
         + definitions("tokens_per_second", "speedup", "emitted_per_round", "accepted_run_length", "lossless", "bold"),
         [note for c in comparisons for note in c.notes],
     ).drop_empty_columns()
@@ -157,19 +143,12 @@ def lossy_methods(group: Group, comparisons: Sequence[Comparison]) -> Table:
         Column("identical_share", "identical outputs", of=lambda m: m.agreement["identical"]),
         Column("prefix_share", "common prefix", of=lambda m: m.agreement["prefix"]),
     ]
-    lossy = [m for m in itertools.chain.from_iterable(map(members, comparisons)) if is_lossy(m.facts)]
+    lossy = [m for m in members(*comparisons) if is_lossy(m.facts)]
     rows = [row_of(columns, m, ranked=False) for m in lossy]
-    return Table(
-        "lossy_methods",
-        "Lossy methods",
-        columns,
-        rows,
+    caption = (
         "Methods that keep neither the target's text nor its law; no ranking with the others. Identical outputs: share of "
         "outputs equal to the baseline's. Common prefix: mean length of the common beginning over the longer output. Both say "
-        "how near the text stays, not how good it is. " + setting(group.conditions, comparisons) + " "
-        + definitions("speedup", "emitted_per_round"),
-    )  # fmt: skip
-
-
-def slug(name: str) -> str:
-    return "".join(character if character.isalnum() else "_" for character in name).strip("_").lower() or "unnamed"
+        "how near the text stays, not how good it is. "
+        f"{setting(group.conditions, comparisons)} {definitions('speedup', 'emitted_per_round')}"
+    )
+    return Table("lossy_methods", "Lossy methods", columns, rows, caption)

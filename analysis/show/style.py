@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,6 +23,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from specbench.analysis.derive.conditions import Group
+from specbench.analysis.derive.derive import Comparison
+from specbench.analysis.show.captions import setting, slug
 from specbench.analysis.show.fonts import families
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -67,6 +70,15 @@ class Drawing:
     figure: Figure
     data: pd.DataFrame
     caption: str
+
+    @classmethod
+    def of_cell(
+        cls, name: str, title: str, figure: Figure, data: pd.DataFrame, caption: str, group: Group, comparison: Comparison
+    ) -> Drawing:
+        """Of one pair and data set: name and title end in them, the caption in how they were run."""
+        where = slug(comparison.pair, comparison.data)
+        how = setting(group.conditions, [comparison])
+        return cls(f"{name}_{where}", f"{title}: {comparison.data}, {comparison.pair}", figure, data, f"{caption} {how}")
 
     def save(self, folder: Path) -> list[Path]:
         """name.pdf, name.png and name.csv in the folder; returns the paths."""
@@ -183,13 +195,8 @@ def series(number: int) -> dict[str, Any]:
 def filled(number: int) -> dict[str, Any]:
     """Face, edge and hatch of the n-th series of a bar chart."""
     i = number % MAX_SERIES
-    return {"facecolor": _light(COLOURS[i]), "edgecolor": COLOURS[i], "hatch": HATCHES[i], "linewidth": 0.8}
-
-
-def _light(colour: str) -> tuple[float, float, float]:
-    """Half way to white, so that the hatch shows."""
-    red, green, blue = matplotlib.colors.to_rgb(colour)
-    return ((red + 1) / 2, (green + 1) / 2, (blue + 1) / 2)
+    light = tuple((part + 1) / 2 for part in matplotlib.colors.to_rgb(COLOURS[i]))  # half way to white: the hatch shows
+    return {"facecolor": light, "edgecolor": COLOURS[i], "hatch": HATCHES[i], "linewidth": 0.8}
 
 
 def errors(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
@@ -199,22 +206,20 @@ def errors(values: Sequence[float], low: Sequence[float], high: Sequence[float])
     return np.clip(np.nan_to_num(ends, nan=0.0), 0.0, None)
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend under the axes, where it can hide nothing; as many columns as its longest label allows."""
-    if not handles:
-        return
-    longest = max(len(label) for label in labels)
-    columns = max(1, min(len(labels), int(figure.get_figwidth() * 15 / (longest + 6))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8)
+def legend_below(figure: Figure, more: Mapping[str, Any] | None = None) -> None:
+    """A legend of every label in the figure, each once, under the axes, where it can hide nothing.
 
-
-def legend_of(axes: Any) -> tuple[list[Any], list[str]]:
-    """Handles and labels of all axes, each label once."""
+    As many columns as its longest label allows. more: further handles by label.
+    """
     found: dict[str, Any] = {}
-    for axis in np.ravel(axes):
+    for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    return list(found.values()), list(found)
+    found |= more or {}
+    if found:
+        columns = max(1, min(len(found), int(figure.get_figwidth() * 15 / (max(map(len, found)) + 6))))
+        look: Any = {"loc": "outside lower center", "frameon": False, "handlelength": 2.8}
+        figure.legend(found.values(), found.keys(), ncols=columns, **look)
 
 
 def picture(drawing: Drawing) -> bytes:

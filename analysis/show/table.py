@@ -8,12 +8,13 @@ A column says once what it is called and how a row's item fills it; a row may al
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby, takewhile
 from typing import Any, NamedTuple
+
+import pandas as pd
 
 MISSING = "-"
 UNBROKEN = 46  # characters that stay on one line
@@ -232,36 +233,24 @@ class Table:
         def face(row: Row) -> list[str]:
             return [row.section, *(row.cell(key).text() for key in keys)]
 
-        if number and face(self.rows[number - 1]) == face(self.rows[number]):
+        own = face(self.rows[number])
+        if number and face(self.rows[number - 1]) == own:
             return 0
-        end = number + 1
-        while end < len(self.rows) and face(self.rows[end]) == face(self.rows[number]):
-            end += 1
-        return end - number
+        return len(list(takewhile(lambda row: face(row) == own, self.rows[number:])))
 
     def to_csv(self) -> str:
-        with_interval = {c.key for c in self.columns if any(row.cell(c.key).low is not None for row in self.rows)}
-        sections = any(row.section for row in self.rows)
-        header = ["section"] if sections else []
-        for column in self.columns:
-            header += [f"{column.key}{end}" for end in (("", "_low", "_high") if column.key in with_interval else ("",))]
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(header)
-        for row in self.rows:
-            line: list[object] = [row.section] if sections else []
-            for column in self.columns:
-                cell = row.cell(column.key)
-                values = (cell.value, cell.low, cell.high) if column.key in with_interval else (cell.value,)
-                line += ["" if value is None else value for value in values]
-            writer.writerow(line)
-        return out.getvalue()
+        """With full precision; the ends of intervals, where there are any, and sections in columns of their own."""
+        columns: dict[str, list[object]] = {}
+        if any(row.section for row in self.rows):
+            columns["section"] = [row.section for row in self.rows]
+        for key in (column.key for column in self.columns):
+            cells = [row.cell(key) for row in self.rows]
+            columns[key] = [cell.value for cell in cells]
+            if any(cell.low is not None for cell in cells):
+                columns |= {f"{key}_low": [cell.low for cell in cells], f"{key}_high": [cell.high for cell in cells]}
+        return pd.DataFrame(columns, dtype=object).to_csv(index=False)
 
 
 def label_spans(labels: Sequence[str]) -> list[tuple[str, int]]:
     """Consecutive equal labels with their number."""
-    spans: list[tuple[str, int]] = []
-    for label in labels:
-        count = spans.pop()[1] if spans and spans[-1][0] == label else 0
-        spans.append((label, count + 1))
-    return spans
+    return [(label, len(list(equal))) for label, equal in groupby(labels)]

@@ -12,9 +12,9 @@ from rich.box import Box
 from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 
-from specbench.analysis.derive.conditions import Group, differences, groups
+from specbench.analysis.derive.conditions import Group, apart, groups
 from specbench.analysis.derive.derive import Comparison, comparisons, is_ranked
-from specbench.analysis.read.frames import Frames, load
+from specbench.analysis.read.frames import LeftOut, load
 from specbench.analysis.show.members import EMITTED, LOSSLESS, SPEEDUP, TOKENS_PER_SECOND, Member, members
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.analysis.show.table import Column, Table, label_spans, row_of
@@ -32,27 +32,23 @@ def compare(folders: Sequence[str | Path], *, unfinished: bool = False) -> str:
     found = groups(frames)
     for group in found:
         if len(found) > 1:
-            lines += wrapped(f"Conditions {group.number}" + _apart(frames, group, found[0]), "")
+            other = "" if group is found[0] else f", not compared with conditions {found[0].number}: "
+            lines += wrapped(f"Conditions {group.number}{other}{other and apart(frames, group, found[0])}")
         for comparison in comparisons(frames, group):
             lines += [*_block(group, comparison), ""]
-            lines += [line for item in comparison.left_out for line in wrapped(f"left out: {item.folder}: {item.why}", "  ")]
-        lines += [line for item in group.left_out for line in wrapped(f"left out: {item.folder}: {item.why}", "  ")]
+            lines += _left_out(comparison.left_out)
+        lines += _left_out(group.left_out)
         for _, floor in group.noise_floors.iterrows():
             ends = f"{floor['speedup_low']:.3f} to {floor['speedup_high']:.3f}"
             lines += wrapped(f"noise floor (the baseline against itself on {floor['data']}): {ends}", "  ")
-    lines += [line for item in frames.left_out for line in wrapped(f"left out: {item.folder}: {item.why}", "  ")]
+    lines += _left_out(frames.left_out)
     if frames.runs.empty and not lines:
         raise ValueError("no run to compare")
     return "\n".join([*lines, _WORDS])
 
 
-def _apart(frames: Frames, group: Group, main: Group) -> str:
-    if group is main:
-        return ""
-    members = [*group.runs.index, *group.noise_floors.index]
-    others = [*main.runs.index, *main.noise_floors.index]
-    why = "; ".join(differences(frames.facts[others[0]], frames.facts[members[0]]))
-    return f", not compared with conditions {main.number}: {why}"
+def _left_out(items: Iterable[LeftOut]) -> list[str]:
+    return [line for item in items for line in wrapped(f"left out: {item.folder}: {item.why}", "  ")]
 
 
 def _block(group: Group, comparison: Comparison) -> list[str]:
@@ -73,7 +69,7 @@ def _block(group: Group, comparison: Comparison) -> list[str]:
         LOSSLESS,
     ]
     rows = [row_of(columns, m) for m in members(comparison)]
-    lines = wrapped(f"{comparison.data}, {comparison.pair}, {comparison.runs['machine'].iloc[0]}", "")
+    lines = wrapped(f"{comparison.data}, {comparison.pair}, {comparison.runs['machine'].iloc[0]}")
     lines += _grid(columns, [[row.cell(c.key).text() for c in columns] for row in rows])
     lines += [part for note in comparison.notes for part in wrapped(note, "  ")]
     if not all(is_ranked(facts) for _, facts in comparison.runs.iterrows()):
@@ -94,7 +90,7 @@ def table_text(table: Table) -> str:
     printed = list(table.lines(shown))
     entries = [[entry.cell.text() if entry.span else "" for entry in line.entries] for line in printed]
     head, rule, *body = _grid(shown, entries, widths)
-    lines = wrapped(table.title, "")
+    lines = wrapped(table.title)
     if any(c.group for c in shown):
         rooms, at = [], 0
         for label, span in label_spans([c.group for c in shown]):

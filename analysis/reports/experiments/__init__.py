@@ -34,15 +34,20 @@ def known() -> list[str]:
     return sorted(stem for stem in stems if not stem.startswith("_"))
 
 
+def has_experiment(name: str) -> bool:
+    """Whether an experiment has a report of its own."""
+    return name in known()
+
+
 def find(name: str) -> Study[Any]:
     """The study of an experiment. Raises ValueError for a name that has none."""
-    if name not in known():
+    if not has_experiment(name):
         raise ValueError(f"experiment {name!r} has no report of its own; those that have: {', '.join(known())}")
     study: Study[Any] = import_module(f"{__name__}.{name}").STUDY
     return study
 
 
-def report(paths: Iterable[str | Path], out: str | Path, name: str, *, unfinished: bool = False) -> tuple[Path, str]:
+def report(name: str, paths: Iterable[str | Path], out: str | Path, *, unfinished: bool = False) -> tuple[Path, str]:
     """Write an experiment's report into `out`; returns the path of report.html, and the main table as text with the warnings.
 
     Raises ValueError for an unknown experiment, and when the runs cannot carry it.

@@ -23,6 +23,7 @@ from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import Drawing, Ladder, filled, legend_below, new_figure, styled
 from specbench.analysis.show.table import Cell, Column, Table, row_of
 from specbench.measure.attribution import PARTS, parts_of_work
+from specbench.measure.records.events import PARTS as TIME_PARTS
 
 LABELS = {
     "verify": "verifying", "draft": "drafting, kept", "discarded_draft": "drafting, thrown away", "prefill": "prefill",
@@ -45,28 +46,27 @@ class Arm(study.Case):
     def label(self) -> str:
         return str(self.facts["label"] if self.arm == "method" else self.condition("baseline"))
 
-    def energy(self, name: str) -> Any:
+    def entry(self, name: str) -> Any:
         """An entry of the run's energy summary for this arm; None without it."""
-        found = self.comparison.frames.summaries[self.run].get("energy") or {}
-        return found.get(name if self.arm == "method" or name == "source" else f"baseline_{name}")
+        return self.energy.get(name if self.arm == "method" or name == "source" else f"baseline_{name}")
 
     @property
     def per_token(self) -> Cell:
-        blocks = self.energy("joules_per_token_by_block") or [None]
-        return Cell.of(self.energy("joules_per_token"), min(blocks), max(blocks), 3)
+        blocks = self.entry("joules_per_token_by_block") or [None]
+        return Cell.of(self.entry("joules_per_token"), min(blocks), max(blocks), 3)
 
     @property
     def why(self) -> str | None:
         """Why joules, or their parts, are missing; None where they are not."""
-        if self.energy("joules_by_part"):
+        if self.entry("joules_by_part"):
             return None
         if self.per_token.number is not None:
-            return self.energy("joules_by_part_why")
-        return self.energy("joules_per_token_why") or "energy was not recorded"
+            return self.entry("joules_by_part_why")
+        return self.entry("joules_per_token_why") or "energy was not recorded"
 
     @cached_property
     def joules(self) -> dict[str, float]:
-        tokens, parts = self.energy("num_output_tokens"), self.energy("joules_by_part") or {}
+        tokens, parts = self.entry("num_output_tokens"), self.entry("joules_by_part") or {}
         return {part: joules / tokens for part, joules in parts.items()} if tokens else {}
 
     @cached_property
@@ -76,15 +76,12 @@ class Arm(study.Case):
         The attribution rule's own split (`parts_of_work`): what it would part the joules by. A role's `wait` is what remains
         of prefill and decode time; a draft without a process of its own has no device of its own and no wait.
         """
-        frames, prompts = self.comparison.frames, self.comparison.prompts if self.comparison.restricted else None
-        samples = frames.samples_of(self.run)
-        own = samples[(samples["arm"] == self.arm) & samples["decode_seconds"].notna()]
-        own = own if prompts is None else own[own["sample_id"].isin(prompts)]
-        table = frames.table(self.run, self.arm, prompts)
+        where = (self.run, self.arm, self.comparison.only)
+        own, table = self.comparison.frames.finished(*where), self.comparison.frames.table(*where)
         tokens = float(own["num_output_tokens"].sum())
         if not tokens:
             return {}
-        spent = {name: float(table.columns[f"{name}_seconds"].sum()) for name in ("draft", "verify", "wait")}
+        spent = {name: float(table.columns[f"{name}_seconds"].sum()) for name in TIME_PARTS}
         names = ("draft", "discarded_draft", "idle")
         worker = {name: float(own[f"concurrent_{name}"].sum()) for name in names if own[f"concurrent_{name}"].notna().any()}
         drafted = int(table.num_drafted.sum())
@@ -109,7 +106,7 @@ def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Arm]:
     ordered = sorted(groups, key=lambda g: g.conditions.get("baseline") == "autoregressive")
     made: dict[tuple[str, str, str], Arm] = {}
     for case in study.cases_in(frames, ordered):
-        for arm in ("method", "baseline") if len(case.comparison.pairs(case.run)) else ():
+        for arm in ("method", "baseline") if len(case.pairs) else ():
             own = Arm.of(case, arm)
             made.setdefault((case.comparison.pair, case.data, own.label), own)
     return study.by_data(made.values(), lambda arm: ORDER.get(arm.label, len(ORDER)))
@@ -143,10 +140,10 @@ def joules_table(chapter: Chapter[Arm]) -> Table:
         study.DATA,
         METHOD,
         Column("joules_per_token", "gross", "J/token", of=lambda arm: arm.per_token),
-        Column("net_joules_per_token", "net of idle", "J/token", digits=3, of=lambda arm: arm.energy("net_joules_per_token")),
+        Column("net_joules_per_token", "net of idle", "J/token", digits=3, of=lambda arm: arm.entry("net_joules_per_token")),
         *map(part, LABELS),
         Column("saving_percent", "saving over speculative, %", digits=1, of=saving),
-        Column("source", "source", text=True, of=lambda arm: str(arm.energy("source") or "none")),
+        Column("source", "source", text=True, of=lambda arm: str(arm.entry("source") or "none")),
         Column("why", "missing because", text=True, of=lambda arm: arm.why),
     ]
     rows = [row_of(columns, arm, ranked=False) for arm in chapter.cases]
@@ -201,13 +198,12 @@ def figure_of(chapter: Chapter[Arm]) -> Drawing:
         figure, axes = new_figure(height=1.2 + 0.27 * (ladder.bottom + ladder.gap))
         axis = axes[0, 0]
         left = pd.Series(0.0, frame.index)
-        handles = []
         for part in LABELS:
-            handles.append(axis.barh(places, frame[part], height=0.72, left=left, **filled(FILLS[part])))
+            axis.barh(places, frame[part], height=0.72, left=left, label=LABELS[part], **filled(FILLS[part]))
             left += frame[part]
         ladder.label(axis, margin=0.0)
         axis.set_xlabel("joules per output token (gross)" if measured else "device time per output token, ms (no energy)")
-        legend_below(figure, handles, list(LABELS.values()))
+        legend_below(figure)
     what = (
         "Gross joules per output token by what they were spent on, every device charged."
         if measured

@@ -8,25 +8,26 @@ this project's tables. What cannot be had from warm runs is left out and said: t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import RESAMPLES, Comparison, Estimate, comparisons, is_ranked, strata_of
-from specbench.analysis.derive.families import BASELINE, cells_of, find_run, options
+from specbench.analysis.derive.derive import Comparison, Estimate, comparisons, is_ranked, ratio_of, strata_of
+from specbench.analysis.derive.families import BASELINE
 from specbench.analysis.read.frames import Frames
+from specbench.analysis.read.run_rows import entry
 from specbench.analysis.reports import reference, study
-from specbench.analysis.reports.study import Chapter
+from specbench.analysis.reports.study import Case, Chapter
 from specbench.analysis.show import check_tables, figures_power, figures_speed
 from specbench.analysis.show.captions import definitions, verdict_text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import Drawing
 from specbench.analysis.show.table import Column, Table
-from specbench.measure import stats
 from specbench.measure.pairing import ArmTimes, FloatArray, PairedTimes
 
 SOURCE = "AMUSD"  # what the reference file's sources begin with
@@ -48,70 +49,72 @@ class Beside:
     entries: dict[str, Any]
 
 
-Direct = Mapping[str | None, tuple[Comparison, int] | None]  # AMUSD's run over speculative decoding, by the handicap of that
+Runs = Mapping[str, Case | None]
 
 
 def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Beside]:
     """The rows of every data set that has a run over autoregressive decoding, with the published ones."""
     over = {name: [g for g in groups if g.conditions.get("baseline") == name] for name in ("autoregressive", "speculative")}
-    over_sd = [cells_of(frames, group) for group in over["speculative"]]
-    published, cases = reference.load(), list[Beside]()
-    for group in over["autoregressive"][:1]:
-        for (pair, data), comparison in cells_of(frames, group).items():
-            runs = {
-                "speculative": find_run(frames, comparison, "speculative", compat=None),
-                "speculative (compat=amusd)": find_run(frames, comparison, "speculative", compat="amusd"),
-                "amusd": find_run(frames, comparison, "amusd"),
-            }
-            direct: dict[str | None, tuple[Comparison, int] | None] = {None: None, "amusd": None}
-            for found in reversed([c[pair, data] for c in over_sd if (pair, data) in c]):
-                run = find_run(frames, found, "amusd")
-                compat = None if run is None else options(frames.facts[run], "baseline").get("compat")
-                if run is not None and compat in direct:
-                    direct[compat] = found, run
-            if any(run is not None for run in runs.values()):
-                absent = [name for name, run in runs.items() if run is None]
-                absent += [f"amusd over speculative{' (compat=amusd)' * bool(c)}" for c, one in direct.items() if one is None]
-                missing = f"{data}: no run of {', '.join(absent)}" if absent else ""
-                for method, entries in _entries(comparison, runs, direct).items():
-                    entries |= {"data": data, "method": method} | _published(published, method, data)
-                    cases.append(Beside(comparison, group, missing, entries))
-    return cases
+    over_sd = list(study.cases_in(frames, over["speculative"]))
+    published, made = reference.load(), list[Beside]()
+    for _, own in groupby(study.cases_in(frames, over["autoregressive"][:1]), key=lambda case: id(case.comparison)):
+        first, *others = own
+        comparison, data, cases = first.comparison, first.data, [first, *others]
+        same = [case for case in over_sd if (case.comparison.pair, case.data) == (comparison.pair, data)]
+        runs = {
+            "speculative": _find(cases, "speculative", method__compat=None),
+            "speculative (compat=amusd)": _find(cases, "speculative", method__compat="amusd"),
+            "amusd": _find(cases, "amusd"),
+        }
+        direct = {
+            "amusd over speculative": _find(same, "amusd", baseline__compat=None),
+            "amusd over speculative (compat=amusd)": _find(same, "amusd", baseline__compat="amusd"),
+        }
+        if any(runs.values()):
+            absent = [name for name, case in (runs | direct).items() if case is None]
+            missing = f"{data}: no run of {', '.join(absent)}" if absent else ""
+            for method, entries in _entries(comparison, runs, direct).items():
+                entries |= {"data": data, "method": method} | _published(published, method, data)
+                made.append(Beside(comparison, first.group, missing, entries))
+    return made
 
 
-def _entries(comparison: Comparison, runs: Mapping[str, int | None], direct: Direct) -> dict[str, dict[str, Any]]:
-    """The three rows of a data set, by method."""
-    known = [run for run in runs.values() if run is not None]
+def _find(cases: Iterable[Case], method: str, **options: str | None) -> Case | None:
+    """The first case of a method with these options, `method__compat=None`: not set; None without one."""
+    of_method = (case for case in cases if case.facts["method"] == method)
+    wanted = {f"config.{name.replace('__', '.')}": value for name, value in options.items()}
+    return next((c for c in of_method if all(entry(c.run_facts, name) == value for name, value in wanted.items())), None)
+
+
+def _entries(comparison: Comparison, runs: Runs, direct: Runs) -> dict[str, dict[str, Any]]:
+    """The three rows of a data set, by method. direct: AMUSD over speculative decoding."""
+    known = [case for case in runs.values() if case]
+    paper_rates = [paper_rate(case.pairs.baseline, True) for case in known if len(case.pairs)]
     made: dict[str, dict[str, Any]] = {
         "autoregressive": {
-            "ms_per_token": _span([1e3 / rate for run in known if (rate := comparison.rates(run)[1])]),
+            "ms_per_token": _span([1e3 / rate for case in known if (rate := comparison.rates(case.run)[1])]),
             "speedup": 1.0,
-            "paper_ms_per_token": _span(
-                [1e3 / paper_rate(comparison.pairs(run).baseline, True) for run in known if len(comparison.pairs(run))]
-            ),
+            "paper_ms_per_token": _span([1e3 / rate for rate in paper_rates]),
             "paper_speedup": 1.0,
         }
     }
-    for method, counted, with_prefill in (
-        ("speculative", "speculative (compat=amusd)", False),
-        ("amusd", "amusd", True),
-    ):
+    counting = (("speculative", "speculative (compat=amusd)", False), ("amusd", "amusd", True))
+    for method, counted, with_prefill in counting:
         equal, paper, own = runs[method], runs[counted], dict[str, Any]()
-        if equal is not None:
-            rate, facts = comparison.rates(equal)[0], comparison.runs.loc[equal]
-            own["ms_per_token"] = 1e3 / rate if rate else None
-            own["speedup"] = comparison.speedup(equal)
-            own["lossless"] = verdict_text(facts) + ("" if is_ranked(facts) else " (not ranked)")
-        if paper is not None and len(pairs := comparison.pairs(paper)):
-            own["paper_ms_per_token"] = 1e3 / paper_rate(pairs.method, with_prefill)
-            own["paper_speedup"] = paper_speedup(pairs, with_prefill, True)
-        if equal is not None or paper is not None:
+        if equal:
+            own |= {"ms_per_token": equal.ms_per_token, "speedup": equal.speedup}
+            own["lossless"] = verdict_text(equal.facts) + ("" if is_ranked(equal.facts) else " (not ranked)")
+        if paper and len(paper.pairs):
+            own["paper_ms_per_token"] = 1e3 / paper_rate(paper.pairs.method, with_prefill)
+            own["paper_speedup"] = paper_speedup(paper.pairs, with_prefill, True)
+        if equal or paper:
             made[method] = own
     if "amusd" in made:
-        if equal_run := direct[None]:
-            made["amusd"]["over_speculative"] = equal_run[0].speedup(equal_run[1])
-        if (paper_run := direct["amusd"]) and len(pairs := paper_run[0].pairs(paper_run[1])):
-            made["amusd"]["paper_over_speculative"] = paper_speedup(pairs, True, False)
+        equal, paper = direct.values()
+        if equal:
+            made["amusd"]["over_speculative"] = equal.speedup
+        if paper and len(paper.pairs):
+            made["amusd"]["paper_over_speculative"] = paper_speedup(paper.pairs, True, False)
     return made
 
 
@@ -177,10 +180,8 @@ def paper_rate(times: ArmTimes, with_prefill: bool) -> float:
 
 def paper_speedup(pairs: PairedTimes, method_prefill: bool, baseline_prefill: bool) -> Estimate:
     """Ratio of the arms' tokens/s, each with the boundary that the paper gives it; interval over prompts."""
-    columns = np.hstack([paper_columns(pairs.method, method_prefill), paper_columns(pairs.baseline, baseline_prefill)])
-    total = columns.sum(0)
-    interval = stats.ratio_intervals(columns, np.random.default_rng(0), strata_of(pairs), RESAMPLES)[0]
-    return Estimate(float((total[0] / total[1]) / (total[2] / total[3])), *(interval or (None, None)))
+    arms = (paper_columns(pairs.method, method_prefill), paper_columns(pairs.baseline, baseline_prefill))
+    return ratio_of(np.hstack(arms), strata_of(pairs))
 
 
 # ---------------------------------------------------------------------------------------------------- published
@@ -237,23 +238,17 @@ def power_table(chapter: Chapter[Beside]) -> Table:
     """Mean watts by device and joules per token as in figure 5: our rows with a reading, then the published ones."""
     measured: list[dict[str, Any]] = []
     for case in study.cases_in(chapter.frames, chapter.groups):
-        energy = chapter.frames.summaries[case.run].get("energy") or {}
         for label, of in ((str(case.facts["label"]), ""), ("autoregressive", "baseline_")):
-            seconds, joules = energy.get(f"{of}seconds"), energy.get(f"{of}joules_per_token")
+            seconds, joules = case.energy.get(f"{of}seconds"), case.energy.get(f"{of}joules_per_token")
             if seconds and joules is not None and not (of and case.condition("baseline") != label):
-                watts = {f"watts_{role}": whole / seconds for role, whole in (energy.get(f"{of}joules_by_role") or {}).items()}
-                row = {"origin": "measured", "data": case.data, "method": label, "source": str(energy.get("source"))}
+                by_role = case.energy.get(f"{of}joules_by_role") or {}
+                watts = {f"watts_{role}": whole / seconds for role, whole in by_role.items()}
+                row = {"origin": "measured", "data": case.data, "method": label, "source": str(case.energy.get("source"))}
                 measured.append(row | watts | {"joules_per_token": joules})
     rows, published = list(measured), _of_paper(reference.load())
-    for (method, data), values in published[published["metric"].isin([c.key for c in POWER])].groupby(
-        ["method", "dataset"], sort=False
-    ):
-        row = {
-            "origin": "published, other hardware",
-            "data": str(data),
-            "method": str(method),
-            "source": values["source"].iloc[0],
-        }
+    published = published[published["metric"].isin([column.key for column in POWER])]
+    for (method, data), values in published.groupby(["method", "dataset"], sort=False):
+        row = {"origin": "published, other hardware", "data": data, "method": method, "source": values["source"].iloc[0]}
         rows.append(row | dict(zip(values["metric"], values["value"].astype(float), strict=True)))
     return chapter.table(
         "amusd_power", "Mean power by device and energy per token", POWER,

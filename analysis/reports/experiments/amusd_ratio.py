@@ -54,11 +54,6 @@ class Point(study.Case):
     def size(self) -> float:
         return self.cost_ratio if np.isnan(self.size_ratio) else self.size_ratio
 
-    def joules(self, of: str = "") -> float | None:
-        energy = self.comparison.frames.summaries[self.run].get("energy") or {}
-        value: float | None = energy.get(f"{of}joules_per_token")
-        return value
-
 
 def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Point]:
     """The method's runs by data set, larger targets first (their ratios to one draft are smaller), then smaller drafts."""
@@ -110,11 +105,11 @@ def judged(points: Sequence[Point]) -> list[Point]:
 def _against(best: Point, other: Point) -> str:
     if other is best:
         return "best"
-    ratio = ratio_of_speedups(best.comparison.pairs(best.run), other.comparison.pairs(other.run))
-    if ratio is None or ratio.low is None or ratio.high is None:
+    ratio = ratio_of_speedups(best.pairs, other.pairs)
+    if ratio is None or ratio.interval is None:
         return "no interval"
-    together = ratio.low <= 1 <= ratio.high
-    return "not told apart" if together else f"less ({ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}])"
+    low, high = ratio.interval
+    return "not told apart" if low <= 1 <= high else f"less ({ratio.value:.2f} [{low:.2f}, {high:.2f}])"
 
 
 def say(doc: Document, chapter: Chapter[Point]) -> None:
@@ -136,15 +131,15 @@ COLUMNS = (
     replace(EMITTED, best=""),
     Column("acceptance_percent", "acceptance %", digits=1, of=lambda p: p.acceptance_percent),
     Column("rollbacks_per_100", "rollbacks/100 tok.", digits=1, of=lambda p: p.figures["rollbacks_per_100"]),
-    Column("joules_per_token", "J/token", digits=3, of=lambda p: p.joules()),
-    Column("baseline_joules_per_token", "J/token, baseline", digits=3, of=lambda p: p.joules("baseline_")),
+    Column("joules_per_token", "J/token", digits=3, of=lambda p: p.energy.get("joules_per_token")),
+    Column("baseline_joules_per_token", "J/token, baseline", digits=3, of=lambda p: p.energy.get("baseline_joules_per_token")),
     LOSSLESS,
 )
 
 
 def table_of(chapter: Chapter[Point]) -> Table:
     points, notes = chapter.cases, study.notes_of(chapter.cases)
-    if all(point.joules() is None for point in points):
+    if all(point.energy.get("joules_per_token") is None for point in points):
         notes.append(f"Energy: not measured. {check_tables.why_no_energy(chapter.frames)}")
     table = chapter.table(
         "amusd_ratio",
@@ -184,12 +179,9 @@ def map_figure(chapter: Chapter[Point]) -> Drawing:
                 ends = "" if p.gain.low is None else f"\n[{p.gain.low:.2f}, {p.gain.high:.2f}]"
                 text = f"{p.gain.value:.2f}{'' if p.is_ranked else ' *'}{ends}{MARKS.get(p.against, '')}"
                 axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=7, linespacing=1.15)
-            axis.set_xlim(-0.5, len(drafts) - 0.5)
-            axis.set_ylim(len(targets) - 0.5, -0.5)
+            axis.set(title=name, xlabel="draft", xlim=(-0.5, len(drafts) - 0.5), ylim=(len(targets) - 0.5, -0.5))
             axis.set_xticks(range(len(drafts)), drafts)
             axis.set_yticks(range(len(targets)), targets)
-            axis.set_title(name)
-            axis.set_xlabel("draft")
             axis.grid(visible=False)
             axis.tick_params(length=0)
             axis.spines[["left", "bottom"]].set_visible(False)

@@ -19,7 +19,7 @@ from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
 from specbench.analysis.show.captions import definitions, verdict_text
 from specbench.analysis.show.figures_rounds import drafting_runs
-from specbench.analysis.show.style import Drawing, errors, legend_below, legend_of, new_figure, new_panels, series, styled
+from specbench.analysis.show.style import Drawing, errors, legend_below, new_figure, new_panels, series, styled
 from specbench.analysis.show.table import Column, Table
 
 MIN_ROLLBACKS = 20  # a distribution of fewer is not drawn
@@ -126,12 +126,11 @@ def cost_figure(chapter: Chapter[Drafting]) -> Drawing:
                     bars = errors(points[key], points[f"{key}_low"], points[f"{key}_high"])
                     axis.errorbar(points[key], points["y"], xerr=bars, label=method, **series(number) | {"linestyle": ""})
             axis.axvline(0.0, color="black", linewidth=0.7)
-            axis.set_xlabel(label)
             axis.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
+            axis.set(xlabel=label, ylim=(y - 0.3, -0.8))
             axis.tick_params(axis="y", length=0)
             axis.grid(axis="y", visible=False)
-            axis.set_ylim(y - 0.3, -0.8)
-        legend_below(figure, *legend_of(axes))
+        legend_below(figure)
     return Drawing(
         "rollback_cost", "What rollbacks cost", figure, frame.drop(columns="y"),
         f"{WORDS} The two costs in time fall on different processes and do not add up. {_setting(chapter)}",
@@ -152,22 +151,20 @@ def depth_figure(chapter: Chapter[Drafting]) -> Drawing | None:
     if not parts:
         return None
     frame = pd.concat(parts, ignore_index=True)
-    labels, data = [case.label for case in chapter.cases], list(dict.fromkeys(frame["data"]))
-    labels = list(dict.fromkeys(labels))
+    labels, data = list(dict.fromkeys(case.label for case in chapter.cases)), list(dict.fromkeys(frame["data"]))
     with styled():
         panels = new_panels(len(data), across=2, top=0.8, each=2.0, sharex=True, sharey=True)
         for axis, name in zip(panels.axes, data, strict=True):
             for method, own in frame[frame["data"] == name].groupby("method", sort=False):
                 style = series(labels.index(str(method))) | {"markevery": max(1, len(own) // 8)}
                 axis.plot(own["depth"], own["share"], label=method, **style)
-            axis.set_title(name)
-            axis.set_ylim(0, 1.04)
+            axis.set(title=name, ylim=(0, 1.04))
         for axis in panels.lowest:
             axis.set_xlabel("depth k in tokens")
             axis.xaxis.set_tick_params(labelbottom=True)
         for axis in panels.left:
             axis.set_ylabel("share of rollbacks ≥ k")
-        legend_below(panels.figure, *legend_of(panels.axes))
+        legend_below(panels.figure)
     return Drawing(
         "rollback_depth", "How deep rollbacks are", panels.figure, frame,
         f"Share of rollbacks that throw away at least k drafted tokens. Runs with fewer than {MIN_ROLLBACKS} rollbacks are not "

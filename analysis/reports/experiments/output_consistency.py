@@ -18,7 +18,7 @@ from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
 from specbench.analysis.show.captions import setting
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.style import COLOURS, Drawing, Ladder, legend_below, legend_of, new_figure, styled
+from specbench.analysis.show.style import COLOURS, Drawing, Ladder, legend_below, new_figure, styled
 from specbench.analysis.show.table import Column, Table
 
 VARIED = ("decoding.temperature", "decoding.seed")
@@ -198,8 +198,7 @@ def figure_of(chapter: Chapter[Texts]) -> Drawing:
         figure, axes = new_figure(1, 3, height=1.0 + 0.22 * ladder.bottom, sharey=True, width_ratios=(1, 1.3, 1.3))
         first, *rest = axes.flat
         first.barh(places, frame["identical"], height=0.55, color="#9ECAE1", edgecolor=COLOURS[2])
-        first.set_xlim(0, 1.02)
-        first.set_xlabel("share of\nidentical outputs")
+        first.set(xlim=(0, 1.02), xlabel="share of\nidentical outputs")
         for axis, (_, name) in zip(rest, ORDERS, strict=True):
             for at, low, high in zip(places, frame[f"tv_{name}_chance"], frame[f"tv_{name}_chance_upper"], strict=True):
                 axis.plot([0, high], [at, at], color="#CCCCCC", linewidth=6, solid_capstyle="butt")
@@ -209,7 +208,7 @@ def figure_of(chapter: Chapter[Texts]) -> Drawing:
             axis.set_xlabel(f"total variation\nof {name}")
         rest[0].plot([], [], color="#CCCCCC", linewidth=6, label="by chance (95 %, mean)")
         ladder.label(axes)
-        legend_below(figure, *legend_of(axes))
+        legend_below(figure)
     return Drawing(
         "output_distances", "Distance of the output from the baseline's", figure, frame,
         f"{WORDS}Grey: distances up to the 95 % quantile of random exchanges, stroke at their mean; texts that are equal have "

@@ -13,13 +13,14 @@ import pandas as pd
 from specbench.analysis.derive import repetitions
 from specbench.analysis.derive.derive import Estimate
 from specbench.analysis.derive.outputs import Agreement
-from specbench.analysis.derive.repetitions import Moved, Recorded, configuration_of, label_of, varying
+from specbench.analysis.derive.repetitions import Recorded, configuration_of, label_of, varying
 from specbench.analysis.read.frames import Frames
+from specbench.analysis.read.run_rows import entry
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
 from specbench.analysis.show.captions import repeats_text, verdict_text
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.style import COLOURS, Drawing, Ladder, legend_below, legend_of, new_figure, series, styled
+from specbench.analysis.show.style import COLOURS, Drawing, Ladder, legend_below, new_figure, series, styled
 from specbench.analysis.show.table import Column, Table
 
 WORDS = (
@@ -49,16 +50,12 @@ class Configured:
         return self.label + (" (reference)" if self.recorded is self.reference else "")
 
     @cached_property
-    def found(self) -> Moved:
+    def agreement(self) -> Agreement:
         return reduce(add, (repetitions.moved(one, self.reference[0]) for one in self.recorded))
 
     @property
-    def agreement(self) -> Agreement:
-        return self.found.agreement
-
-    @property
     def same_rounds(self) -> str:
-        return f"{self.found.rounds_same}/{self.found.rounds_compared}" if self.found.rounds_compared else "-"
+        return f"{self.agreement.rounds_same}/{self.agreement.compared}" if self.agreement.compared else "-"
 
     @property
     def accepted_per_round(self) -> float | None:
@@ -153,7 +150,7 @@ def say(doc: Document, chapter: Chapter[Configured]) -> None:
                 f"{case.part}, {case.label}: {found.compared - found.identical} of {found.compared} outputs differ from the "
                 f"reference's, first at token {min(found.positions)}."
             )
-    moving = [case.part for case in kept if case.found.rounds_same < case.found.rounds_compared]
+    moving = [case.part for case in kept if case.agreement.rounds_same < case.agreement.compared]
     if moving:
         names = ", ".join(dict.fromkeys(moving))
         doc.text(f"Same output by other rounds: {names}. Who was when where decided the rounds, and not the text.")
@@ -185,7 +182,7 @@ def _setting(chapter: Chapter[Configured]) -> str:
     """n, law, and what all configurations share."""
     runs = sorted({one.run for case in chapter.cases for one in case.recorded})
     rows, facts = chapter.frames.runs.loc[runs], chapter.frames.facts[runs[0]]
-    decoding = (facts.get("config") or {}).get("decoding") or {}
+    decoding = entry(facts, "config.decoding") or {}
     prompts, repeats = (", ".join(str(int(n)) for n in sorted(set(rows[name].dropna()))) for name in ("num_prompts", "repeats"))
     law = f"T={decoding['temperature']:g}" if decoding.get("temperature") else "greedy"
     shared = configuration_of(facts)
@@ -202,9 +199,9 @@ def figure_of(chapter: Chapter[Configured]) -> Drawing:
     for part in parts:
         ladder.head(part)
         for case in (case for case in chapter.cases if case.part == part):
-            found, y = case.found, ladder.row(case.shown)
-            rounds = found.rounds_same / found.rounds_compared if found.rounds_compared else np.nan
-            share = np.nan if case.agreement.share is None else case.agreement.share
+            found, y = case.agreement, ladder.row(case.shown)
+            rounds = found.rounds_same / found.compared if found.compared else np.nan
+            share = np.nan if found.share is None else found.share
             for repeat, ms in enumerate(_repeats(case.recorded) or [np.nan]):
                 rows.append({"method": part, "configuration": case.label, "same_output": share, "same_rounds": rounds,
                              "repeat": repeat, "ms_per_token": ms, "y": y})  # fmt: skip
@@ -215,15 +212,14 @@ def figure_of(chapter: Chapter[Configured]) -> Drawing:
         left, right = axes.flat
         left.barh(once["y"], once["same_output"], height=0.6, color="#9ECAE1", edgecolor=COLOURS[2], label="same output")
         left.plot(once["same_rounds"], once["y"], color=COLOURS[1], marker="D", linestyle="", label="same rounds")
-        left.set_xlim(-0.03, 1.04)
-        left.set_xlabel("share of outputs\nequal to the reference's")
+        left.set(xlim=(-0.03, 1.04), xlabel="share of outputs\nequal to the reference's")
         for number, part in enumerate(parts):
             own = frame[frame["method"] == part]
             right.plot(own["ms_per_token"], own["y"], **series(number) | {"linestyle": "", "markerfacecolor": "none"})
         right.set_xlim(left=0)
         right.set_xlabel("ms per token,\none mark per repeat")
         ladder.label(axes, margin=0.2)
-        legend_below(figure, *legend_of(axes))
+        legend_below(figure)
     return Drawing(
         "reproducibility", "What moves between configurations", figure, frame.drop(columns="y"),
         "Left: share of outputs that equal the reference's id for id (bars), and of those whose rounds had the same counts "

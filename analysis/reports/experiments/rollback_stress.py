@@ -18,7 +18,7 @@ from specbench.analysis.reports.study import Chapter
 from specbench.analysis.show.captions import definitions, verdict_text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.members import LOSSLESS, SPEEDUP
-from specbench.analysis.show.style import Drawing, errors, legend_below, legend_of, new_figure, series, styled
+from specbench.analysis.show.style import Drawing, errors, legend_below, new_figure, series, styled
 from specbench.analysis.show.table import Column, Table
 from specbench.config.draft_errors import DraftErrors
 from specbench.measure.theory import formulas
@@ -156,9 +156,7 @@ def against_acceptance(chapter: Chapter[Replay]) -> Drawing:
                     shown = {"color": style["color"], "marker": style["marker"], "linestyle": "", "markerfacecolor": face}
                     name = {"label": method} if kind == "independent" else {}
                     axis.errorbar(points["acceptance"], points[key], yerr=bars, elinewidth=0.9, **shown, **name)
-            axis.set_xlabel("acceptance that was set")
-            axis.set_ylabel(label)
-            axis.set_xlim(-0.04, 1.04)
+            axis.set(xlabel="acceptance that was set", ylabel=label, xlim=(-0.04, 1.04))
             axis.set_ylim(bottom=0)
             axis.axhline(1.0, color="black", linewidth=0.7)
         bound, left = _bound(chapter.cases), axes[0, 0]
@@ -167,7 +165,7 @@ def against_acceptance(chapter: Chapter[Replay]) -> Drawing:
             at = {"xytext": (2, 3), "textcoords": "offset points", "fontsize": 7.5, "color": "#555555"}
             left.annotate("t_AR / t_draft", (0.0, bound), **at)
             left.set_ylim(0, max(left.get_ylim()[1], 1.1 * bound))
-        legend_below(figure, *legend_of(axes))
+        legend_below(figure)
     return Drawing(
         "speedup_by_acceptance", "Speed-up against acceptance", figure, frame,
         "Filled: errors that fall independently of each other (never, always, iid); open: patterns (every k-th, bursts, end) "
@@ -235,13 +233,11 @@ def by_pattern(chapter: Chapter[Replay]) -> Drawing:
             stroke = {"color": "#555555", "marker": "|", "markersize": 10, "linestyle": ""}
             axis.plot(own["speedup_played"], y, label="the script, played", **stroke)
             axis.axvline(1.0, color="black", linewidth=0.7)
-            axis.set_title(method)
             axis.set_yticks(range(len(patterns)), patterns)
-            axis.set_ylim(len(patterns) - 0.5, -0.5)
-            axis.set_xlabel("speed-up")
+            axis.set(title=method, xlabel="speed-up", ylim=(len(patterns) - 0.5, -0.5))
         largest = float(np.nanmax(frame[["speedup", "speedup_high", "speedup_played"]].to_numpy()))
         axes[0, 0].set_xlim(0, 1.06 * max(1.0, largest))
-        legend_below(figure, *legend_of(axes))
+        legend_below(figure)
     return Drawing(
         "speedup_by_errors", "Speed-up by pattern of errors", figure, frame,
         "Marks: measured, with 95 % intervals over prompts; grey strokes: the same script played through the method's schedule "
