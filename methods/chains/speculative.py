@@ -59,7 +59,7 @@ class Speculative(Method):
         rules = exact_rules(trees=True) if grown.branches else [*exact_rules(trees=False), "ratio"]
         if compat is not None and (grown.branches or stop not in (None, "fixed")):
             raise ConfigError("method.compat", compat, "is the published baseline: a chain of a fixed length")
-        stop = make_stop(stop, draft_length)
+        stop = make_stop(stop, draft_length, tree=grown.branches)
         drafter = ModelDraft(grown, stop) if compat is None else WithoutBonus(grown, stop)
         super().__init__(drafter, rule=rule, rules=rules, stop=stop, adapter=adapter, draft_length=draft_length)
 

@@ -152,4 +152,4 @@ class Hydra(Method):
     ):
         drafter = HeadDraft(HydraHeads, heads, tree, num_nodes)
         rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
-        super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None))
+        super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, tree=True))

@@ -7,7 +7,7 @@ from specbench.parts.contracts import Stop
 
 
 class Heuristic(Stop):
-    """draft_length: the length that every sample begins with."""
+    """draft_length: the length that every sample begins with; 4 where the method has none of its own."""
 
     def __init__(self, *, draft_length: int | None = None):
         whole("method.stop.draft_length", draft_length, 1, null="the method's")
@@ -15,8 +15,7 @@ class Heuristic(Stop):
         self.length = 0
 
     def begin(self) -> None:
-        assert self.draft_length is not None
-        self.length = self.draft_length
+        self.length = 4 if self.draft_length is None else self.draft_length
 
     def budget(self, room: int) -> int:
         return min(room, self.length)
