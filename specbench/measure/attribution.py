@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from specbench.measure.records.jsonfile import or_why
 from specbench.measure.sensors.energy import SOURCES, EnergyReading
 from specbench.measure.sensors.energy_pass import MIN_BLOCK_SECONDS, Block
 
@@ -90,7 +91,7 @@ def _arm(blocks: Sequence[Block], idle: Mapping[str, float] | None) -> dict[str,
     out: dict[str, Any] = {"num_output_tokens": tokens, "seconds": seconds, "num_blocks": len(blocks)}
     if missing or not tokens:
         why = missing[0] if missing else "no tokens in the energy pass"
-        return {**out, "joules": None, "joules_why": why, "joules_per_token": None, "joules_per_token_why": why}
+        return out | or_why("joules", None, why) | or_why("joules_per_token", None, why)
     joules = sum(reading.joules or 0.0 for reading in readings)
     roles: dict[str, float] = {}
     for reading in readings:
@@ -103,15 +104,9 @@ def _arm(blocks: Sequence[Block], idle: Mapping[str, float] | None) -> dict[str,
         (block.reading.joules or 0.0) / block.work.num_output_tokens for block in blocks if block.work.num_output_tokens
     ]
     floor = _idle_joules(readings, idle)
-    if floor is None:
-        out |= {"net_joules_per_token": None, "net_joules_per_token_why": "idle power was not measured on every device"}
-    else:
-        out["net_joules_per_token"] = (joules - floor) / tokens
-    parts = _parts(blocks, idle)
-    if parts is None:
-        out |= {"joules_by_part": None, "joules_by_part_why": "no time split was recorded in the energy pass"}
-    else:
-        out["joules_by_part"] = parts
+    net = None if floor is None else (joules - floor) / tokens
+    out |= or_why("net_joules_per_token", net, "idle power was not measured on every device")
+    out |= or_why("joules_by_part", _parts(blocks, idle), "no time split was recorded in the energy pass")
     return out
 
 
@@ -124,17 +119,14 @@ def _idle_joules(readings: Sequence[EnergyReading], idle: Mapping[str, float] | 
 
 def summarise(blocks: Sequence[Block], idle: Mapping[str, float] | None = None) -> dict[str, Any]:
     """The `energy` entry of summary.json. idle: idle watts by device (`energy_pass.idle_watts`), None if not measured."""
-    arms = {arm: _arm([block for block in blocks if block.arm == arm], idle) for arm in ("method", "baseline")}
     source = max((block.reading.source for block in blocks), key=SOURCES.index, default="none")
     out: dict[str, Any] = {"source": source}
     for arm, prefix in (("method", ""), ("baseline", "baseline_")):
-        for key, value in arms[arm].items():
-            out[prefix + key] = value
+        own = _arm([block for block in blocks if block.arm == arm], idle)
+        out |= {prefix + key: value for key, value in own.items()}
     out["attribution_rule"] = RULE_WITH_IDLE if idle else RULE_WITHOUT_IDLE
     out["tokens_counted"] = "all output tokens, the first one of each prompt included; prefill is inside the joules"
-    out["idle_watts"] = dict(idle) if idle else None
-    if not idle:
-        out["idle_watts_why"] = "idle power was not measured"
+    out |= or_why("idle_watts", dict(idle) if idle else None, "idle power was not measured")
     devices = {d.device: {"device": d.device, "role": d.role, "counted": d.counted} for b in blocks for d in b.reading.devices}
     out["devices"] = list(devices.values())
     out["warnings"] = _warnings(blocks)

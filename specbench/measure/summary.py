@@ -17,14 +17,7 @@ from specbench.measure import metrics, pairing, stats
 from specbench.measure.metrics import Rounds, RoundTable
 from specbench.measure.records import store
 from specbench.measure.records.events import FORMAT_VERSION, SampleRecord
-
-
-def _null(key: str, why: str) -> dict[str, Any]:
-    return {key: None, f"{key}_why": why}
-
-
-def _or_why(key: str, value: Any, why: str) -> dict[str, Any]:
-    return {key: value} if value is not None else _null(key, why)
+from specbench.measure.records.jsonfile import or_why
 
 
 def build_summary(
@@ -76,13 +69,13 @@ def build_summary(
     summary["seconds"] = metrics.seconds(mine, own)
     others = [r for r in finished if r.arm != own_arm]
     other_seconds = metrics.seconds(table.arm("baseline"), others) if others else None
-    summary |= _or_why("baseline_seconds", other_seconds, "this run has one arm")
+    summary |= or_why("baseline_seconds", other_seconds, "this run has one arm")
     concurrent = metrics.concurrent_seconds(own)
-    summary |= _or_why("concurrent_seconds", concurrent or None, "the method has no other process")
+    summary |= or_why("concurrent_seconds", concurrent or None, "the method has no other process")
     nothing = {"claim": None, "verdict": "not_compared", "identical": 0, "compared": 0, "first_divergence": None}
     summary["lossless"] = dict(lossless) if lossless is not None else {**nothing, "verdict_why": "no comparison was made"}
     why = "no energy pass was run"
-    unmeasured = {"source": "none", **_null("joules_per_token", why), **_null("baseline_joules_per_token", why)}
+    unmeasured = {"source": "none", **or_why("joules_per_token", None, why), **or_why("baseline_joules_per_token", None, why)}
     summary["energy"] = dict(energy) if energy is not None else unmeasured
     summary |= _memory(own, others)
     if memory is not None:
@@ -133,7 +126,7 @@ def _decoding(own: Sequence[SampleRecord], table: RoundTable) -> dict[str, Any]:
         "num_rounds": len(table),
         "decode_tokens": sum(r.num_emitted or 0 for r in own),
         "decode_seconds": sum(r.decode_seconds or 0.0 for r in own),
-        **_or_why("prefill_seconds_median", float(np.median(prefill)) if prefill else None, "no sample was finished"),
+        **or_why("prefill_seconds_median", float(np.median(prefill)) if prefill else None, "no sample was finished"),
         "finish_reasons": {reason: sum(r.finish_reason == reason for r in own) for reason in ("eos", "length")},
     }
 
@@ -161,12 +154,12 @@ def _speed(
         why = "the method is the baseline itself: one arm" if same else nobody
         rate = _rate(pairing.arm_times(samples, own_arm))
         return {
-            **_or_why("decode_tokens_per_second", rate, "no sample was finished with a decode token"),
-            **_or_why(
+            **or_why("decode_tokens_per_second", rate, "no sample was finished with a decode token"),
+            **or_why(
                 "decode_tokens_per_second_per_device", rate / devices if rate and devices else None, "devices not recorded"
             ),
-            **_null("baseline_decode_tokens_per_second", why),
-            **_null("speedup", why),
+            **or_why("baseline_decode_tokens_per_second", None, why),
+            **or_why("speedup", None, why),
         }
     notes.extend(stats.warnings_for(samples, pairs))
     speedup = stats.paired_speedup(pairs, seed=zlib.crc32(run.get("config_hash", "").encode()), resamples=resamples)
@@ -189,7 +182,7 @@ def _speed(
         )
     return {
         "decode_tokens_per_second": rate,
-        **_or_why("decode_tokens_per_second_per_device", rate / devices if devices else None, "devices not recorded"),
+        **or_why("decode_tokens_per_second_per_device", rate / devices if devices else None, "devices not recorded"),
         "baseline_decode_tokens_per_second": speedup.baseline_tokens / speedup.baseline_seconds,
         "speedup": values,
     }
@@ -200,15 +193,15 @@ def _rounds(table: RoundTable) -> dict[str, Any]:
     emitted, accepted = metrics.emitted_per_round(table), metrics.accepted_per_round(table)
     run_length = metrics.accepted_run_length(table)["pooled"]
     return {
-        **_or_why("emitted_per_round", emitted["pooled"], nothing),
-        **_or_why("emitted_per_round_mean_of_sample_means", emitted["mean_of_sample_means"], nothing),
-        **_or_why("accepted_per_round", accepted["pooled"], nothing),
-        **_or_why("accepted_per_round_mean_of_sample_means", accepted["mean_of_sample_means"], nothing),
-        **_or_why("accepted_run_length", run_length, "no run of accepted drafts was ended by a rejection"),
-        **_or_why("acceptance_rate", metrics.acceptance_rate(table), drafted),
-        **_or_why("acceptance_rate_of_nodes", metrics.acceptance_rate_of_nodes(table), drafted),
-        **_or_why("acceptance_by_position", metrics.acceptance_by_position(table) or None, drafted),
-        **_or_why("conditional_acceptance_by_position", metrics.conditional_acceptance_by_position(table) or None, drafted),
+        **or_why("emitted_per_round", emitted["pooled"], nothing),
+        **or_why("emitted_per_round_mean_of_sample_means", emitted["mean_of_sample_means"], nothing),
+        **or_why("accepted_per_round", accepted["pooled"], nothing),
+        **or_why("accepted_per_round_mean_of_sample_means", accepted["mean_of_sample_means"], nothing),
+        **or_why("accepted_run_length", run_length, "no run of accepted drafts was ended by a rejection"),
+        **or_why("acceptance_rate", metrics.acceptance_rate(table), drafted),
+        **or_why("acceptance_rate_of_nodes", metrics.acceptance_rate_of_nodes(table), drafted),
+        **or_why("acceptance_by_position", metrics.acceptance_by_position(table) or None, drafted),
+        **or_why("conditional_acceptance_by_position", metrics.conditional_acceptance_by_position(table) or None, drafted),
         "num_drafted": int(table.num_drafted.sum()),
         "num_draft_forwards": int(table.num_draft_forwards.sum()),
         "rollbacks": metrics.rollbacks(table),
@@ -224,5 +217,5 @@ def _memory(own: Sequence[SampleRecord], others: Sequence[SampleRecord]) -> dict
     for key, records in (("memory_peak_bytes", own), ("baseline_memory_peak_bytes", others)):
         peaks = [r.memory_peak_bytes for r in records if r.memory_peak_bytes is not None]
         why = "not measured" if records else "this run has one arm" if own else "no sample was finished"
-        values |= _or_why(key, max(peaks, default=None), why)
+        values |= or_why(key, max(peaks, default=None), why)
     return values

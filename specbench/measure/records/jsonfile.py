@@ -59,6 +59,11 @@ def dumps(value: Any, **options: Any) -> str:
         raise ValueError(f"not a finite number at {where}: store null and the reason instead") from error
 
 
+def or_why(key: str, value: Any, why: str) -> dict[str, Any]:
+    """An entry of a file; a value that does not exist is null, with the reason beside it as `<key>_why`."""
+    return {key: value} if value is not None else {key: None, f"{key}_why": why}
+
+
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces."""
     return dumps(value, sort_keys=True, separators=(",", ":"))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specbench.measure.records.jsonfile import or_why
+
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
@@ -91,12 +93,9 @@ def footprint_table(
     reasons, guesses = why or {}, predicted or {}
     rows = []
     for part in dict.fromkeys([*guesses, *measured]):
-        row: dict[str, Any] = {"part": part, "predicted_bytes": guesses.get(part), "measured_bytes": measured.get(part)}
-        if row["predicted_bytes"] is None:
-            row["predicted_bytes_why"] = reasons.get("predicted", "no prediction for this part")
-        if row["measured_bytes"] is None:
-            row["measured_bytes_why"] = reasons.get(part, "not measured")
-        rows.append(row)
+        predicted_bytes = or_why("predicted_bytes", guesses.get(part), reasons.get("predicted", "no prediction for this part"))
+        measured_bytes = or_why("measured_bytes", measured.get(part), reasons.get(part, "not measured"))
+        rows.append({"part": part, **predicted_bytes, **measured_bytes})
     return {"rows": rows, "predicted_total_bytes": sum(guesses.values()) if guesses else None}
 
 
