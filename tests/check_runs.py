@@ -84,7 +84,7 @@ def _rounds(method: str, steps: Sequence[Step], seconds: float) -> list[Round]:
     made, each, trusted = [], seconds / max(1, len(steps)), 0
     for i, step in enumerate(steps):
         rows = 1 + (trusted if method == "pearl" else step.drafted)
-        mode = "" if method != "pearl" else "post" if trusted else "pre"
+        phase = "" if method != "pearl" else "post" if trusted else "pre"
         trusted = max(0, step.forwards - 1) if step.accepted == step.drafted else 0
         verify = T_AR if method == "autoregressive" else TIMES.target(rows)
         forwards = step.drafted if method == "amusd" else step.forwards
@@ -92,7 +92,7 @@ def _rounds(method: str, steps: Sequence[Step], seconds: float) -> list[Round]:
             Round(
                 t_start=i * each, t_end=(i + 1) * each, num_drafted=step.drafted, num_accepted=step.accepted,
                 num_emitted=step.emitted, num_discarded=step.drafted - step.accepted, num_target_rows=rows,
-                num_draft_forwards=forwards, draft_depth=step.drafted, rollback_depth=step.drafted - step.accepted, mode=mode,
+                num_draft_forwards=forwards, draft_depth=step.drafted, rollback_depth=step.drafted - step.accepted, phase=phase,
                 draft_seconds=min(TIMES.draft * forwards, max(0.0, each - verify)) if method == "speculative" else 0.0,
                 verify_seconds=min(verify, each),
             )

@@ -17,7 +17,7 @@ from specbench.analysis.derive.derive import acceptance_by_position, comparisons
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import load
 from specbench.analysis.reports import writing
-from specbench.analysis.show import style
+from specbench.analysis.show import figures_time, style
 from specbench.analysis.show.figures_speed import against_draft_length
 from specbench.analysis.show.style import Drawing, errors, new_figure, styled
 from specbench.measure.theory.formulas import speedup_sequential
@@ -197,3 +197,20 @@ def test_acceptance_intervals_cover_the_truth(tmp_path: Path) -> None:
     assert frame["accepted"].is_monotonic_decreasing
     assert (frame["conditional"] - 0.7).abs().max() < 0.05
     assert (frame["eligible"] <= frame["rounds"]).all()
+
+
+def test_learning_is_shown_where_a_draft_learnt_and_nowhere_else(tmp_path: Path) -> None:
+    write_run(tmp_path, gamma=4)
+
+    def drawn(seconds: float) -> tuple[pd.DataFrame, list[str]]:
+        frames = load([tmp_path])
+        frames.rounds["learn_seconds"] = np.float32(seconds)
+        group = groups(frames)[0]
+        drawing = figures_time.where_time_goes(frames, group, comparisons(frames, group)[0])
+        assert drawing is not None
+        return drawing.data, [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+
+    (without, plain), (learnt, named) = drawn(0.0), drawn(1e-5)
+    assert "learn_ms" not in without and "learn" not in plain and "learn" in named
+    assert (learnt["learn_ms"] > 0).all()
+    np.testing.assert_allclose(learnt["learn_ms"] + learnt["other_ms"], without["other_ms"], rtol=1e-3)  # of the same time

@@ -245,7 +245,7 @@ def test_rollbacks_are_counted_as_the_metrics_count_them(tmp_path: Path) -> None
     frames = load([tmp_path])
     (comparison,) = comparisons(frames, groups(frames)[0])
     counts, table = rollbacks_of(comparison, 0, resamples=200), comparison.rounds(0)
-    tokens, thrown = int(table.num_emitted.sum()), metrics.num_discarded(table)
+    tokens, thrown = int(table.num_emitted.sum()), int(table.num_discarded.sum())
     assert counts.per_100_tokens is not None and counts.depth is not None and counts.discarded_per_100 is not None
     assert counts.per_100_tokens.value == pytest.approx(100 * metrics.rollbacks(table) / tokens)
     assert counts.depth.value == pytest.approx(thrown / metrics.rollbacks(table))

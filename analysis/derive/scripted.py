@@ -17,6 +17,7 @@ import numpy as np
 
 from specbench.analysis.derive import theory
 from specbench.analysis.derive.derive import Comparison, Estimate
+from specbench.analysis.read.run_rows import entry
 from specbench.config.draft_errors import DraftErrors
 from specbench.measure.metrics import RoundTable
 from specbench.measure.theory import formulas, played
@@ -67,7 +68,8 @@ class Scripted:
 
 def errors_of(facts: dict[str, Any]) -> str | None:
     """The pattern of a run (run.json), None for a draft of its own."""
-    return ((facts.get("pair") or {}).get("draft") or {}).get("errors")
+    found: str | None = entry(facts, "pair.draft.errors")
+    return found
 
 
 def scripted(comparison: Comparison, run: int) -> Scripted | None:
@@ -131,7 +133,7 @@ def _samples(comparison: Comparison, run: int, table: RoundTable, pattern: Draft
 
 def _gamma(options: dict[str, Any], facts: dict[str, Any], table: RoundTable) -> int:
     """The drafts of a round: the option, what the method chose for itself, or what it drafted at most."""
-    chosen = ((facts.get("method_facts") or {}).get("method") or {}).get("draft_length")
+    chosen = entry(facts, "method_facts.method.draft_length")
     length = options.get("draft_length")
     return int(length if isinstance(length, int) else chosen or table.num_drafted.max(initial=0))
 

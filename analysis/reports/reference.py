@@ -80,17 +80,15 @@ def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
         Column("ms_per_token", "ms/token", "does not carry over"),
         *(Column(name, name, text=True) for name in ("remark", "source")),
     ]
-    return Table(
-        "reference",
-        "Published numbers beside ours",
-        columns,
-        [row_of(columns, item, ranked=False) for item in items],
+    rows = [row_of(columns, item, ranked=False) for item in items]
+    caption = (
         "Published numbers with their sources. They were measured on other hardware, with other models and estimators: "
         "mean accepted tokens of the same pair on the same prompts carry over between machines, speed-ups and "
-        "times do not. No row is ranked against another. " + setting(group.conditions, comparisons) + " "
-        + definitions("emitted_per_round", "accepted_run_length", "ms_per_token"),
-        list(dict.fromkeys(notes)),
-    ).drop_empty_columns()  # fmt: skip
+        f"times do not. No row is ranked against another. {setting(group.conditions, comparisons)} "
+        + definitions("emitted_per_round", "accepted_run_length", "ms_per_token")
+    )
+    notes = list(dict.fromkeys(notes))
+    return Table("reference", "Published numbers beside ours", columns, rows, caption, notes).drop_empty_columns()
 
 
 def _published(published: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -140,10 +138,6 @@ def reproduced() -> Table:
         for metric, value in found.items():
             own = {"metric": metric, "published": stated[metric], "ours": value}
             rows.append(row_of(columns, item | own, ranked=False))
-    return Table(
-        "reference_reproduced",
-        "Published aggregates through this project's metric code",
-        columns,
-        rows,
-        "Totals that others published, counted by the functions that counted every number of this report.",
-    )
+    caption = "Totals that others published, counted by the functions that counted every number of this report."
+    title = "Published aggregates through this project's metric code"
+    return Table("reference_reproduced", title, columns, rows, caption)

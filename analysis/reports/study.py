@@ -153,6 +153,13 @@ def by_family(
     return lambda frames: (Chapter(frames, cases_of(frames, family), family) for family in families(frames, varied))
 
 
+def standard(
+    draw: Callable[[Frames, Group, Sequence[Comparison]], Drawing | None],
+) -> Callable[[Chapter[Any]], Drawing | None]:
+    """A figure of the standard report, of a chapter's first case's group."""
+    return lambda chapter: draw(chapter.frames, group := chapter.cases[0].group, comparisons(chapter.frames, group))
+
+
 def cases_in(frames: Frames, groups: Iterable[Group]) -> Iterator[Case]:
     """Every run of the groups, by pair and data set."""
     for group in groups:

@@ -62,8 +62,8 @@ class Document:
         return path
 
     def markdown(self) -> str:
-        return str(render.markdown().document(self))
+        return str(render.form("md").document(self))
 
     def html(self, pictures: Mapping[str, str]) -> str:
         """One page. pictures: each figure's PNG by its name, in base64."""
-        return str(render.html().document(self, pictures))
+        return str(render.form("html").document(self, pictures))

@@ -50,16 +50,14 @@ def method_by_category(group: Group, comparison: Comparison) -> Table:
     columns = [METHOD, *map(category, categories), *(replace(c, group="overall") for c in overall), LOSSLESS]
     small = [name for name in categories if counts.count(name) < REPEATS_BELOW]
     notes = [f"fewer than {REPEATS_BELOW} prompts in {', '.join(small)}: their intervals say little"] if small else []
-    return Table(
-        f"method_by_category_{slug(comparison.pair, comparison.data)}",
-        f"Methods by category: {comparison.data}, {comparison.pair}",
-        columns,
-        in_parts(ranked_rows(columns, runs)),
+    caption = (
         f"Speed-up over the baseline by category on {comparison.data} with {comparison.pair}. "
         f"{setting(group.conditions, [comparison])} "
-        f"{definitions('speedup', 'emitted_per_round', 'tokens_per_second', 'lossless', 'bold')}",
-        [*comparison.notes, *notes],
+        f"{definitions('speedup', 'emitted_per_round', 'tokens_per_second', 'lossless', 'bold')}"
     )
+    name = f"method_by_category_{slug(comparison.pair, comparison.data)}"
+    title = f"Methods by category: {comparison.data}, {comparison.pair}"
+    return Table(name, title, columns, in_parts(ranked_rows(columns, runs)), caption, [*comparison.notes, *notes])
 
 
 def dataset_by_method(group: Group, comparisons: Sequence[Comparison]) -> list[Table]:
@@ -121,15 +119,12 @@ def pair_by_dataset(group: Group, comparisons: Sequence[Comparison]) -> Table:
         made = [row_of(columns, row, part, not part) for (_, part), row in found.items()]
         mark_columns(columns, made)
         rows += made
-    return Table(
-        "pair_by_dataset",
-        "Pairs by data set",
-        columns,
-        in_parts(rows),
+    caption = (
         f"Decode tokens/s, speed-up and mean accepted tokens by pair and data set. {setting(group.conditions, comparisons)} "
-        + definitions("tokens_per_second", "speedup", "emitted_per_round", "accepted_run_length", "lossless", "bold"),
-        [note for c in comparisons for note in c.notes],
-    ).drop_empty_columns()
+        + definitions("tokens_per_second", "speedup", "emitted_per_round", "accepted_run_length", "lossless", "bold")
+    )
+    notes = [note for c in comparisons for note in c.notes]
+    return Table("pair_by_dataset", "Pairs by data set", columns, in_parts(rows), caption, notes).drop_empty_columns()
 
 
 def lossy_methods(group: Group, comparisons: Sequence[Comparison]) -> Table:

@@ -33,8 +33,19 @@ def escape_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", text.replace("\n", " "))
 
 
-def _form(name: str, rule: Callable[[str], str], **marks: Any) -> Any:
-    """The macros of a template. rule: how its form escapes text."""
+_MARKS = {  # of LaTeX's template: braces and percent signs belong to LaTeX
+    "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<", "variable_end_string": ">>",
+    "comment_start_string": "<#", "comment_end_string": "#>",
+}  # fmt: skip
+_RULES: dict[str, tuple[Callable[[str], str], Any]] = {
+    "html": (escape, {}), "md": (escape_markdown, {}), "tex": (escape_latex, _MARKS)
+}  # fmt: skip
+
+
+@functools.cache
+def form(ending: str) -> Any:
+    """The macros of the template of html, md or tex."""
+    rule, marks = _RULES[ending]
 
     def printed(value: object) -> Markup:
         return value if isinstance(value, Markup) else Markup(rule(str(value)))
@@ -43,40 +54,21 @@ def _form(name: str, rule: Callable[[str], str], **marks: Any) -> Any:
         loader=FileSystemLoader(Path(__file__).parent / "forms"), autoescape=True, finalize=printed, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, **marks,
     )  # fmt: skip
-    return environment.get_template(f"{name}.j2").module
-
-
-@functools.cache
-def html() -> Any:
-    return _form("html", escape)
-
-
-@functools.cache
-def markdown() -> Any:
-    return _form("md", escape_markdown)
-
-
-@functools.cache
-def latex() -> Any:
-    """Marks of its own: braces and percent signs belong to LaTeX."""
-    return _form(
-        "tex", escape_latex, block_start_string="<%", block_end_string="%>", variable_start_string="<<",
-        variable_end_string=">>", comment_start_string="<#", comment_end_string="#>",
-    )  # fmt: skip
+    return environment.get_template(f"{ending}.j2").module
 
 
 def to_html(table: Table) -> str:
-    return str(html().table(table))
+    return str(form("html").table(table))
 
 
 def to_markdown(table: Table) -> str:
     """The table, its caption below, and its notes."""
-    return str(markdown().table(table))
+    return str(form("md").table(table))
 
 
 def to_latex(table: Table) -> str:
     r"""A whole `table` environment; the document needs \usepackage{booktabs,multirow,graphicx}."""
-    return str(latex().table(table))
+    return str(form("tex").table(table))
 
 
 def save(table: Table, folder: Path) -> list[Path]:

@@ -162,13 +162,10 @@ class Ladder:
 
     def head(self, label: str) -> None:
         self.bottom += self.gap if self.rungs else 0.0
-        self._rung(label, is_head=True)
+        self.row(label, is_head=True)
 
-    def row(self, label: str) -> float:
+    def row(self, label: str, is_head: bool = False) -> float:
         """Its place on the axis."""
-        return self._rung(label, is_head=False)
-
-    def _rung(self, label: str, is_head: bool) -> float:
         at = self.bottom
         self.rungs.append((at, label, is_head))
         self.bottom += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import repeat
@@ -122,11 +123,5 @@ def _grid(columns: Sequence[Column], rows: Iterable[Sequence[str]], widths: Iter
 
 def wrapped(text: str, indent: str = "") -> list[str]:
     """Lines of at most WIDTH columns, broken at spaces; a longer word (a path) is cut where it must be."""
-    lines: list[str] = []
-    room = WIDTH - len(indent)
-    for word in text.split():
-        if lines and len(lines[-1]) + 1 + len(word) <= room:
-            lines[-1] += f" {word}"
-        else:
-            lines += [word[i : i + room] for i in range(0, len(word), room)]
-    return [indent + line for line in lines]
+    room, line = WIDTH - len(indent), " ".join(text.split())
+    return [indent + part for part in textwrap.wrap(line, room, break_on_hyphens=False)]

@@ -26,7 +26,6 @@ from specbench.analysis.reports.study import Case, Chapter
 from specbench.analysis.show import check_tables, figures_power, figures_speed
 from specbench.analysis.show.captions import definitions, verdict_text
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.style import Drawing
 from specbench.analysis.show.table import Column, Table
 from specbench.measure.pairing import ArmTimes, FloatArray, PairedTimes
 
@@ -159,11 +158,6 @@ def table_of(chapter: Chapter[Beside]) -> Table:
     )
 
 
-def forest(chapter: Chapter[Beside]) -> Drawing | None:
-    group = chapter.cases[0].group
-    return figures_speed.forest(chapter.frames, group, comparisons(chapter.frames, group))
-
-
 # ---------------------------------------------------------------------------------------------------- the paper's boundaries
 def paper_columns(times: ArmTimes, with_prefill: bool) -> FloatArray:
     """[P, 2]: output tokens (the prefill's included) and seconds, with or without prefill; medians over repeats."""
@@ -264,6 +258,6 @@ STUDY = study.Study(
     nothing="no run of amusd or speculative over autoregressive decoding: the paper's table needs one",
     chapters=study.by_family(cases_of, BASELINE),
     table=table_of,
-    shown=(forest,),
+    shown=(study.standard(figures_speed.forest),),
     after=power,
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Estimate, comparisons, is_ranked, ratio_of_speedups
+from specbench.analysis.derive.derive import Estimate, is_ranked, ratio_of_speedups
 from specbench.analysis.derive.families import model_name
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
@@ -202,11 +202,6 @@ def map_figure(chapter: Chapter[Point]) -> Drawing:
     )  # fmt: skip
 
 
-def curves(chapter: Chapter[Point]) -> Drawing | None:
-    (group,) = chapter.groups
-    return figures_speed.against_size_ratio(chapter.frames, group, comparisons(chapter.frames, group))
-
-
 STUDY = study.Study(
     title="Draft size against target size in asynchronous drafting",
     heading="Ratios",
@@ -214,5 +209,9 @@ STUDY = study.Study(
     chapters=study.by_family(cases_of),
     say=say,
     table=table_of,
-    shown=(map_figure, curves, lambda chapter: check_tables.noise_floor_table(chapter.groups[0])),
+    shown=(
+        map_figure,
+        study.standard(figures_speed.against_size_ratio),
+        lambda chapter: check_tables.noise_floor_table(chapter.groups[0]),
+    ),
 )
