@@ -68,7 +68,7 @@ def test_theory_of_runs_uses_their_own_times(tmp_path: Path) -> None:
     many = {"prompts": range(30), "alpha": 0.8}
     write_run(tmp_path, "speculative", gamma=4, draft_share=0.2, when=1, **many)
     write_run(tmp_path, "amusd", gamma=3, free=True, draft_share=0.2, when=2, **many)
-    write_run(tmp_path, "pearl", gamma=4, free=True, tree_mode="post", when=3, **many)
+    write_run(tmp_path, "pearl", gamma=4, free=True, phase="post", when=3, **many)
     write_run(tmp_path, "autoregressive", gamma=0, single=True, when=4)
     frame = theory(load([tmp_path]))
     assert frame.index.tolist() == [0, 1, 2]  # autoregressive decoding drafts nothing
