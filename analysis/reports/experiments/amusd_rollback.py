@@ -63,10 +63,11 @@ class Drafting(study.Case):
 
 
 def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Drafting]:
-    """The drafting runs by data set, greedy ones first."""
+    """The drafting runs by data set, greedy ones first, whatever the order of their folders."""
     cases = [Drafting.of(case) for case in study.cases_in(frames, groups)]
     shown = {id(c.comparison): {run for run, _ in drafting_runs(c.comparison)} for c in cases}
-    return study.by_data(sorted((c for c in cases if c.run in shown[id(c.comparison)]), key=lambda case: case.temperature))
+    drafting = [case for case in cases if case.run in shown[id(case.comparison)]]
+    return study.by_data(sorted(drafting, key=lambda case: (case.temperature, case.label)))
 
 
 def table_of(chapter: Chapter[Drafting]) -> Table:
