@@ -125,7 +125,7 @@ def test_captions_say_n_estimator_hardware_and_definitions(root: Path) -> None:
 
 
 def test_energy_table_splits_joules_per_token(root: Path) -> None:
-    frames, group, cells = cached(root)
+    _, group, cells = cached(root)
     table = check_tables.energy_table(group, cells)
     row = row_of(table, "speculative")
     parts = ("draft", "discarded_draft", "verify", "prefill", "wait")
