@@ -63,11 +63,11 @@ class Drafting(study.Case):
 
 
 def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Drafting]:
-    """The drafting runs by data set, greedy ones first, whatever the order of their folders."""
+    """The drafting runs by data set, greedy ones first, as they were started: their folders are named by hashes."""
     cases = [Drafting.of(case) for case in study.cases_in(frames, groups)]
     shown = {id(c.comparison): {run for run, _ in drafting_runs(c.comparison)} for c in cases}
     drafting = [case for case in cases if case.run in shown[id(case.comparison)]]
-    return study.by_data(sorted(drafting, key=lambda case: (case.temperature, case.label)))
+    return study.by_data(sorted(drafting, key=lambda case: (case.temperature, str(case.facts["created_at"]), case.label)))
 
 
 def table_of(chapter: Chapter[Drafting]) -> Table:
