@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbench.method import Method, Rule, Stop, exact_rules, flag, make_stop, whole, with_typical
+from specbench.method import Method, Rule, Stop, exact_rules, make_stop, with_typical
 from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, rank_of, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
@@ -68,17 +68,8 @@ class HydraHeads(TreeHeads):
         objective: str = "soft",
     ):
         super().__init__(target)
-        whole("heads.num_heads", num_heads, 1)
-        whole("heads.num_layers", num_layers, 1)
-        flag("heads.own_lm_head", own_lm_head)
         check_loss_options(decay, objective)
-        self.options = {
-            "num_heads": num_heads,
-            "num_layers": num_layers,
-            "own_lm_head": own_lm_head,
-            "decay": decay,
-            "objective": objective,
-        }
+        self.keep_options(num_heads, num_layers, own_lm_head, decay, objective)
         weight: Any = target.embedding.weight
         embedding_width = int(weight.shape[1])
         # Embeddings are far smaller than last hidden states in many models: scaled, their part is learned as fast.

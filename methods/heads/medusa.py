@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specbench.method import ConfigError, Method, Rule, Stop, exact_rules, flag, make_stop, whole, with_typical
+from specbench.method import ConfigError, Method, Rule, Stop, exact_rules, make_stop, with_typical
 from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, rank_of, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
@@ -71,17 +71,8 @@ class MedusaHeads(TreeHeads):
         objective: str = "soft",
     ):
         super().__init__(target)
-        whole("heads.num_heads", num_heads, 1)
-        whole("heads.num_layers", num_layers, 1)
-        flag("heads.own_lm_head", own_lm_head)
         check_loss_options(decay, objective)
-        self.options = {
-            "num_heads": num_heads,
-            "num_layers": num_layers,
-            "own_lm_head": own_lm_head,
-            "decay": decay,
-            "objective": objective,
-        }
+        self.keep_options(num_heads, num_layers, own_lm_head, decay, objective)
         width = target.width
         self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers)) for _ in range(num_heads))
         for linear in (linear for head in self.layers for linear in head):  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, flag, whole
 from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS, round_mantissa
 
 if TYPE_CHECKING:
@@ -120,6 +120,14 @@ class TreeHeads(Heads):
     """Families that fill a static tree. level_by_level: whether that costs a draft forward a level, or one in all."""
 
     level_by_level: ClassVar[bool] = False
+
+    def keep_options(self, num_heads: int, num_layers: int, own_lm_head: bool, decay: float, objective: str) -> None:
+        """Check and keep the options that such families have in common. Raises ConfigError (heads.<option>)."""
+        whole("heads.num_heads", num_heads, 1)
+        whole("heads.num_layers", num_layers, 1)
+        flag("heads.own_lm_head", own_lm_head)
+        values = (num_heads, num_layers, own_lm_head, decay, objective)
+        self.options = dict(zip(("num_heads", "num_layers", "own_lm_head", "decay", "objective"), values, strict=True))
 
     def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
         """Tokens of all nodes of the levels, int64 [nodes], from h [width] and the pending token.
