@@ -12,7 +12,7 @@ Parts are called by the schedule, on the clock where nothing else is said, and n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
@@ -235,9 +235,3 @@ class Parts(Protocol):
     stop: Stop
     adapter: Adapter | None
     setting: Setting
-
-
-def with_needs(needs: Needs, **changes: object) -> Needs:
-    """`needs` with some fields changed; for parts whose options decide."""
-    assert set(changes) <= {field.name for field in fields(Needs)}
-    return replace(needs, **changes)  # type: ignore[arg-type]
