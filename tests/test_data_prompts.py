@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+from transformers.utils.chat_template_utils import Chat
 
 from specbench.config.options import ConfigError
-from specbench.data import Sample, Turn, history_replies, render, too_long, turns_to_generate
+from specbench.data import Sample, Turn, first_prompts, history_replies, prompt_warnings, render, too_long, turns_to_generate
 from specbench.data.prompts import TEMPLATE_DATE, raw_text
 
 QUESTION = Sample("q", "math", (Turn("one"), Turn("two"), Turn("three")))
@@ -106,3 +110,103 @@ def test_too_long() -> None:
     assert not too_long(ids, 10, 20, 10)
     assert too_long(ids, 9, 20, 10)
     assert too_long(ids, None, 19, 10)
+
+
+# ------------------------------------------------------------------------- what is changed on the way from a text to its prompt
+def with_ends(prefix: str, suffix: str) -> Any:
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer(False, None)
+    core = tokenizer.backend_tokenizer
+    core.add_special_tokens(["</s>"])
+    ids = [(token, core.token_to_id(token)) for token in ("<s>", "</s>")]
+    core.post_processor = processors.TemplateProcessing(single=f"{prefix}$A{suffix}", special_tokens=ids)
+    tokenizer.eos_token = "</s>"
+    return tokenizer
+
+
+def lowercased() -> Any:
+    from tokenizers import normalizers
+
+    tokenizer = byte_tokenizer(True, CHAT)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+SHORT = (Sample("a", None, (Turn("It is one"), Turn("two"))), Sample("b", None, (Turn("x < y\n"),)))
+WITH_CONTROL = (*SHORT, Sample("c", None, (Turn("say <s>"),)))
+CUT = CHAT.replace("m['content']", "m['content'][:4]")
+ESCAPED = CHAT.replace("m['content']", "m['content'] | e")
+# What is wrong -> tokenizer, template, samples, the warning.
+CHANGED: dict[str, Any] = {
+    "nothing, raw": (byte_tokenizer(True, None), "auto", SHORT, None),
+    "nothing, chat": (byte_tokenizer(True, CHAT), "auto", SHORT, None),
+    "nothing, neither adds a BOS": (byte_tokenizer(False, CHAT.replace("{{ bos_token }}", "")), "chat", SHORT, None),
+    "nothing, an end that chat has no part in": (with_ends("", ""), "raw", SHORT, None),
+    "BOS twice by the template": (
+        byte_tokenizer(True, "{{ bos_token }}" + CHAT),
+        "chat",
+        SHORT,
+        r"2 of 2 prompts \(a, \.\.\.\) begin with <s> twice",
+    ),
+    "BOS twice by the text": (
+        byte_tokenizer(True, None),
+        "raw",
+        (Sample("t", None, (Turn("<s>one"),)),),
+        r"1 of 1 prompts \(t\) begin with <s> twice",
+    ),
+    "BOS missing": (
+        byte_tokenizer(True, CHAT.replace("{{ bos_token }}", "")),
+        "auto",
+        SHORT,
+        "have no <s>.*the chat template writes none",
+    ),
+    "EOS appended": (with_ends("<s> ", " </s>"), "raw", SHORT, "2 of 2 .* end with </s>, which the tokenizer appends"),
+    "control tokens": (
+        byte_tokenizer(True, CHAT),
+        "chat",
+        WITH_CONTROL,
+        r"1 of 3 prompts \(c\) hold text that .* control tokens",
+    ),
+    "lower case": (lowercased(), "raw", SHORT, r"1 of 2 prompts \(a\) do not hold their text as it is"),
+    "a template that cuts": (byte_tokenizer(True, CUT), "auto", SHORT, r"2 of 2 prompts \(a, \.\.\.\) do not hold"),
+    "a template that escapes": (byte_tokenizer(True, ESCAPED), "auto", SHORT, r"1 of 2 prompts \(b\) do not hold"),
+}
+
+
+@pytest.mark.parametrize(("tokenizer", "template", "samples", "expected"), CHANGED.values(), ids=CHANGED)
+def test_what_is_changed_on_the_way_is_said(
+    tokenizer: Any, template: str, samples: tuple[Sample, ...], expected: str | None
+) -> None:
+    prompts = first_prompts(samples, "own", tokenizer, template)
+    warnings = prompt_warnings(samples, prompts, tokenizer, template)
+    if expected is None:
+        assert warnings == []
+    else:
+        assert any(re.search(expected, warning) for warning in warnings), warnings
+
+
+def test_an_unknown_character_is_said() -> None:
+    samples = (Sample("a", None, (Turn("one"),)), Sample("b", None, (Turn("caf\u00e9"),)))
+    tokenizer = tiny.tokenizer(200)
+    warnings = prompt_warnings(samples, first_prompts(samples, "own", tokenizer, "auto"), tokenizer, "auto")
+    assert len(warnings) == 1 and "1 of 2 prompts (b) do not hold their text" in warnings[0]
+
+
+@pytest.mark.parametrize("chat", [None, CHAT])
+def test_prompts_are_those_of_transformers_own_pipeline(chat: str | None, tmp_path: Path) -> None:
+    """Truncation and padding that a tokenizer's file asks for included: neither applies them."""
+    from transformers import AutoTokenizer, TextGenerationPipeline
+
+    tokenizer = byte_tokenizer(True, chat)
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.backend_tokenizer.truncation["max_length"] == 8
+    pipeline = TextGenerationPipeline(tiny.module("llama", vocab_size=300), tokenizer)
+    text = "one is longer than eight"
+    asked: Any = text if chat is None else [{"role": "user", "content": text}]
+    theirs = pipeline.preprocess(asked if chat is None else Chat(asked))["input_ids"][0].tolist()
+    ours = render(Sample("q", None, (Turn(text),), completion=True), 0, (), tokenizer, "auto")
+    assert ours == theirs and len(ours) > len(text)

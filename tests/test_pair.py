@@ -12,6 +12,7 @@ import tiny
 import torch
 import transformers
 
+from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
 from specbench.config.specs import PairSpec
@@ -23,6 +24,8 @@ from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
 from specbench.pair.load import check_pair, context_length, eos_ids, load_model, load_tokenizer, pair_facts
 from specbench.pair.spec import resolve_path, specify
+from specbench.run.prepare import prepare
+from specbench.run.run import run
 
 
 @pytest.fixture
@@ -189,6 +192,70 @@ def test_padded_vocabularies_are_cropped_to_the_common_rows(folders: Any, padded
     method.drafter.begin(tiny.request(around, prompt), 5, method.target.prefill(prompt))
     tree = method.drafter.propose(3)
     assert tree.q is not None and all(row.shape == (512,) and abs(float(row.sum()) - 1) < 1e-5 for row in tree.q)
+
+
+# ---------------------------------------------------------------------------------------------- ids that nobody has a row for
+TURNS = ("<|im_start|>", "<|im_end|>")
+CHAT = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+def enlarged(begins_with: str | None = None) -> Any:
+    """512 ids and two added ones, 512 and 513, that the chat template uses; `begins_with`: what plain text begins with, too."""
+    from tokenizers import processors
+
+    words = tiny.tokenizer(512)
+    words.add_special_tokens({"additional_special_tokens": list(TURNS)})
+    words.chat_template = CHAT
+    if begins_with is not None:
+        ids = [(begins_with, words.convert_tokens_to_ids(begins_with))]
+        words.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{begins_with} $A", special_tokens=ids)
+    return words
+
+
+def options(folder: str, tmp_path: Path, *more: str) -> Any:
+    fixed = ["method=autoregressive", f"pair.target={folder}", "pair.draft=null", "data=mt_bench", "data.source=standin"]
+    sizes = [
+        "data.limit=2",
+        "measure.repeats=1",
+        "measure.warmup=0",
+        "decoding.max_new_tokens=2",
+        f"runs_dir={tmp_path / 'runs'}",
+    ]
+    return compose([*fixed, *sizes, *more])
+
+
+def test_a_prompt_that_the_target_has_no_rows_for_is_refused_before_anything_runs(folders: Any, tmp_path: Path) -> None:
+    folder = folders("target", words=enlarged())
+    line = r"pair\.target='.*': 2 of 2 prompts \(sample .*, \.\.\.\) hold '<\|im_start\|>' \(512\), '<\|im_end\|>' \(513\)"
+    with pytest.raises(ConfigError, match=rf"^{line}, but the model has 512 rows: .*$"):
+        run(options(folder, tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tokens_without_rows_are_no_fault_where_no_prompt_holds_them(folders: Any, tmp_path: Path) -> None:
+    """The twins: plain text does not use them; and an enlarged embedding has them."""
+    prepare(options(folders("target", words=enlarged()), tmp_path, "data.template=raw"))
+    prepare(options(folders("large", 514, words=enlarged()), tmp_path))
+
+
+def test_a_tokenizer_whose_every_text_begins_without_a_row_is_refused_with_its_model(folders: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^pair\.target=.*hold '<\|im_start\|>' \(512\), but the model has 512 rows"):
+        checked(folders("target", words=enlarged("<|im_start|>")))
+    assert checked(folders("large", 514, words=enlarged("<|im_start|>"))).vocab_size == 514
+
+
+def test_only_a_draft_is_fed_another_id(folders: Any) -> None:
+    words = tiny.tokenizer(520)
+    spec = checked(folders("target", 520, words=words), folders("draft", 512, words=words, seed=1))
+    assert spec.draft is not None
+    draft = Session(load_model(spec.draft, spec.draft_vocab_size))
+    target = Session(load_model(replace(spec.draft, role="target")))
+    for session in (draft, target):
+        session.start(8)
+    torch.testing.assert_close(draft.feed([3, 515, 7]), tiny.plain_forward(draft.model.module, [3, 0, 7], 512))
+    with pytest.raises(ValueError, match="ids 515 have no row in this model of 512 rows"):
+        target.feed([3, 515, 7])
+    assert target.length == 0
 
 
 def test_the_twin_without_a_crop_emits_padding(folders: Any) -> None:

@@ -78,6 +78,15 @@ def render(sample: Sample, turn: int, history: Sequence[str], tokenizer: Any, te
     return list(ids)
 
 
+def first_prompts(samples: Sequence[Sample], history: str, tokenizer: Any, template: str) -> dict[str, list[int]]:
+    """By sample, the ids of the first turn that is generated: all prompts that are known before anything ran."""
+    prompts = {}
+    for sample in samples:
+        turn = turns_to_generate(sample, history)[0]
+        prompts[sample.sample_id] = render(sample, turn, history_replies(sample, turn, history, ()), tokenizer, template)
+    return prompts
+
+
 def raw_text(sample: Sample, turn: int, history: Sequence[str]) -> str:
     """The raw template's text (see `render`)."""
     if sample.completion and turn == 0:

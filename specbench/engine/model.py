@@ -23,7 +23,7 @@ class Model:
     """A loaded causal language model and what a session must know of it.
 
     vocab_size: ids that it may emit; logits beyond are cut off (padded rows are no tokens). num_rows: ids that it may be fed.
-    tree_refusal: why only chains may be fed to it, None if trees may be too.
+    tree_refusal: why only chains may be fed to it, None if trees may be too. is_draft: an id without a row is fed as id 0.
     """
 
     module: Any  # a transformers PreTrainedModel in eval mode
@@ -34,6 +34,7 @@ class Model:
     num_rows: int
     tree_refusal: str | None = None
     is_recurrent: bool = False  # keeps a state instead of a cache: see engine.backends.recurrent
+    is_draft: bool = False
 
     @classmethod
     def wrap(cls, module: Any, vocab_size: int | None = None) -> Model:
@@ -72,6 +73,18 @@ class Model:
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
+
+    def rows_of(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids as they are fed. Raises ValueError for ids that a target has no row for.
+
+        A draft with fewer rows than its target cannot know such a token: it is fed id 0, and its guess costs acceptance only.
+        """
+        if max(ids) < self.num_rows:
+            return ids
+        if self.is_draft:
+            return [i if i < self.num_rows else 0 for i in ids]
+        unknown = sorted({i for i in ids if i >= self.num_rows})
+        raise ValueError(f"ids {', '.join(map(str, unknown[:5]))} have no row in this model of {self.num_rows} rows")
 
     def expect(self, request: Request) -> None:
         """A draft model is told of every prompt before its clock starts. A real one needs no word (see `pair.scripted`)."""

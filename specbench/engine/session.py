@@ -111,10 +111,7 @@ class Session:
         if isinstance(ids, Tensor):
             extra["inputs_embeds"] = ids[None]
         else:
-            if max(ids) >= model.num_rows:
-                # A draft with fewer rows than its target: it cannot know this token, and a wrong guess costs acceptance only.
-                ids = [i if i < model.num_rows else 0 for i in ids]
-            extra["input_ids"] = torch.tensor([ids], device=model.device)
+            extra["input_ids"] = torch.tensor([model.rows_of(ids)], device=model.device)
         if parents is None and depths is None:
             if self._positions.shape[1] < past + rows:  # a part: the whole session alone knows the capacity
                 self._positions = torch.arange(2 * (past + rows), device=model.device).unsqueeze(0)

@@ -5,7 +5,7 @@ A `PairSpec` is small and picklable: each process loads, exactly once, only the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
         raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}") from error
     module.requires_grad_(False)
     try:
-        return Model.wrap(module, vocab_size)
+        return replace(Model.wrap(module, vocab_size), is_draft=spec.role == "draft")
     except ValueError as error:
         raise ConfigError(f"pair.{spec.role}", spec.name, f"refused: {error}") from error
 
@@ -114,6 +114,7 @@ def read_config(spec: ModelSpec) -> Any:
 def check_pair(spec: PairSpec, target_tokenizer: Any) -> PairSpec:
     """Refuse an ill-matched pair before any weight is loaded; returns the spec with its vocabularies."""
     target_config = read_config(spec.target)
+    refuse_ids_without_rows(spec.target, target_tokenizer, {"any": target_tokenizer("a").input_ids})
     spec = replace(spec, vocab_size=vocabulary(target_config, target_tokenizer))
     if spec.draft is None:
         return spec
@@ -126,6 +127,21 @@ def check_pair(spec: PairSpec, target_tokenizer: Any) -> PairSpec:
     if draft.replay is not None:
         draft = replace(draft, replay=replace(draft.replay, vocab_size=spec.vocab_size))
     return replace(spec, draft=draft, draft_vocab_size=rows)
+
+
+def refuse_ids_without_rows(target: ModelSpec, tokenizer: Any, prompts: Mapping[str, Sequence[int]]) -> None:
+    """Raise ConfigError where a prompt, by sample, holds ids that the target has no row for.
+
+    A tokenizer may know such tokens as long as no prompt holds them: Gemma 3's text models know one for images.
+    """
+    rows = read_config(target).get_text_config(decoder=True).vocab_size
+    odd = [sample for sample, ids in prompts.items() if max(ids, default=0) >= rows]
+    if odd:
+        unknown = sorted({i for sample in odd for i in prompts[sample] if i >= rows})
+        named = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in unknown[:5])
+        where = f"{len(odd)} of {len(prompts)} prompts (sample {odd[0]}{', ...' if len(odd) > 1 else ''}) hold {named}"
+        remedy = f"{where}, but the model has {rows} rows: take one whose embedding was enlarged with its tokenizer"
+        raise ConfigError("pair.target", target.name, remedy)
 
 
 def context_length(spec: PairSpec) -> int | None:

@@ -75,7 +75,7 @@ class ReplayModel(Model):
     def around(cls, draft: Model, target: Model, errors: DraftErrors) -> ReplayModel:
         """`target`: whose text it is; any device will do, and none of it is computed while a clock runs."""
         own = {f.name: getattr(draft, f.name) for f in dataclasses.fields(Model)}
-        own |= {"module": ReplayModule(draft.module, target.vocab_size), "vocab_size": target.vocab_size}
+        own |= {"module": ReplayModule(draft.module, target.vocab_size), "vocab_size": target.vocab_size, "is_draft": True}
         return cls(**own, target=target, errors=errors)
 
     def __post_init__(self) -> None:

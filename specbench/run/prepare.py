@@ -21,6 +21,7 @@ from specbench.pair.load import (
     context_length,
     load_tokenizer,
     pair_facts,
+    refuse_ids_without_rows,
 )
 from specbench.pair.spec import specify
 from specbench.processes.placement import available_cores
@@ -38,6 +39,7 @@ class Prepared:
     warmup: tuple[Sample, ...]
     methods: dict[str, Method]  # by arm; one arm when method and baseline are the same
     context: int | None
+    prompt_warnings: list[str]
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -57,7 +59,11 @@ def prepare(config: RunConfig) -> Prepared:
     warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
     tokenizer = load_tokenizer(pair.target)
     pair = check_pair(pair, tokenizer)
-    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context_length(pair))
+    history, template = config.data.history, config.data.template
+    prompts = data.first_prompts([*samples, *warmup], history, tokenizer, template)
+    refuse_ids_without_rows(pair.target, tokenizer, prompts)
+    warnings = data.prompt_warnings(samples, prompts, tokenizer, template)
+    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context_length(pair), warnings)
 
 
 def refuse_unmet_needs(methods: Iterable[Method], target: ModelSpec) -> None:
@@ -99,7 +105,12 @@ def run_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "pair": pair_facts(prepared.pair),
         "data": data_facts(prepared),
-        "warnings": [*prepared.dataset.warnings, *shared_device(prepared), *set_acceptance(prepared.pair)],
+        "warnings": [
+            *prepared.dataset.warnings,
+            *shared_device(prepared),
+            *set_acceptance(prepared.pair),
+            *prepared.prompt_warnings,
+        ],
         "provenance": provenance.collect(),
     }
 

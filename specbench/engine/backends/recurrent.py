@@ -53,7 +53,7 @@ class RecurrentSession:
     def feed(self, ids: Sequence[int], *, last_only: bool = False) -> Tensor:
         """Append rows and return their logits [n, vocab] ([1, vocab] with last_only)."""
         assert len(ids) > 0, "nothing to feed"
-        rows = []
+        rows, ids = [], self.model.rows_of(ids)
         self._behind = []
         if self._cache is None:  # a text in one go
             output = self.model.module(input_ids=torch.tensor([list(ids)], device=self.model.device), use_cache=True)
