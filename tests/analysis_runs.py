@@ -27,7 +27,7 @@ def chain(
     rounds: list[Round] = []
     left, at, epoch = tokens, 0.0, 0
     while left > 0:
-        accepted = int(np.minimum(rng.geometric(1 - alpha) - 1, gamma)) if gamma else 0
+        accepted = min(left, int(np.minimum(rng.geometric(1 - alpha) - 1, gamma))) if gamma else 0
         emitted = min(left, accepted + 1)
         drafting, waiting = (0.0, max(0.0, gamma * draft - verify)) if free else (gamma * draft, 0.0)
         length = (drafting + waiting + verify) * float(np.exp(rng.normal(0, 0.03)))

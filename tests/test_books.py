@@ -107,16 +107,19 @@ def test_what_the_drafter_dropped_itself_and_riders_are_counted() -> None:
 
 
 def test_the_output_is_cut_at_its_end_token_and_at_its_limit() -> None:
-    for limit, tokens, kept, finish in (
-        (20, (7, EOS, 8), [7, EOS], "eos"),
-        (4, (7, 8, 6, 5), [7, 8, 6], "length"),
-        (4, (7, 8, EOS), [7, 8, EOS], "eos"),
-        (9, (7, 8), [7, 8], None),
+    for limit, tokens, kept, finish, accepted in (
+        (20, (7, EOS, 8), [7, EOS], "eos", 2),
+        (20, (EOS, 7, 8), [EOS], "eos", 1),
+        (4, (7, 8, 6, 5), [7, 8, 6], "length", 3),
+        (4, (7, 8, EOS), [7, 8, EOS], "eos", 2),
+        (9, (7, 8), [7, 8], None, 1),
     ):
         books = begun(SetClock(), request(limit))
         assert books.emit(tokens) == kept and books.output == [9, *kept] and books.finish == finish
         books.round(DraftTree([0] * 9), Verdict(tuple(range(len(tokens) - 1)), tokens))  # not emitted a second time
         assert books.output == [9, *kept] and books.of_rounds("num_emitted") == [len(kept)]
+        # What the rule took behind the end was never kept: of nine drafts the rest is discarded.
+        assert (books.of_rounds("num_accepted"), books.of_rounds("num_discarded")) == ([accepted], [9 - accepted])
 
 
 @pytest.mark.parametrize(("first", "limit", "finish"), [(EOS, 20, "eos"), (9, 1, "length")])
@@ -207,7 +210,8 @@ def check(outcome: Outcome, spent: dict[str, float], asked: Request) -> None:
     for r in rounds:
         assert sum(getattr(r, f"{part}_seconds") for part in PARTS) <= r.t_end - r.t_start
         assert 0 <= r.num_accepted <= r.num_drafted == r.num_target_rows - 1 and r.draft_depth <= r.num_drafted
-        assert r.num_discarded == r.num_drafted - r.num_accepted and 1 <= r.num_emitted <= r.num_accepted + 1
+        assert r.num_discarded == r.num_drafted - r.num_accepted
+        assert max(1, r.num_accepted) <= r.num_emitted <= r.num_accepted + 1
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
@@ -251,6 +255,13 @@ class CountsAllAsAccepted(Books):
         super().round(tree, verdict, num_accepted=len(tree.tokens) + 1, **facts)
 
 
+class CountsBehindTheEnd(Books):
+    """Calls accepted what the rule took, also behind the EOS."""
+
+    def round(self, tree: DraftTree, verdict: Verdict, **facts: Any) -> None:
+        super().round(tree, verdict, num_accepted=verdict.num_accepted, **facts)
+
+
 class CutsAtTheEndOnly(Books):
     """Goes on behind an EOS."""
 
@@ -263,7 +274,11 @@ class CutsAtTheEndOnly(Books):
 
 
 @pytest.mark.parametrize(
-    "wrong", [EmitsTwice, BeginsAtItsDraft, AddsToTheNext, GivesOtherToVerify, CountsAllAsAccepted, CutsAtTheEndOnly]
+    "wrong",
+    [
+        *(EmitsTwice, BeginsAtItsDraft, AddsToTheNext, GivesOtherToVerify),
+        *(CountsAllAsAccepted, CountsBehindTheEnd, CutsAtTheEndOnly),
+    ],
 )
 def test_books_kept_wrongly_are_found(wrong: type[Books]) -> None:
     with pytest.raises((AssertionError, IdentityError)):

@@ -72,6 +72,20 @@ def test_acceptance_by_position_counts_only_rounds_that_reach_it() -> None:
     assert metrics.conditional_acceptance_by_position(table(chain_rounds([0], 2))) == [0.0, None]
 
 
+def test_what_lies_behind_the_outputs_end_was_neither_kept_nor_rejected() -> None:
+    """Four drafts of which the second is the EOS: two are kept, and of the others nobody knows."""
+    rounds = chain_rounds([4, 1, 2], 4)
+    rounds[2] = dataclasses.replace(rounds[2], num_emitted=2)
+    made = table(rounds)
+    assert made.cut_off.tolist() == [False, False, True] and made.rejected.tolist() == [False, True, False]
+    assert metrics.acceptance_rate(made) == 7 / 12  # of all that was drafted
+    assert metrics.acceptance_by_position(made) == [1.0, pytest.approx(2 / 3), pytest.approx(1 / 3), pytest.approx(1 / 3)]
+    assert metrics.conditional_acceptance_by_position(made) == [1.0, pytest.approx(2 / 3), 1.0, 1.0]
+    assert metrics.accepted_run_length(made)["pooled"] == 5, "the run that the end cuts off is left out"
+    last = dataclasses.replace(rounds[2], num_accepted=4, num_emitted=4)
+    assert not table([*rounds[:2], last]).cut_off.any(), "a window without a bonus that stands is no cut"
+
+
 def test_trees_are_counted_by_depth() -> None:
     tree = [dataclasses.replace(r, num_drafted=63, num_target_rows=64, draft_depth=4) for r in chain_rounds([2, 2], 4)]
     assert metrics.acceptance_rate(table(tree)) == 0.5
@@ -158,6 +172,7 @@ def _record(**changes: object) -> Change:
         ("num_accepted <= draft_depth", _round(num_accepted=5, num_emitted=6)),
         ("draft_depth <= num_drafted", _round(draft_depth=5)),
         ("num_emitted <= num_accepted", _round(num_emitted=4)),
+        ("num_accepted <= num_emitted", _round(num_emitted=1)),
         ("draft_depth > 0", _round(draft_depth=0, num_accepted=0, num_emitted=1)),
         ("not negative", _round(num_discarded=-1)),
         ("num_target_rows", _round(num_target_rows=2)),

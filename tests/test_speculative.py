@@ -197,13 +197,14 @@ def test_the_end_token_cuts_wherever_it_falls(pairs: Any, position: int, law: st
 
 
 def test_an_accepted_block_was_cut_by_the_end_token(pairs: Any) -> None:
-    """The case that the test above must contain: drafts accepted beyond the end, and not emitted."""
+    """The case that the test above must contain: drafts that the rule accepts beyond the end are discarded."""
     free = tiny.runtime(*pairs["same"], WARM, TOKENS)
     ids = ar(free, tiny.prompt(6))
     position = next(p for p in (2, 3) if ids.index(ids[p]) == p)  # inside the first block of 1 + (3 + 1)
     around = tiny.runtime(*pairs["same"], WARM, TOKENS, {ids[position]})
     (only,) = tiny.decode(Speculative(draft_length=3), around, tiny.prompt(6)).rounds
-    assert only.num_accepted == 3 and only.num_emitted == position < 4
+    assert only.num_accepted == only.num_emitted == position < 4, "accepted up to the end, and not beyond"
+    assert only.num_drafted == 3 and only.num_discarded == only.rollback_depth == 3 - position
 
 
 # ------------------------------------------------------------------------------------------------------ what a round costs

@@ -190,6 +190,18 @@ def test_not_a_number_is_refused_with_its_path(tmp_path: Path) -> None:
     assert store.read_rounds(made.folder) == {}
 
 
+def test_what_older_folders_call_accepted_behind_the_end_is_cut(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    first, last = chain_rounds([1, 4], 4)
+    made.append(
+        record_of(KEY, [first, last]), [first, dataclasses.replace(last, num_emitted=2, num_discarded=0, rollback_depth=0)]
+    )
+    made.close()
+    read = store.read_rounds(made.folder)[KEY]
+    columns = [read[name] for name in ("num_accepted", "num_emitted", "num_discarded", "rollback_depth")]
+    assert columns == [[1, 2], [2, 2], [first.num_discarded, 2], [first.rollback_depth, 2]]
+
+
 def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="run folder"):
         store.read_run(tmp_path)

@@ -256,13 +256,15 @@ def acceptance_by_position(table: RoundTable) -> pd.DataFrame:
     prompt, num_prompts = prompts_of(table)
     positions = np.arange(1, int(table.draft_depth.max(initial=0)) + 1)
 
-    def by_prompt(num_before: int) -> np.ndarray:
+    asked = np.where(table.cut_off, table.num_accepted, table.draft_depth)  # behind the output's end nothing was
+
+    def by_prompt(num_before: int, depth: np.ndarray = asked) -> np.ndarray:
         """[P, K]: rounds that drafted so deep and accepted all but `num_before` of so many; 0 takes in the position itself."""
-        masks = ((table.draft_depth >= k) & (table.num_accepted >= k - num_before) for k in positions)
+        masks = ((depth >= k) & (table.num_accepted >= k - num_before) for k in positions)
         counts = [np.bincount(prompt[mask], minlength=num_prompts) for mask in masks]
         return np.array(counts, dtype=int).reshape(len(positions), num_prompts).T
 
-    reached, eligible, taken = by_prompt(len(positions)), by_prompt(1), by_prompt(0)
+    reached, eligible, taken = by_prompt(len(positions), table.draft_depth), by_prompt(1), by_prompt(0)
     accepted, low, high = shares_by_prompt(taken, reached)
     made = {"position": positions, "rounds": reached.sum(0), "eligible": eligible.sum(0), "accepted": accepted}
     names = ("conditional", "conditional_low", "conditional_high")

@@ -144,7 +144,7 @@ def _as_scripted(samples: list[Sample], table: RoundTable) -> int:
     for sample in samples:
         length = 1
         for i in sample.rounds:
-            expected = played.accepted_run(sample.wrong, length, int(table.num_drafted[i]))
+            expected = min(played.accepted_run(sample.wrong, length, int(table.num_drafted[i])), sample.num_tokens - length)
             good += int(table.num_accepted[i]) == expected
             length += int(table.num_emitted[i])
     return good
@@ -154,7 +154,7 @@ def _acceptance(samples: list[Sample], table: RoundTable) -> Estimate:
     whole = theory.acceptance_iid(table)
     rows = np.concatenate([s.rounds for s in samples if s.repeat == min(t.repeat for t in samples)])
     accepted = int(table.num_accepted[rows].sum())
-    judged = accepted + int((table.num_accepted[rows] < table.draft_depth[rows]).sum())
+    judged = accepted + int(table.rejected[rows].sum())
     return Estimate(math.nan if whole is None else whole, *wilson(accepted, judged))
 
 

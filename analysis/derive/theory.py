@@ -35,10 +35,9 @@ COLUMNS = {
 
 
 def acceptance_iid(table: RoundTable) -> float | None:
-    """alpha from rounds: a round that stops before its depth saw one rejection, one that reaches it saw none."""
-    drafted = table.draft_depth > 0
-    accepted = int(table.num_accepted[drafted].sum())
-    rejected = int((table.num_accepted[drafted] < table.draft_depth[drafted]).sum())
+    """alpha from rounds: a round that stops before its depth saw one rejection; one that reaches it, or that the output's end
+    cut, saw none."""
+    accepted, rejected = int(table.num_accepted.sum()), int(table.rejected.sum())
     return accepted / (accepted + rejected) if accepted + rejected else None
 
 

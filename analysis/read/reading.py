@@ -1,7 +1,8 @@
 """One run folder into arrays, fast: ten million rounds must not pass through Python one by one.
 
 Rounds are parsed by pyarrow (a dependency of `datasets`) straight into columns; a file that it refuses (a torn last line,
-damage) goes to `store.read_rounds`, which knows what may be repaired and names what may not.
+damage, what an older version wrote otherwise) goes to `store.read_rounds`, which knows what may be repaired and names what may
+not.
 """
 
 from __future__ import annotations
@@ -99,10 +100,14 @@ def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable
     found = {"decode_tokens": sum(r.num_emitted or 0 for r in own), "num_rounds": sum(r.num_rounds or 0 for r in own)}
     wrong = [name for name, value in found.items() if summary.get(name) != value]
     if not wrong:
-        emitted = metrics.emitted_per_round(table.arm(arm))["pooled"]
-        stated: float | None = summary.get("emitted_per_round")
-        if (emitted is None) != (stated is None) or abs((emitted or 0.0) - (stated or 0.0)) > 1e-9:
-            wrong.append("emitted_per_round")
+        mine = table.arm(arm)
+        for name, of_rounds in (
+            ("emitted_per_round", metrics.emitted_per_round),
+            ("accepted_per_round", metrics.accepted_per_round),
+        ):
+            mean, stated = of_rounds(mine)["pooled"], summary.get(name)
+            if (mean is None) != (stated is None) or abs((mean or 0.0) - (stated or 0.0)) > 1e-9:
+                wrong.append(name)
     if wrong:
         notes.append(f"summary.json disagreed with the records in {', '.join(wrong)}: rebuilt from them")
         return rebuild(folder)
@@ -176,6 +181,8 @@ def _by_arrow(path: Path) -> Parsed:
         columns[name] = _strings(values) if name == "phase" else values.to_numpy(zero_copy_only=False)
     if len(set(keys)) != len(keys):
         raise ValueError("a key occurs twice")
+    if (columns["num_accepted"] > columns["num_emitted"]).any():
+        raise ValueError("accepted behind the output's end, as older folders say")
     return keys, lengths.astype(np.int64), columns
 
 

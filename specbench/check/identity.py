@@ -38,7 +38,8 @@ def _identity(bench: Bench, law: SamplingLaw, seeds: int) -> Result:
 
 
 def eos_anywhere(bench: Bench) -> Result:
-    """Whatever token of an output is declared EOS, the output ends there, kept, wherever in a block it was accepted."""
+    """Whatever token of an output is declared EOS, the output ends there, kept, wherever in a block it was accepted, and no
+    draft behind it counts as accepted."""
     cases = inside = 0
     for prompt in range(len(bench.prompts)):
         whole = bench.decode(GREEDY, bench.request(prompt)).output_ids
@@ -49,8 +50,13 @@ def eos_anywhere(bench: Bench) -> Result:
             if (outcome.output_ids, outcome.finish_reason) != (whole[: place + 1], "eos"):
                 problem = f"EOS at token {place}: got {len(outcome.output_ids)} tokens, finish_reason {outcome.finish_reason}"
                 return Result.of(problem, "")
+            for r in outcome.rounds:
+                if not r.num_accepted <= r.num_emitted <= r.num_accepted + 1:
+                    return Result.of(
+                        f"EOS at token {place}: {r.num_accepted} drafts accepted, {r.num_emitted} tokens emitted", ""
+                    )
             cases += 1
-            inside += bool(outcome.rounds) and outcome.rounds[-1].num_emitted <= outcome.rounds[-1].num_accepted
+            inside += bool(outcome.rounds) and outcome.rounds[-1].num_emitted == outcome.rounds[-1].num_accepted
     return Result.of(None, f"{cases} cases; in {inside} of them the EOS was an accepted draft")
 
 

@@ -77,6 +77,18 @@ class RoundTable:
     def __len__(self) -> int:
         return len(self.sample)
 
+    @property
+    def cut_off(self) -> NDArray[np.bool_]:
+        """Rounds that the output's end cut inside their draft: what lies behind it was neither kept nor rejected, shape [R]."""
+        cut: NDArray[np.bool_] = (self.num_emitted == self.num_accepted) & (self.num_accepted < self.draft_depth)
+        return cut
+
+    @property
+    def rejected(self) -> NDArray[np.bool_]:
+        """Rounds in which the target contradicted a draft, shape [R]."""
+        rejected: NDArray[np.bool_] = (self.num_accepted < self.draft_depth) & ~self.cut_off
+        return rejected
+
     def arm(self, arm: str) -> RoundTable:
         """Only the rounds of one arm."""
         chosen = [i for i, key in enumerate(self.keys) if key[3] == arm]
@@ -118,15 +130,14 @@ def accepted_per_round(table: RoundTable) -> dict[str, float | None]:
 def accepted_run_length(table: RoundTable) -> dict[str, float | None]:
     """Draft tokens accepted between two rejections, across rounds (PEARL, Liu et al. 2025, its own count).
 
-    A run ends with every round that drafted something and did not accept to the full depth; a run of length 0 counts. The run
-    that the end of a sample cuts off is left out.
+    A run ends with every round that drafted something and rejected some of it; a run of length 0 counts. The run that the end
+    of a sample cuts off is left out.
     """
     lengths: list[int] = []
     means: list[float] = []
-    rejecting = (table.draft_depth > 0) & (table.num_accepted < table.draft_depth)
     bounds = np.searchsorted(table.sample, np.arange(len(table.keys) + 1))
     for start, end in itertools.pairwise(bounds):
-        ends = np.cumsum(table.num_accepted[start:end])[rejecting[start:end]]
+        ends = np.cumsum(table.num_accepted[start:end])[table.rejected[start:end]]
         runs = np.diff(ends, prepend=0)
         if len(runs):
             lengths.extend(runs.tolist())
@@ -157,10 +168,14 @@ def acceptance_by_position(table: RoundTable) -> list[float]:
 
 
 def conditional_acceptance_by_position(table: RoundTable) -> list[float | None]:
-    """Entry k-1: among rounds that reach depth k and accepted k-1 tokens, the share that accepted the k-th too."""
+    """Entry k-1: among rounds that reach depth k and accepted k-1 tokens, the share that accepted the k-th too.
+
+    Of a round that the output's end cut, the positions behind it were never asked.
+    """
+    asked = np.where(table.cut_off, table.num_accepted, table.draft_depth)
     rates: list[float | None] = []
     for k in range(1, int(table.draft_depth.max(initial=0)) + 1):
-        mask = (table.draft_depth >= k) & (table.num_accepted >= k - 1)
+        mask = (asked >= k) & (table.num_accepted >= k - 1)
         rates.append(float(np.mean(table.num_accepted[mask] >= k)) if mask.any() else None)
     return rates
 
@@ -214,7 +229,7 @@ def concurrent_seconds(samples: Iterable[SampleRecord]) -> dict[str, float]:
 def check_identities(samples: Iterable[SampleRecord], table: RoundTable) -> None:
     """Raise IdentityError at the first finished sample whose records contradict themselves.
 
-    Tokens: rounds emit all but the first token, and never more than accepted + 1. Drafts: accepted <= depth <= drafted.
+    Tokens: rounds emit all but the first token, each accepted or accepted + 1. Drafts: accepted <= depth <= drafted.
     Time: rounds run forward and do not overlap, and their parts stay within the decode time (1 %).
     Failed samples (with `error` or without times) must have no numbers.
     """
@@ -255,7 +270,8 @@ def _check_rounds(table: RoundTable) -> None:
         "num_accepted <= num_drafted": table.num_accepted <= table.num_drafted,
         "draft_depth <= num_drafted": table.draft_depth <= table.num_drafted,
         "draft_depth > 0 where something is drafted": (table.draft_depth > 0) == (table.num_drafted > 0),
-        "0 <= num_emitted <= num_accepted + 1": (table.num_emitted >= 0) & (table.num_emitted <= table.num_accepted + 1),
+        "num_accepted <= num_emitted <= num_accepted + 1": (table.num_emitted >= table.num_accepted)
+        & (table.num_emitted <= table.num_accepted + 1),
         "counts are not negative": np.minimum.reduce([table.columns[name] for name in _INTEGERS]) >= 0,
         "num_target_rows >= num_drafted + num_rider_rows": table.num_target_rows >= table.num_drafted + table.num_rider_rows,
         "0 < target_share <= 1": (table.target_share > 0) & (table.target_share <= 1),

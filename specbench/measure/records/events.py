@@ -2,7 +2,7 @@
 
 A `Round` is one target forward during decoding. Prefill is not a round: it yields the first token. The identities that hold
 for every sample: the sum of `num_emitted` over rounds + 1 equals the output length (0 rounds: length 1 or less), and
-`num_accepted <= num_drafted` in every round.
+`num_accepted <= num_drafted` and `num_accepted <= num_emitted <= num_accepted + 1` in every round.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Round:
     t_start: float
     t_end: float
     num_drafted: int  # draft tokens shown to the target
-    num_accepted: int  # draft tokens kept by the rule
+    num_accepted: int  # draft tokens kept: accepted by the rule, up to the EOS and length cut
     num_emitted: int  # tokens kept after the EOS and length cut
     num_discarded: int = 0  # drafted tokens thrown away because of this round's verdict
     num_target_rows: int = 1  # rows in the target's forward (pending + nodes + riders)

@@ -255,8 +255,18 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
             raise StoreError(f"{path}:{number}: arrays of unequal length {lengths}")
         if _key_of(row) in table:
             raise StoreError(f"{path}:{number}: {_key_of(row)} occurs twice")
+        _cut_accepted(columns)
         table[_key_of(row)] = columns
     return table
+
+
+def _cut_accepted(columns: RoundColumns) -> None:
+    """Folders from before the cut say how many drafts the rule took in a sample's last round, also those behind its end."""
+    for i, (accepted, emitted) in enumerate(zip(columns["num_accepted"], columns["num_emitted"], strict=True)):
+        if accepted > emitted:
+            columns["num_accepted"][i] = emitted
+            for name in ("num_discarded", "rollback_depth"):
+                columns[name][i] += accepted - emitted
 
 
 def read_power(folder: str | Path) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def sequential(wrong: Wrong, num_tokens: int, limit: int, gamma: int) -> list[St
     steps, length = [], 1
     while length < num_tokens:
         drafted = min(gamma, limit - length - 1)
-        accepted = accepted_run(wrong, length, drafted)
+        accepted = min(accepted_run(wrong, length, drafted), num_tokens - length)
         emitted = min(accepted + 1, num_tokens - length)
         steps.append(Step(drafted, accepted, emitted, drafted))
         length += emitted
@@ -55,7 +55,7 @@ def lockstep(wrong: Wrong, num_tokens: int, limit: int, gamma: int, ends: bool =
         if eos is not None and not wrong(eos):
             block = max(0, min(block, eos + 1 - first))
         window = trusted + min(1, block)
-        accepted = accepted_run(wrong, length, window)
+        accepted = min(accepted_run(wrong, length, window), num_tokens - length)
         emitted = min(min(accepted, trusted) + 1, num_tokens - length)
         steps.append(Step(window, accepted, emitted, block))
         trusted = max(0, block - 1) if accepted == window else 0
@@ -163,7 +163,7 @@ class _Target:
         if left is not None:
             self.contradicted = self.length + left
         emitted = min(accepted + 1, self.num_tokens - self.length)
-        self.steps.append(Step(len(tree), accepted, emitted))
+        self.steps.append(Step(len(tree), min(accepted, emitted), emitted))
         self.length += emitted
 
 

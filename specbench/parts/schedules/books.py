@@ -85,7 +85,8 @@ class Books:
         """Write a round down. facts: columns of `Round` that tree and verdict do not say, or say differently here."""
         kept = self.emit(verdict.tokens) if self._kept is None else self._kept
         self._kept = None
-        drafted, accepted, depth = len(tree.tokens), verdict.num_accepted, tree.depth
+        # Accepted is what stands in the output: drafts that the rule took behind its end were never kept.
+        drafted, accepted, depth = len(tree.tokens), min(verdict.num_accepted, len(kept)), tree.depth
         riders = 0 if tree.riders is None else len(tree.riders)
         row = {
             "num_drafted": drafted,
