@@ -101,6 +101,25 @@ def test_bad_rows_are_named(rows: list[dict[str, Any]], message: str) -> None:
         parse(rows, "here")
 
 
+def test_all_bad_rows_are_named_at_once() -> None:
+    good = [{"question_id": n, "turns": ["a"]} for n in range(3)]
+    bad = [
+        *({"question_id": 10, "turns": []}, {"question_id": 11, "turns": [5]}, {"turns": ["a"]}),
+        *({"task_id": "x", "prompt": 7}, {"question_id": 12, "turns": []}, {"question_id": 1, "turns": ["b"]}),
+        *({"question_id": 13, "turns": ["half \ud800"]}, {"question_id": "\udfff", "turns": ["a"]}),
+        {"conversation_id": "c", "conversation": [None]},
+    ]
+    with pytest.raises(ValueError, match=r"^here, ") as caught:
+        parse([*good, *bad], "here")
+    said = str(caught.value)
+    assert "row 4, row 8: 'turns' is empty" in said and "row 5: 'turns' holds 5, not a text" in said
+    assert "row 6: field 'question_id' is missing" in said and "row 9: id '1' was already used in row 2" in said
+    assert "row 10: 'turns' holds '\\ud800' at character 5, which is no character" in said and "row 11: 'question_id'" in said
+    assert "row 7: unknown format" in said and "row 12: " in said and "\n" not in said
+    assert len(parse(good, "here")) == 3
+    said.encode()
+
+
 def test_digest_sees_every_part_and_no_container(tmp_path: Path) -> None:
     base = parse(CONVERSATIONS, "here")
     plain = write_jsonl(tmp_path / "a.jsonl", CONVERSATIONS)

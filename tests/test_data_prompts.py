@@ -54,6 +54,20 @@ def test_turns_to_generate() -> None:
     assert caught.value.key == "data.history"
 
 
+def test_every_sample_without_a_prompt_is_named() -> None:
+    picky = byte_tokenizer(
+        bos=False, chat_template="{{ messages[0].content if messages[0].content != 'one' else raise_exception('no one') }}"
+    )
+    samples = [QUESTION, Sample("good", None, (Turn("two"),)), TALK, Sample("empty", None, (Turn("one", "x"), Turn("b")))]
+    with pytest.raises(ConfigError, match=r"3 of 4 samples .*: q, c, empty: TemplateError: no one$") as caught:
+        first_prompts(samples, "baseline", picky, "auto")
+    assert caught.value.key == "data.template"
+    silent = byte_tokenizer(bos=False, chat_template="{{ '' if messages[0].content == 'one' else messages[0].content }}")
+    with pytest.raises(ConfigError, match="q, c, empty: it has no token"):
+        first_prompts(samples, "baseline", silent, "auto")
+    assert list(first_prompts([samples[1]], "baseline", picky, "auto")) == ["good"]
+
+
 def test_history_replies() -> None:
     assert history_replies(TALK, 2, "dataset", ["never", "used"]) == ("eins", "zwei")
     assert history_replies(TALK, 2, "baseline", ["A", "B", "C"]) == ("A", "B")

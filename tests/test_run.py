@@ -11,18 +11,21 @@ import itertools
 import json
 import types
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import specbench.run.passes as passes
+import specbench.run.prepare as prepare_module
 import specbench.run.run as run_module
 from specbench import data
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.schema import DataConfig, DecodingConfig, EngineConfig, MeasureConfig, PairConfig, RunConfig
 from specbench.engine.request import Outcome, Request
+from specbench.measure import pairing
 from specbench.measure.records import provenance, store
 from specbench.measure.records.events import SampleRecord
 from specbench.measure.records.store import read_power, read_rounds, read_run, read_samples, read_summary
@@ -36,6 +39,7 @@ from specbench.pair.spec import specify
 from specbench.processes.placement import Placement
 from specbench.run import costs
 from specbench.run.arms import warm_up
+from specbench.run.console import final_table
 from specbench.run.run import run
 
 AR = {"_target_": "specbench.methods.chains.autoregressive.Autoregressive", "draft_length": None}
@@ -430,7 +434,7 @@ def test_a_failing_sample_is_recorded_and_the_run_goes_on(tmp_path: Path) -> Non
     assert summary["status"] == "success" and summary["num_failed"] == 1 and summary["data"]["num_samples"] == 3
     lossless = summary["lossless"]
     assert (lossless["identical"], lossless["compared"], lossless["verdict"]) == (2, 2, "identical")
-    assert any("1 samples failed" in warning and "fell over" in warning for warning in summary["warnings"])
+    assert any("1 of 3 samples failed" in warning and "fell over" in warning for warning in summary["warnings"])
 
 
 def test_a_conversation_that_failed_once_is_had_in_the_next_repeat(tmp_path: Path) -> None:
@@ -461,7 +465,55 @@ def test_a_run_without_any_finished_sample_has_failed(tmp_path: Path) -> None:
     with decoding_with(Speculative, failing), decoding_with(Autoregressive, failing):
         summary = run(configured(tmp_path, measure__warmup=0, data__limit=1))
     assert summary["status"] == "failed" == read_run(only_folder(tmp_path))["status"]
-    assert summary["decode_tokens_per_second"] is None and summary["speedup"] is None and summary["num_failed"] == 2
+    assert summary["decode_tokens_per_second"] is None and summary["speedup"] is None and summary["num_failed"] == 1
+
+
+REFUSALS = {  # chat templates that refuse what only a run can show
+    "a second message": "{% if messages|length > 1 %}{{ raise_exception('one user message only') }}{% endif %}",
+    "an empty reply": "{% for m in messages if not m.content %}{{ raise_exception('an empty reply') }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize(("refusal", "history"), [("a second message", "baseline"), ("an empty reply", "own")])
+def test_a_turn_that_the_template_refuses_is_a_failure_of_its_sample_in_both_arms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str, history: str
+) -> None:
+    words = load_tokenizer(specify(PairConfig(target="builtin:target")).target)
+    words.chat_template = REFUSALS[refusal] + "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda spec: words)
+    calls: list[str] = []
+
+    def silent_on_the_second(real: Any, self: Any, request: Request) -> Outcome:
+        """Of every other sample the answer is an end token alone."""
+        if request.sample_id not in calls:
+            calls.append(request.sample_id)
+        outcome = real(self, request)
+        return replace(outcome, output_ids=[words.eos_token_id], rounds=[]) if calls.index(request.sample_id) % 2 else outcome
+
+    changes = {"data__name": "mt_bench", "data__history": history, "measure__warmup": 0, "measure__repeats": 2}
+    with decoding_with(Speculative, silent_on_the_second), decoding_with(Autoregressive, silent_on_the_second):
+        config = configured(tmp_path, data__limit=4, decoding__max_new_tokens=6, **changes)
+        summary = run(config)
+        folder = only_folder(tmp_path)
+        records = read_samples(folder)
+        failed = {record.key for record in records if record.error}
+        bad = calls if refusal == "a second message" else calls[1::2]
+        assert len(calls) == 4, "the run went on"
+        assert failed == {(name, 1, repeat, arm) for name in bad for repeat in (0, 1) for arm in ("method", "baseline")}
+        assert all("no prompt: TemplateError: " in (r.error or "") for r in records if r.key in failed)
+        assert summary["num_failed"] == len(bad)
+        (said,) = [text for text in summary["warnings"] if "samples failed" in text]
+        assert said.startswith(f"{len(bad)} of 4 samples failed ({', '.join(bad)})")
+        assert f"({len(bad)} failed)" in final_table(summary)
+        if len(bad) == 4:
+            assert summary["status"] == "failed" and summary["speedup"] is None
+        else:
+            assert summary["status"] == "success" and summary["speedup"]["num_prompts"] == 2
+            assert not set(bad) & set(pairing.pair_samples(records).prompts)
+            return
+        # What failed is tried again when the run is continued; what was finished of other samples would be kept.
+        again = run(replace(config, run_folder=str(folder), allow_mixed=True))
+    assert again["num_failed"] == 4 and {r.key for r in read_samples(folder)} == {r.key for r in records}
 
 
 def test_prompts_that_do_not_fit_are_recorded_as_such(tmp_path: Path) -> None:
@@ -476,7 +528,7 @@ def test_prompts_that_do_not_fit_are_recorded_as_such(tmp_path: Path) -> None:
     long = [record for record in records if record.finish_reason == "prompt_too_long"]
     assert len(long) == 2 * sum(length > lengths[1] for length in lengths) > 0 and len(records) == 8
     assert all(record.error is None and record.decode_seconds is None and record.output_ids == () for record in long)
-    assert summary["num_prompt_too_long"] == len(long) and summary["num_failed"] == 0 and summary["status"] == "success"
+    assert summary["num_prompt_too_long"] == len(long) / 2 and summary["num_failed"] == 0 and summary["status"] == "success"
 
 
 def test_a_run_that_raises_says_so_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

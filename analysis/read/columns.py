@@ -71,7 +71,7 @@ RUNS_COLUMNS = {
     "joules_per_token": "gross, all devices of the method; NaN where it was not measured",
     "baseline_joules_per_token": "the same of the baseline",
     "memory_peak_bytes": "peak device memory; NaN where it was not measured",
-    "num_failed": "samples that failed",
+    "num_failed": "samples of which a turn, in any repeat or arm, failed: left out of both arms there",
 }  # fmt: skip
 
 SAMPLES_COLUMNS = {

@@ -98,6 +98,7 @@ def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable
     arm = "method" if any(record.arm == "method" for record in samples) else "baseline"
     own = [record for record in samples if record.arm == arm and record.decode_seconds is not None]
     found = {"decode_tokens": sum(r.num_emitted or 0 for r in own), "num_rounds": sum(r.num_rounds or 0 for r in own)}
+    found["num_failed"] = len({record.sample_id for record in samples if record.finish_reason == "error"})
     wrong = [name for name, value in found.items() if summary.get(name) != value]
     if not wrong:
         mine = table.arm(arm)

@@ -7,7 +7,7 @@ from typing import Any
 
 from specbench.config.options import ConfigError, one_of
 from specbench.config.schema import TEMPLATES
-from specbench.data.samples import Sample
+from specbench.data.samples import Sample, all_of
 
 # Llama-3 templates write the date of the day into the system block, some from the clock: the same run would have other
 # prompts tomorrow. Their own default date is passed instead; templates that do not use it ignore it.
@@ -79,11 +79,26 @@ def render(sample: Sample, turn: int, history: Sequence[str], tokenizer: Any, te
 
 
 def first_prompts(samples: Sequence[Sample], history: str, tokenizer: Any, template: str) -> dict[str, list[int]]:
-    """By sample, the ids of the first turn that is generated: all prompts that are known before anything ran."""
-    prompts = {}
+    """By sample, the ids of the first turn that is generated: all prompts that are known before anything ran.
+
+    Raises ConfigError naming every sample that tokenizer and template cannot make a prompt of.
+    """
+    prompts, bad = {}, {}
     for sample in samples:
         turn = turns_to_generate(sample, history)[0]
-        prompts[sample.sample_id] = render(sample, turn, history_replies(sample, turn, history, ()), tokenizer, template)
+        try:
+            ids = render(sample, turn, history_replies(sample, turn, history, ()), tokenizer, template)
+        except ConfigError:
+            raise
+        except Exception as error:  # a chat template is somebody's program, and may raise anything
+            bad[sample.sample_id] = f"{type(error).__name__}: {error}"
+            continue
+        if not ids:
+            bad[sample.sample_id] = "it has no token"
+        prompts[sample.sample_id] = ids
+    if bad:
+        remedy = f"{len(bad)} of {len(samples)} samples cannot be made into a prompt: {all_of(bad)}"
+        raise ConfigError("data.template", template, remedy)
     return prompts
 
 

@@ -58,24 +58,35 @@ class Dataset:
 def parse(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[Sample, ...]:
     """Rows of one file to samples, in file order.
 
-    Raises ValueError naming `where` and the row (counted from 1) for unknown formats, missing or ill-typed fields, repeated
-    ids and an empty file.
+    Raises ValueError naming `where` and all bad rows (counted from 1) for unknown formats, missing or ill-typed fields,
+    repeated ids and an empty file.
     """
     samples: list[Sample] = []
     seen: dict[str, int] = {}
+    bad: dict[str, str] = {}  # by row, what is wrong with it
     for number, row in enumerate(rows, start=1):
         try:
             sample = _parse_row(row)
+            if sample.sample_id in seen:
+                raise ValueError(f"id {sample.sample_id!r} was already used in row {seen[sample.sample_id]}")
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{where}, row {number}: {reason}") from error
-        if sample.sample_id in seen:
-            raise ValueError(f"{where}, row {number}: id {sample.sample_id!r} was already used in row {seen[sample.sample_id]}")
+            bad[f"row {number}"] = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+            continue
         seen[sample.sample_id] = number
         samples.append(sample)
+    if bad:
+        raise ValueError(f"{where}, {all_of(bad)}")
     if not samples:
         raise ValueError(f"{where}: no rows")
     return tuple(samples)
+
+
+def all_of(bad: Mapping[str, str]) -> str:
+    """Everything that is bad in one line, by what is wrong with it: `row 3, row 7: 'turns' is empty; row 9: ...`."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in bad.items():
+        by_reason.setdefault(" ".join(reason.split())[:300], []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
 
 
 def content_digest(samples: Iterable[Sample]) -> str:
@@ -125,10 +136,19 @@ def _id(row: Mapping[str, Any], key: str) -> str:
     value = row[key]
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise ValueError(f"{key!r} is not an id: {value!r}")
-    return str(value)
+    return _text(str(value), key)
 
 
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{key!r} holds {value!r}, not a text")
+        raise ValueError(f"{key!r} holds {_short(value)}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half a character of UTF-16: JSON can say it, a tokenizer cannot read it
+        raise ValueError(f"{key!r} holds {value[error.start]!a} at character {error.start}, which is no character") from error
     return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -19,6 +19,8 @@ from specbench.measure.records import store
 from specbench.measure.records.events import FORMAT_VERSION, SampleRecord
 from specbench.measure.records.jsonfile import or_why
 
+NAMED = 10  # failed samples in a warning
+
 
 def build_summary(
     run: Mapping[str, Any],
@@ -80,12 +82,7 @@ def build_summary(
     summary |= _memory(own, others)
     if memory is not None:
         summary["memory"] = dict(memory)
-    failed = [r for r in samples if r not in finished]
-    summary["num_failed"] = sum(r.finish_reason != "prompt_too_long" for r in failed)
-    summary["num_prompt_too_long"] = sum(r.finish_reason == "prompt_too_long" for r in failed)
-    if summary["num_failed"]:
-        first = next(r for r in failed if r.finish_reason != "prompt_too_long")
-        notes.append(f"{summary['num_failed']} samples failed, the first ({first.sample_id}, {first.arm}): {first.error}")
+    summary |= _left_out(samples, notes)
     summary["warnings"] = list(dict.fromkeys(notes))
     return summary
 
@@ -210,6 +207,23 @@ def _rounds(table: RoundTable) -> dict[str, Any]:
         "rollback_depths": metrics.rollback_depth_histogram(table),
         "accepted_histogram": metrics.accepted_histogram(table),
     }
+
+
+def _left_out(samples: Sequence[SampleRecord], notes: list[str]) -> dict[str, int]:
+    """How many samples failed or were too long in any turn, repeat or arm; failed ones are named in `notes`."""
+    failed: dict[str, SampleRecord] = {}  # by sample, the first
+    for record in samples:
+        if record.finish_reason == "error":
+            failed.setdefault(record.sample_id, record)
+    too_long = {record.sample_id for record in samples if record.finish_reason == "prompt_too_long"}
+    if failed:
+        named, first = list(failed), next(iter(failed.values()))
+        listed = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
+        where = (
+            f"{len(failed)} of {len({r.sample_id for r in samples})} samples failed ({listed}), out of both arms where they did"
+        )
+        notes.append(f"{where}; the first in the {first.arm} arm, turn {first.turn}: {first.error}")
+    return {"num_failed": len(failed), "num_prompt_too_long": len(too_long)}
 
 
 def _memory(own: Sequence[SampleRecord], others: Sequence[SampleRecord]) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
     for label, text in (
         ("run", f"{summary['method']} against {summary['baseline']}: {summary['status']}"),
         ("pair", f"target {_name(pair.get('target'))}, draft {_name(pair.get('draft'))}"),
-        ("data", f"{data['name']}, {data['num_samples']} samples, {repeats}, source {data.get('source')}"),
+        ("data", f"{data['name']}, {data['num_samples']} samples{_missing(summary)}, {repeats}, source {data.get('source')}"),
         *_speed_rows(summary),
         *_round_rows(summary),
         *_time_rows(summary),
@@ -214,6 +214,13 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
         table.add_row("" if i else "warning", warning, style="yellow")
     table.add_row("files", str(summary["run_folder"]))
     return text_of(table, console_on(stream))
+
+
+def _missing(s: Mapping[str, Any]) -> str:
+    """How many of the samples have no numbers, and why."""
+    counts = {"failed": s["num_failed"], "too long": s["num_prompt_too_long"]}
+    some = [f"{count} {why}" for why, count in counts.items() if count]
+    return f" ({', '.join(some)})" if some else ""
 
 
 def _name(part: Any) -> str:

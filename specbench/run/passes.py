@@ -8,7 +8,7 @@ paired; `own` gives each arm its own answers, `dataset` the set's.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from specbench import data
@@ -31,7 +31,7 @@ class Prompts:
 
     def __init__(self, config: RunConfig, tokenizer: Any, runtime: Runtime, context: int | None):
         self.config, self.tokenizer, self.runtime, self.context = config, tokenizer, runtime, context
-        self._answers: dict[tuple[str, str], list[str]] = {}  # (sample, arm) -> replies to turns 0, 1, ...
+        self._answers: dict[tuple[str, str], list[tuple[int, ...]]] = {}  # (sample, arm) -> ids of replies to turns 0, 1, ...
         self._ids: dict[tuple[str, int, str], tuple[int, ...]] = {}
 
     def turns(self, sample: Sample) -> list[int]:
@@ -43,10 +43,20 @@ class Prompts:
         whose = arm if history == "own" else "baseline"
         key = (sample.sample_id, turn, whose)
         if key not in self._ids:
-            answers = self._answers.get((sample.sample_id, whose), [])
+            given = self._answers.get((sample.sample_id, whose), [])
+            answers = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in given]
             replies = data.history_replies(sample, turn, history, answers)
             self._ids[key] = tuple(data.render(sample, turn, replies, self.tokenizer, self.config.data.template))
         return self._ids[key]
+
+    def refusal(self, sample: Sample, turn: int, arms: Iterable[str]) -> str | None:
+        """Why this turn has no prompt, None if it has one in all arms: a template may refuse the answers before it."""
+        try:
+            for arm in arms:
+                self.prompt_ids(sample, turn, arm)
+        except Exception as error:  # a chat template is somebody's program, and may raise anything
+            return f"no prompt: {type(error).__name__}: {error}"
+        return None
 
     def request(self, sample: Sample, turn: int, arm: str) -> Request:
         decoding = self.config.decoding
@@ -78,7 +88,7 @@ class Prompts:
         whose = "baseline" if only_arm and self.config.data.history != "own" else record.arm
         answers = self._answers.setdefault((record.sample_id, whose), [])
         if len(answers) == record.turn:
-            answers.append(self.tokenizer.decode(record.output_ids, skip_special_tokens=True))
+            answers.append(record.output_ids)
 
 
 def warm_up_all(
@@ -134,21 +144,23 @@ def run_passes(
                     names = list(arms)
                     random.Random(f"{measure.seed}/{repeat}/{sample.sample_id}/{turn}").shuffle(names)
                     records: list[SampleRecord] = []
+                    refusal = prompts.refusal(sample, turn, arms)
                     for name in names:
                         old = done.get((sample.sample_id, turn, repeat, name))
                         if old is not None:
                             records.append(old)
                             continue
-                        request = prompts.request(sample, turn, name)
                         facts: dict[str, Any] = {
                             "repeat": repeat,
                             "order": order,
                             "category": sample.category,
                             "session": session,
                         }
-                        if prompts.too_long(request):
-                            record = skipped(request, name, arms[name].placement.threads, **facts)
-                            rounds: list[Round] = []
+                        rounds: list[Round] = []
+                        request = prompts.request(sample, turn, name) if refusal is None else None
+                        if request is None or prompts.too_long(request):
+                            why = {"threads": arms[name].placement.threads, "error": refusal}
+                            record = not_run(sample, turn, name, () if request is None else request.prompt_ids, **why, **facts)
                         else:
                             record, rounds = arms[name].run(request, **facts)
                         order += 1
@@ -163,15 +175,14 @@ def run_passes(
                         break  # a later turn would need this one's answers: the sample is over
 
 
-def skipped(request: Request, arm: str, threads: int, **facts: Any) -> SampleRecord:
-    """A prompt longer than the pair's context: recorded, without numbers."""
+def not_run(sample: Sample, turn: int, arm: str, prompt_ids: tuple[int, ...], **facts: Any) -> SampleRecord:
+    """A turn that no arm was asked, recorded without numbers: for an `error`, or a prompt longer than the context."""
     return SampleRecord(
-        sample_id=request.sample_id,
-        turn=request.turn,
+        sample_id=sample.sample_id,
+        turn=turn,
         arm=arm,
-        prompt_ids=request.prompt_ids,
+        prompt_ids=prompt_ids,
         output_ids=(),
-        finish_reason="prompt_too_long",
-        threads=threads,
+        finish_reason="prompt_too_long" if facts["error"] is None else "error",
         **facts,
     )

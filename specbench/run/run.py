@@ -108,8 +108,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         gc.unfreeze()
         for method in prepared.methods.values():
             method.close()
-    finished = any(record.error is None and record.decode_seconds is not None for record in samples)
-    status = "success" if finished else "failed"
+    status = "success" if any_finished(samples) else "failed"
     summary = build_summary(
         {**store.run, "run_folder": str(store.folder), "status": status},
         samples,
@@ -127,6 +126,15 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         store.write_trace(build_trace(samples, rounds, power, starts=starts(samples), spans=spans(samples), devices=lanes))
     store.set_status(status)
     return summary
+
+
+def any_finished(samples: Sequence[SampleRecord]) -> bool:
+    """Whether there is a sample that a repeat finished with all its turns in all arms: without one there is no result."""
+    finished: dict[tuple[str, int], bool] = {}
+    for record in samples:
+        where = (record.sample_id, record.repeat)
+        finished[where] = finished.get(where, True) and record.decode_seconds is not None
+    return any(finished.values())
 
 
 def starts(samples: Sequence[SampleRecord]) -> dict[SampleKey, float]:
