@@ -82,12 +82,16 @@ class PreallocatedLayer(CacheLayerMixin):
 
 
 class KVCache(Cache):
-    """All layers of one sequence. `length` is the number of positions that the model has seen and still counts."""
+    """All layers of one sequence. `length` is the number of positions that the model has seen and still counts.
+
+    prompt_length: rows of the forward that began the text.
+    """
 
     layers: list[PreallocatedLayer]  # type: ignore[assignment]  # transformers allows other kinds; here there is one
 
     def __init__(self, num_layers: int):
         super().__init__(layers=[PreallocatedLayer() for _ in range(num_layers)])
+        self.prompt_length = 0
 
     @property
     def length(self) -> int:

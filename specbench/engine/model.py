@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from specbench.engine import rotary
 from specbench.engine.masks import FULL, MaskPlan
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Model:
 
     vocab_size: ids that it may emit; logits beyond are cut off (padded rows are no tokens). num_rows: ids that it may be fed.
     tree_refusal: why only chains may be fed to it, None if trees may be too. is_draft: an id without a row is fed as id 0.
+    recomputed_at: the length beyond which a text that began shorter is computed anew (`engine.rotary`), None without one.
     """
 
     module: Any  # a transformers PreTrainedModel in eval mode
@@ -35,6 +37,7 @@ class Model:
     tree_refusal: str | None = None
     is_recurrent: bool = False  # keeps a state instead of a cache: see engine.backends.recurrent
     is_draft: bool = False
+    recomputed_at: int | None = None
 
     @classmethod
     def wrap(cls, module: Any, vocab_size: int | None = None) -> Model:
@@ -45,6 +48,7 @@ class Model:
         is_recurrent = getattr(config, "model_type", None) in RECURRENT
         if getattr(module, "_is_stateful", False) and not is_recurrent:
             raise ValueError(f"its recurrent state cannot be rolled back; of such models {', '.join(RECURRENT)} can be targets")
+        rotary.by_row(module)
         parameters = inspect.signature(module.forward).parameters
         return cls(
             module=module.eval(),
@@ -55,6 +59,7 @@ class Model:
             num_rows=config.vocab_size,
             tree_refusal=_tree_refusal(config, is_recurrent),
             is_recurrent=is_recurrent,
+            recomputed_at=rotary.recomputed_at(config),
         )
 
     @property
@@ -68,7 +73,7 @@ class Model:
     @property
     def context_length(self) -> int | None:
         """Positions that the model was made for, or None if it does not say."""
-        return getattr(self.module.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return rotary.context_length(self.module.config.get_text_config(decoder=True))
 
     @property
     def num_parameters(self) -> int:

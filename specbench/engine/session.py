@@ -120,6 +120,11 @@ class Session:
         else:
             depths = depths if depths is not None else _depths(parents or ())
             positions = torch.tensor([[past + d for d in depths]], device=model.device)
+        if past == 0:
+            self.cache.prompt_length = rows
+        line = None if model.is_draft else model.recomputed_at
+        if line is not None and self.cache.prompt_length <= line < past + 1 + max(depths) and past:
+            raise ValueError(f"a text of more than {line} positions, begun with fewer, has other rotary frequencies throughout")
         # An empty cache with a causal chain needs no explicit mask: the model's own causal path is right and fastest.
         mask = None
         if (past > 0 or parents is not None or model.plan.window is not None) and model.plan.needs_mask(past, rows):

@@ -144,13 +144,26 @@ def refuse_ids_without_rows(target: ModelSpec, tokenizer: Any, prompts: Mapping[
         raise ConfigError("pair.target", target.name, remedy)
 
 
+def refuse_recomputed(target: ModelSpec, lengths: Mapping[str, int], max_new_tokens: int) -> None:
+    """Raise ConfigError where a prompt, its length given by sample, can outgrow what the target need not compute anew."""
+    from specbench.engine import rotary
+
+    line = rotary.recomputed_at(read_config(target).get_text_config(decoder=True))
+    odd = [sample for sample, length in lengths.items() if line is not None and length <= line < length + max_new_tokens]
+    if odd:
+        where = (
+            f"{len(odd)} of {len(lengths)} prompts (sample {odd[0]}{', ...' if len(odd) > 1 else ''}) and their output cross"
+        )
+        reason = f"{where} the {line} positions behind which {target.name} has other rotary frequencies for the whole text"
+        raise ConfigError("decoding.max_new_tokens", max_new_tokens, f"{reason}: fewer tokens, or data.max_prompt_tokens")
+
+
 def context_length(spec: PairSpec) -> int | None:
     """The shorter of the two models' position ranges, or None where neither says."""
-    lengths = [
-        getattr(read_config(s).get_text_config(decoder=True), "max_position_embeddings", None)
-        for s in (spec.target, spec.draft)
-        if s is not None
-    ]
+    from specbench.engine import rotary
+
+    configs = [read_config(s).get_text_config(decoder=True) for s in (spec.target, spec.draft) if s is not None]
+    lengths = [rotary.context_length(config) for config in configs]
     known = [n for n in lengths if n]
     return min(known) if known else None
 

@@ -22,6 +22,7 @@ from specbench.pair.load import (
     load_tokenizer,
     pair_facts,
     refuse_ids_without_rows,
+    refuse_recomputed,
 )
 from specbench.pair.spec import specify
 from specbench.processes.placement import available_cores
@@ -63,7 +64,10 @@ def prepare(config: RunConfig) -> Prepared:
     prompts = data.first_prompts([*samples, *warmup], history, tokenizer, template)
     refuse_ids_without_rows(pair.target, tokenizer, prompts)
     warnings = data.prompt_warnings(samples, prompts, tokenizer, template)
-    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context_length(pair), warnings)
+    context, limits = context_length(pair), (config.data.max_prompt_tokens, decoding.max_new_tokens)
+    run = {name: len(ids) for name, ids in prompts.items() if not data.too_long(ids, limits[0], context, limits[1])}
+    refuse_recomputed(pair.target, run, decoding.max_new_tokens)
+    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context, warnings)
 
 
 def refuse_unmet_needs(methods: Iterable[Method], target: ModelSpec) -> None:

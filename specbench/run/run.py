@@ -184,7 +184,9 @@ def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleR
         )
         session = open_target(runtime.target)
         session.start(len(prompt_ids) + len(prefix_ids))
-        logits = session.feed([*prompt_ids, *prefix_ids], last_only=True)
+        logits = session.feed(prompt_ids, last_only=True)
+        if prefix_ids:  # by itself: some rotary embeddings depend on where the prompt ended
+            logits = session.feed(prefix_ids, last_only=True)
         scores = logits[0].float()
         if not law.greedy:
             scores = law.warp(logits)[0] + keyed_gumbel(key, [len(prefix_ids)], logits.shape[1], logits.device)[0]
