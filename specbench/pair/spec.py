@@ -10,16 +10,20 @@ from specbench.config.options import ConfigError, check_ranges
 from specbench.config.paths import MODELS_DIR
 from specbench.config.schema import PairConfig
 from specbench.config.specs import ModelSpec, PairSpec, Replay
+from specbench.pair.packaged import SMOLLM2, packaged_folder, title
 
 BUILTIN = "builtin:"
 _BUILTIN_DIR = MODELS_DIR / "builtin"
 
 
 def resolve_path(name: str, role: str = "target") -> str:
-    """`builtin:<part>` to a folder of this package; anything else is a local folder or a Hub repository as it stands.
+    """`builtin:<part>` to a folder of this package, `smollm2:<part>` to one of the user's cache (`packaged`); anything else is
+    a local folder or a Hub repository as it stands.
 
     Raises ConfigError for an unknown part and for a path that is no folder (it would be asked of the Hub as a repository).
     """
+    if name.startswith(SMOLLM2):
+        return packaged_folder(name, role)
     if name.startswith(("/", "./", "../", "~")):
         if not Path(name).expanduser().is_dir():
             raise ConfigError(f"pair.{role}", name, "no such folder")
@@ -65,7 +69,7 @@ def specify(config: PairConfig, attention: str = "sdpa") -> PairSpec:
             dtype = "float32" if device == "cpu" else "bfloat16"
         return ModelSpec(
             role=role,
-            name=name,
+            name=title(name),
             path=resolve_path(name, role),
             dtype=dtype,
             device=device,
