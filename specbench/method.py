@@ -131,6 +131,11 @@ class Method:
         """Continue one prompt."""
         return self.schedule.run(self, request)
 
+    def reset(self) -> None:
+        """A pass over the prompts begins: all parts forget what they keep between samples."""
+        for part in self._parts:
+            part.reset()
+
     def sessions(self) -> dict[str, Any]:
         """Sessions of this process by role, target and draft: what they hold can be compared with fresh ones."""
         return reduce(or_, (part.sessions() for part in self._parts), {"target": self.target})

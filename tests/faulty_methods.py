@@ -13,6 +13,7 @@ from specbench.method import (
     Evidence,
     Method,
     ModelDraft,
+    Needs,
     Outcome,
     Request,
     Setting,
@@ -99,6 +100,16 @@ class Remembers(_Drafting):
     """Drafts longer and longer blocks, sample after sample."""
 
     draft, options = _Remembering, {"draft_length": 8}
+
+
+class _Declared(_Remembering):
+    needs = Needs(draft="local", scope="session")
+
+
+class ForgetsToReset(_Drafting):
+    """Says that it keeps state from prompt to prompt, and keeps it when a new pass begins."""
+
+    draft, options = _Declared, {"draft_length": 8}
 
 
 class IgnoresEos(Method):

@@ -29,6 +29,7 @@ FAULTS = [
     ("TypicalUnlabelled", "claim", "rule typical is lossy"),
     ("OtherNoise", "sampled identity", "first difference"),
     ("Remembers", "fresh state", "other rounds"),
+    ("ForgetsToReset", "fresh state", "other rounds"),
     ("IgnoresEos", "EOS anywhere", "finish_reason length"),
     ("OneTooMany", "length cut", "25 tokens where 24"),
     ("MiscountsRounds", "greedy identity", "IdentityError"),

@@ -127,6 +127,14 @@ def test_answers_that_others_rest_on_are_not_replaced_alone() -> None:
     assert len(keys(*mine, *theirs, *later, history="baseline")) == 6
 
 
+def test_what_keeps_state_from_prompt_to_prompt_is_done_again_from_the_first() -> None:
+    first = [record("a", turn, 0, "method") for turn in (0, 1)] + [record("b", 0, 0, "method")]
+    cut, other = record("b", 0, 1, "method"), record("b", 0, 1, "baseline")
+    records = [*first, cut, other]
+    assert keys(*records) == {one.key for one in records}
+    assert resume.finished_keys(records, TURNS, "own", whole=["method"]) == {one.key for one in (*first, other)}
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 def test_another_configuration_is_refused_by_option(tmp_path: Path, facts: dict[str, Any]) -> None:
     cut_off(tmp_path, facts, [])

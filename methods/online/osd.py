@@ -5,10 +5,10 @@ distribution, which verification computed anyway. When `lessons` of them have ga
 draft towards the target (forward KL, the paper's default), its cache is made anew, and the next rounds are drafted by the next
 version of the weights. The output stays the target's own whatever the draft has learned.
 
-The draft is a copy of the pair's: other methods of the run see the pair's own. Its state lasts for the whole run, so the order
-of the prompts is part of the result, and reports say so; rounds record the version that drafted them. Steps are taken between
-rounds, on the clock, and booked as `learn` (the paper takes them in idle time of a server). Of ours: lessons are gathered by
-number and not by requests, and `positions: all` also learns where the draft was right.
+The draft is a copy of the pair's: other methods of the run see the pair's own. Its state lasts for a whole pass over the
+prompts, so their order is part of the result, and reports say so; rounds record the version that drafted them. Steps are taken
+between rounds, on the clock, and booked as `learn` (the paper takes them in idle time of a server). Of ours: lessons are
+gathered by number and not by requests, and `positions: all` also learns where the draft was right.
 """
 
 from __future__ import annotations
@@ -96,11 +96,20 @@ class OnlineDistillation(Adapter):
             return runtime  # the drafter says what is missing
         if not isinstance(runtime.draft.module, torch.nn.Module):
             raise ConfigError("pair.draft_errors", None, "a draft that follows a script cannot learn: leave it null")
-        self.module = copy.deepcopy(runtime.draft.module).requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.learning_rate, weight_decay=0.0)
-        self.vocab_size, self.version = runtime.draft.vocab_size, 0
-        self.lessons: list[tuple[list[int], list[int], Tensor]] = []  # text, positions in it, the target's logits there
+        self.untaught = runtime.draft.module
+        self.module = copy.deepcopy(self.untaught).requires_grad_(True)
+        self.vocab_size = runtime.draft.vocab_size
+        self._begin()
         return replace(runtime, draft=replace(runtime.draft, module=self.module))
+
+    def _begin(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.learning_rate, weight_decay=0.0)
+        self.version = 0
+        self.lessons: list[tuple[list[int], list[int], Tensor]] = []  # text, positions in it, the target's logits there
+
+    def reset(self) -> None:
+        self.module.load_state_dict(self.untaught.state_dict())
+        self._begin()
 
     def attach(self, drafter: Drafter) -> None:
         if not isinstance(drafter, ModelDraft):

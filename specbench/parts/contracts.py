@@ -35,7 +35,8 @@ class Needs:
     draft: "none", "local" (in the target's process) or "worker" (in a process of its own, which the schedule starts).
     taps: which of transformers' hidden_states the target's forwards leave behind (-1: the LM head's input).
     riders, layers, fork: what the target must be able to do beside trees (`Target.can`).
-    scope: how long state lives; "session" makes prompt order part of the result, and reports say so.
+    scope: how long state lives: a sample, or a pass over the prompts ("session": their order is part of the result, and
+    reports say so; every pass begins with `Part.reset`).
     """
 
     draft: Literal["none", "local", "worker"] = "none"
@@ -76,13 +77,16 @@ class Setting:
 class Part:
     """What every part may say of itself. `open` once a run, `close` at its end whatever happened (twice does no harm)."""
 
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
 
     def open(self, setting: Setting) -> None:
         """Take hold of models, build sessions. Raises ConfigError when the pair lacks what is needed."""
 
     def close(self) -> None:
         """Free what `open` took; also after an `open` that failed, or none."""
+
+    def reset(self) -> None:
+        """A pass over the prompts begins, off the clock: forget what is kept between samples (scope="session")."""
 
     def sessions(self) -> dict[str, Any]:
         """Sessions on the text by role (target, draft), which checks compare with fresh ones."""

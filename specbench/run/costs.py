@@ -87,12 +87,16 @@ def nothing_measured(why: str) -> dict[str, Any]:
 def run_block(
     arm: Arm, requests: Sequence[Request], min_seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> energy_pass.Work:
-    """Decode whole prompts of one arm, in order and again from the start, until `min_seconds` have passed."""
+    """Decode whole prompts of one arm, in order and again from the start, until `min_seconds` have passed; each time as a pass
+    of its own, so that a method which keeps state does not know the answers.
+    """
     tokens = drafted = discarded = 0
     seconds = dict.fromkeys((*PARTS, "other"), 0.0)
     concurrent: dict[str, float] = {}
     prefill, start, index = 0.0, clock(), 0
     while index == 0 or clock() - start < min_seconds:
+        if index % len(requests) == 0:
+            arm.method.reset()
         record, rounds = arm.run(requests[index % len(requests)], repeat=-2, order=-1, category=None)
         index += 1
         if record.decode_seconds is None:

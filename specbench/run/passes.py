@@ -139,6 +139,8 @@ def run_passes(
     total = measure.repeats * len(arms) * sum(len(prompts.turns(sample)) for sample in samples)
     with Progress(total - len(done)) as progress:
         for repeat in range(measure.repeats):
+            for arm in arms.values():
+                arm.method.reset()  # nothing is known of the warm-up, nor of the answers of an earlier repeat
             for sample in samples:
                 for turn in prompts.turns(sample):
                     names = list(arms)

@@ -114,6 +114,7 @@ def run_facts(prepared: Prepared) -> dict[str, Any]:
             *shared_device(prepared),
             *set_acceptance(prepared.pair),
             *prepared.prompt_warnings,
+            *kept_state(prepared),
         ],
         "provenance": provenance.collect(),
     }
@@ -137,6 +138,15 @@ def set_acceptance(pair: PairSpec) -> list[str]:
         return []
     how = f"pair.draft_errors={pair.draft.replay.errors}"
     return [f"the draft replays the target's text ({how}): acceptance is set and not measured, its speed-up is no pair's"]
+
+
+def kept_state(prepared: Prepared) -> list[str]:
+    """What a method learned from earlier prompts makes later ones faster: said, so that nobody reads it as cold."""
+    return [
+        f"the {arm} arm keeps what it saw from prompt to prompt: its figures are those of this order (every repeat begins cold)"
+        for arm, method in prepared.methods.items()
+        if method.needs.scope == "session"
+    ]
 
 
 def data_facts(prepared: Prepared) -> dict[str, Any]:

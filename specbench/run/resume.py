@@ -1,14 +1,15 @@
 """Opens the folder of a run: a new one, or one that was cut off, with what is finished in it.
 
-Kept are whole samples (all turns, of a repeat and arm). One that was cut off between two turns is done again from its first, a
-failure is tried again, the warm-up is redone, and every new record carries the number of the session that made it. Options,
-models and data must be the same; code, packages and machine too, unless `allow_mixed`.
+Kept are whole samples (all turns, of a repeat and arm), and whole repeats of an arm that keeps state from prompt to prompt. One
+that was cut off between two turns is done again from its first, a failure is tried again, the warm-up is redone, and every new
+record carries the number of the session that made it. Options, models and data must be the same; code, packages and machine
+too, unless `allow_mixed`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,12 +119,17 @@ def _read(folder: Path, key: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_run(
-    config: RunConfig, names: tuple[str, str, str], facts: Mapping[str, Any], turns: Mapping[str, Sequence[int]]
+    config: RunConfig,
+    names: tuple[str, str, str],
+    facts: Mapping[str, Any],
+    turns: Mapping[str, Sequence[int]],
+    whole: Collection[str] = (),
 ) -> Iterator[Opened]:
     """The run's folder, this process its only writer.
 
-    names: method, baseline and data set as the run calls them. facts: `pair`, `data`, `provenance` and `warnings` for run.json.
-    turns: by sample, the turns that are generated. Raises ConfigError for a folder that is no run's, another run's, or in use.
+    names: method, baseline and data set as the run calls them. facts: `pair`, `data`, `provenance` and `warnings` for
+    run.json. turns: by sample, the turns that are generated. whole: arms whose repeats are kept whole or not at all. Raises
+    ConfigError for a folder that is no run's, another run's, or in use.
     """
     method, baseline, data_name = names
     named = folder_of(config)
@@ -137,7 +143,7 @@ def open_run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_folder(store.folder if named is None else folder, "resume" if named is None else key))
         if named is not None and files.is_run_folder(folder):
-            opened = _go_on(config, folder, key, facts, turns)
+            opened = _go_on(config, folder, key, facts, turns, whole)
         else:
             if named is not None:
                 store = RunStore.begin(folder, method, data_name, as_dict(config))
@@ -147,11 +153,18 @@ def open_run(
         yield opened
 
 
-def _go_on(config: RunConfig, folder: Path, key: str, facts: Mapping[str, Any], turns: Mapping[str, Sequence[int]]) -> Opened:
+def _go_on(
+    config: RunConfig,
+    folder: Path,
+    key: str,
+    facts: Mapping[str, Any],
+    turns: Mapping[str, Sequence[int]],
+    whole: Collection[str],
+) -> Opened:
     run = _read(folder, key)
     check_config(config, run, folder)
     changed = check_conditions(run, facts, folder, config.allow_mixed)
-    redone = drop_unfinished(folder, turns, config.data.history)
+    redone = drop_unfinished(folder, turns, config.data.history, whole)
     store = RunStore.open(folder)
     (folder / files.POWER_FILE).unlink(missing_ok=True)  # of an energy pass that is taken again, whole
     kept = {record.key: record for record in files.read_samples(folder)}
@@ -204,13 +217,13 @@ def check_conditions(run: Mapping[str, Any], facts: Mapping[str, Any], folder: P
     return changed
 
 
-def drop_unfinished(folder: Path, turns: Mapping[str, Sequence[int]], history: str) -> int:
+def drop_unfinished(folder: Path, turns: Mapping[str, Sequence[int]], history: str, whole: Collection[str]) -> int:
     """Take out the records of samples that were cut off or failed; returns how many records that were."""
     path = folder / files.SAMPLES_FILE
     cut_torn_line(path)
     rows = read_lines(path)
     records = files.read_samples(folder)
-    keep = finished_keys(records, turns, history)
+    keep = finished_keys(records, turns, history, whole)
     if len(keep) == len(rows):
         return 0
     kept = [row for row, record in zip(rows, records, strict=True) if record.key in keep]
@@ -218,12 +231,15 @@ def drop_unfinished(folder: Path, turns: Mapping[str, Sequence[int]], history: s
     return len(rows) - len(kept)
 
 
-def finished_keys(records: Sequence[SampleRecord], turns: Mapping[str, Sequence[int]], history: str) -> set[SampleKey]:
+def finished_keys(
+    records: Sequence[SampleRecord], turns: Mapping[str, Sequence[int]], history: str, whole: Collection[str] = ()
+) -> set[SampleKey]:
     """Keys of the records that belong to finished samples.
 
     A sample is finished when all its turns are there, or when it ended early because a prompt was too long for the pair
     (then the other arm's ended there too). A failure is not finished. With data.history=baseline the later turns of repeat 0
-    rest on the baseline's answers: without those they are not finished either.
+    rest on the baseline's answers: without those they are not finished either. Of an arm in `whole`, which keeps what it saw
+    from prompt to prompt, a repeat is finished when all its samples are: what it had seen went with its process.
     """
     good = {record.key: record for record in records if record.finish_reason != "error"}
     too_long = {(r.sample_id, r.repeat): r.turn for r in good.values() if r.finish_reason == "prompt_too_long"}
@@ -245,4 +261,6 @@ def finished_keys(records: Sequence[SampleRecord], turns: Mapping[str, Sequence[
             for sample, repeat, arm in done
             if repeat > 0 or len(needed(sample, repeat)) < 2 or (sample, 0, "baseline") in done
         }
+    passed = {(repeat, arm) for _, repeat, arm in done if all((sample, repeat, arm) in done for sample in turns)}
+    done = {one for one in done if one[2] not in whole or one[1:] in passed}
     return {key for key, r in good.items() if (r.sample_id, r.repeat, r.arm) in done}

@@ -57,9 +57,10 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
     method_name = config.baseline_name if config.measure.mode == "aa" else config.method_name
     names = (method_name, config.baseline_name, prepared.dataset.name)
     turns = {s.sample_id: data.turns_to_generate(s, config.data.history) for s in prepared.samples}
+    whole = [name for name, method in prepared.methods.items() if method.needs.scope == "session"]
     with (
         hold(devices(prepared.pair), config.device_lock) as held,
-        resume.open_run(config, names, run_facts(prepared), turns) as opened,
+        resume.open_run(config, names, run_facts(prepared), turns, whole) as opened,
     ):
         if on_open is not None:
             on_open(opened.store.folder)
