@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 
-from specbench.processes.mailbox import DONE, SharedSlot
+from specbench.processes.mailbox import _BEGUN, DONE, SharedSlot
 
 
 def signed(number: int, length: int) -> list[int]:
@@ -53,7 +53,11 @@ def echo(inbox: SharedSlot, outbox: SharedSlot, spin_seconds: float) -> None:
         outbox.publish(0, message.epoch, 0, message.tokens)
 
 
-def take_and_die(slot: SharedSlot) -> None:
-    """Take the lock and end without giving it back, as a process killed in the middle of a message does."""
-    slot._lock.acquire()
+def begin_and_die(slot: SharedSlot) -> None:
+    """Begin a message and end within it, as a process killed there does."""
+    begin_message(slot)
     os._exit(9)
+
+
+def begin_message(slot: SharedSlot) -> None:
+    slot._cells[_BEGUN] += 1

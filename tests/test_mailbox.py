@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import random
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.processes.mailbox import DONE, LocalSlot, Mailbox, PeerLost, SharedSlot, sleep_until_news
 
 CAPACITY = 24
@@ -127,7 +128,7 @@ def test_rings_do_not_pile_up() -> None:
     for number in range(200):
         slot.publish(number, 0, 0, [])
     assert not slot.wait(slot.version(), 0.0)
-    assert not slot._bell.acquire(block=False)
+    assert not slot._bell.sleep(0.0)
     start = time.perf_counter()
     assert not slot.wait(slot.version(), 0.05)
     assert time.perf_counter() - start >= 0.04, "it did not sleep"
@@ -167,9 +168,13 @@ def test_sleep_until_news_asks_after_the_peer_and_gives_up() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ two processes
-def test_two_processes_never_read_a_torn_message() -> None:
+@pytest.mark.parametrize("fenced", [False, True])
+def test_two_processes_never_read_a_torn_message(fenced: bool) -> None:
+    if not (fenced or not SharedSlot.FENCED):
+        pytest.skip("this machine needs the fences")
     count, longest = 3000, 40
     slot = SharedSlot(longest)
+    slot.FENCED = fenced  # type: ignore[misc]
     child = SPAWN.Process(target=mailbox_peers.hammer, args=(slot, count, longest), daemon=True)
     child.start()
     reads, epochs, rng = 0, [0], random.Random(3)
@@ -226,58 +231,111 @@ def test_no_wake_up_is_lost_between_two_processes() -> None:
     assert child.exitcode == 0
 
 
-def test_a_lost_ring_would_be_seen() -> None:
+def test_a_lost_ring_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin: a writer that forgets to ring leaves the reader asleep until its time is up."""
     slot = SharedSlot(8)
     slot.SPIN_SECONDS = 0.0  # type: ignore[misc]
-    writer = copy.copy(slot)
-    writer._bell = SPAWN.Semaphore(0)  # nobody sleeps at this one
-    writer.__setstate__(writer.__getstate__())
+    monkeypatch.setattr(slot._bell, "ring", lambda: None)
     seen = slot.version()
-    timer = threading.Timer(0.05, writer.publish, (1, 0, 0, [1]))
+    timer = threading.Timer(0.05, slot.publish, (1, 0, 0, [1]))
     timer.start()
     assert not mailbox_peers.woken(slot, seen, 0.3)
     timer.join()
     assert slot.version() != seen
 
 
-def test_a_peer_that_died_with_the_lock_is_reported() -> None:
+def test_a_late_ring_does_not_shorten_a_sleep() -> None:
+    """A writer that is held up between its message and the ring rings for what was read long ago."""
+    slot = SharedSlot(8)
+    timer = threading.Timer(0.05, slot._bell.ring)
+    timer.start()
+    start = time.monotonic()
+    assert not slot.wait(slot.version(), 0.2)
+    assert time.monotonic() - start > 0.19
+    timer.join()
+
+
+def test_a_peer_that_died_within_a_message_is_reported() -> None:
     slot = SharedSlot(4)
-    slot.LOCK_SECONDS = 0.2  # type: ignore[misc]
-    child = SPAWN.Process(target=mailbox_peers.take_and_die, args=(slot,), daemon=True)
+    slot.MIDWAY_SECONDS = 0.2  # type: ignore[misc]
+    child = SPAWN.Process(target=mailbox_peers.begin_and_die, args=(slot,), daemon=True)
     child.start()
     child.join(30)
     assert child.exitcode == 9
-    for use in (lambda: slot.read(0), lambda: slot.publish(1, 0, 0, [])):
-        with pytest.raises(PeerLost, match=r"held the mailbox for 0\.2 s"):
-            use()
+    with pytest.raises(PeerLost, match=r"within a message for 0\.2 s"):
+        slot.read(0)
+    slot.publish(1, 0, 0, [5])  # whoever writes next
+    assert slot.read(0).tokens == [5]
+
+
+class Interrupt(BaseException):
+    """What Ctrl-C raises wherever it comes."""
+
+
+def interrupted(slot: SharedSlot, after: int, use: Any) -> bool:
+    """Call `use`, interrupted before the `after`th line that the slot executes; False if it has fewer."""
+    lines = 0
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal lines
+        if frame.f_globals["__name__"].startswith("specbench.processes"):
+            lines += event == "line"
+            if lines == after:
+                raise Interrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        use()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_an_interrupt_anywhere_leaves_a_usable_mailbox(fenced: bool) -> None:
+    """Ctrl-C between any two lines: what is published and read next is whole, and at once."""
+    slot = SharedSlot(8)
+    slot.FENCED, slot.MIDWAY_SECONDS, slot.SPIN_SECONDS = fenced, 0.2, 0.0  # type: ignore[misc]
+    slot.publish(1, 0, 0, [1, 2])
+    uses = {
+        "publish one": lambda: slot.publish(2, 1, 2, [3]),
+        "publish two": lambda: slot.publish(2, 1, 0, [3, 4]),
+        "read": lambda: slot.read(0),
+        "wait": lambda: slot.wait(slot.version(), 0.001),
+    }
+    for name, use in uses.items():
+        after = 1
+        while interrupted(slot, after, use):
+            start, seen = time.monotonic(), slot.version()
+            slot.publish(3, 4, 0, [7, 8, 9])
+            assert slot.wait(seen, 0.0), name
+            message = slot.read(1)
+            assert (message.request, message.epoch, message.tokens) == (3, 4, [8, 9]), f"{name}, line {after}"
+            assert time.monotonic() - start < 0.1
+            assert not slot.wait(message.version, 0.0)
+            after += 1
+        assert after > 3, f"{name}: no line was seen"
 
 
 # ------------------------------------------------------------------------------------------------ nothing left behind
-def semaphores() -> set[str]:
-    return {entry.name for entry in Path("/dev/shm").glob("sem.mp-*")}
+def names_of_memory() -> set[str]:
+    """Whatever has a name and lives in memory: semaphores and shared memory of this host."""
+    return {str(entry) for place in ("/dev/shm", "/dev/mqueue") for entry in Path(place).glob("*")}
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="named semaphores are no files here")
-def test_unlink_leaves_no_name_and_a_usable_mailbox() -> None:
-    before = semaphores()
-    box = Mailbox.shared(8)
-    mine = {
-        f"sem{slot_part._semlock.name.replace('/', '.')}"
-        for slot in (box.committed, box.drafts)
-        for slot_part in primitives(slot)
-    }
-    assert mine <= semaphores() - before and len(mine) == 4
-    box.unlink()
-    assert not mine & semaphores()
-    box.unlink()  # twice is harmless
-    box.drafts.publish(1, 0, 0, [1, 2])
-    assert box.drafts.read(1).tokens == [2]
-    assert not box.drafts.wait(box.drafts.version(), 0.0)
-
-
-def primitives(slot: Any) -> tuple[Any, Any]:
-    return slot._lock, slot._bell
+def test_a_mailbox_has_no_name_and_its_descriptors_go_with_it() -> None:
+    before, open_before = names_of_memory(), len(os.listdir("/proc/self/fd"))
+    box, rows = Mailbox.shared(8), RowBuffer(2, 3)
+    assert names_of_memory() <= before
+    assert len(os.listdir("/proc/self/fd")) > open_before
+    named = SPAWN.Semaphore()  # the twin: these would be seen
+    assert names_of_memory() - before
+    del box, rows, named
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 def test_the_mailbox_needs_no_torch() -> None:

@@ -19,8 +19,10 @@ import pytest
 import worker_programs
 from preloaded import Started, fork_workers
 from preloaded import command as command_line
-from worker_programs import ScriptedAmusd, request, runtime
+from worker_programs import ScriptedAmusd, Silent, request, runtime
 
+import specbench.processes.silence as silence_module
+import specbench.processes.worker as worker_module
 from specbench.config.specs import PairSpec
 from specbench.engine.sampling import SamplingLaw
 from specbench.methods.chains.autoregressive import Autoregressive
@@ -28,6 +30,7 @@ from specbench.pair.load import load_model
 from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.processes.mailbox import Mailbox, SharedSlot
 from specbench.processes.placement import Placement
+from specbench.processes.silence import Silence
 from specbench.processes.worker import Worker, WorkerError
 
 
@@ -190,8 +193,8 @@ LOST = [  # what it does, engine.timeout_seconds, the words of the error
     ("draft: exit", 60.0, r"worker draft died with exit status 7"),
     ("draft: kill", 60.0, r"worker draft died of SIGKILL; the system may have run out of memory"),
     ("draft: memory", 60.0, r"worker draft: MemoryError: could not allocate 7 TiB"),
-    ("draft: hang", 1.0, r"worker draft hangs and was killed: no news .* for 1 s \(engine.timeout_seconds\)"),
-    ("draft: hold the mailbox", 60.0, r"worker draft hangs and was killed: .* held the mailbox for 1.0 s"),
+    ("draft: hang", 1.0, r"worker draft hangs and was killed while decoding a sample: no news .* for 1 s \(engine.timeout"),
+    ("draft: stop within a message", 60.0, r"killed while decoding a sample: .* within a message for 1 s"),
 ]
 
 
@@ -206,7 +209,7 @@ def test_a_lost_draft_ends_the_run_in_its_own_words(
     """It dies, is killed, runs out of memory, hangs: within seconds an error says which, and no process is left."""
     if "died" not in words:
         fork_workers(monkeypatch)
-    monkeypatch.setattr(SharedSlot, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(SharedSlot, "MIDWAY_SECONDS", 1.0)
     with opened(pair, timeout_seconds=timeout_seconds) as (method, _):
         pid = method.worker.pid
         start = time.monotonic()
@@ -219,6 +222,78 @@ def test_a_lost_draft_ends_the_run_in_its_own_words(
             method.decode(request(0))  # asked again it says so again, and at once
         assert time.monotonic() - start < 25.0
     assert gone(pid, 0.0), "a process is left"
+
+
+STAGES = ["starting its process", "loading its model", "opening its program", "preparing a sample", "decoding a sample"]
+SILENT = [*((stage, "stopped") for stage in STAGES), ("loading its model", "hangs"), ("preparing a sample", "hangs")]
+
+
+@pytest.mark.parametrize(("stage", "how"), SILENT)
+def test_a_worker_that_falls_silent_is_killed_and_the_error_says_at_what(
+    stage: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_workers(monkeypatch)
+    program, pids = Silent(stage, how), []
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=rf"worker draft hangs and was killed while {stage}: no .* for 1 s \(engine.timeout"):
+        worker = started(program, pids)
+        worker.prepare(None)
+        worker.go()
+        worker.result()
+    assert time.monotonic() - start < 20.0
+    assert gone(pids[0], 1.0), "a process is left"
+
+
+def started(program: Silent, pids: list[int]) -> Worker:
+    """A worker whose process id is known even if it never comes to be ready."""
+
+    class Known(Worker):
+        def _answer(self) -> Any:
+            pids.append(self.pid or 0)
+            return super()._answer()
+
+    return Known("draft", program.load, program, Placement((), 1), 1.0)
+
+
+def test_a_worker_that_takes_long_to_load_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: no word for longer than the limit, and it computes."""
+    fork_workers(monkeypatch)
+    started(Silent("loading its model", "computes"), []).close()
+
+
+def test_a_worker_that_never_comes_to_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_workers(monkeypatch)
+    monkeypatch.setattr(worker_module, "START_SECONDS", 0.5)
+    with pytest.raises(WorkerError, match=r"while loading its model: it was not ready after 0\.5 s"):
+        started(Silent("loading its model", "computes"), [])
+
+
+def test_an_order_that_a_stopped_worker_does_not_take_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt fills what the system keeps for the child: writing it is a wait like any other."""
+    fork_workers(monkeypatch)
+    worker = started(Silent("never", ""), [])
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(WorkerError, match=r"while preparing a sample: it took nothing for 1 s \(engine\.timeout_seconds\)"):
+        worker.prepare(list(range(1_000_000)))
+    assert gone(worker.pid, 1.0), "a process is left"
+
+
+def test_whoever_was_stopped_itself_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence counts only while this process listens: a batch system stops all of a run for an hour, and goes on."""
+    clock = [100.0]
+    monkeypatch.setattr(silence_module, "now", lambda: clock[0])
+    silence = Silence(10.0)
+
+    def listen(seconds: float) -> bool:
+        clock[0] += seconds
+        return silence.too_long()
+
+    assert not listen(3600.0)
+    assert not any(listen(0.05) for _ in range(150))
+    assert any(listen(0.05) for _ in range(60)), "ten seconds of listening"
+    silence.broken()
+    assert not listen(5.0)
 
 
 def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Path) -> None:
@@ -297,12 +372,14 @@ def test_ctrl_c_ends_a_run_as_interrupted_and_leaves_nobody(tmp_path: Path) -> N
     assert all(gone(child, 5.0) for child in below), "a process is left"
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_the_worker_goes_with_its_parent(pair: PairSpec, how: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "stopped"), [(signal.SIGTERM, False), (signal.SIGKILL, True)])
+def test_the_worker_goes_with_its_parent(pair: PairSpec, how: signal.Signals, stopped: bool, tmp_path: Path) -> None:
     parent = Started(tmp_path, worker_programs.decode_for_ever, str(Path(pair.target.path).parent))
     try:
         worker = int(wait_for(lambda: parent.out.strip()))
         assert not gone(worker, 0.2) and "spawn_main" in command(worker)
+        if stopped:
+            os.kill(worker, signal.SIGSTOP)
         os.kill(parent.pid, how)
         assert parent.ended(10) == -how
         assert gone(worker, 10.0), "the worker outlives its parent"

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mailbox_peers import begin_message
+
 from specbench.config.specs import ModelSpec, PairSpec
 from specbench.engine.request import Request
 from specbench.engine.runtime import Runtime
@@ -56,17 +58,16 @@ def misbehave(how: str) -> None:
         raise RuntimeError("the draft stumbled over token 3")
     if how == "hang":
         time.sleep(3600)
-    if how == "hold the mailbox":
-        held.append(slots[0]._lock.acquire())
+    if how == "stop within a message":
+        begin_message(slots[0])
         time.sleep(3600)
     raise AssertionError(how)
 
 
-held: list[Any] = []
 slots: list[Any] = []
 
 
-class LockHoldingDrafter(ScriptedDrafter):
+class MidwayDrafter(ScriptedDrafter):
     """Knows its own slot, to be killed in the middle of a message."""
 
     def run(self) -> DraftReport:
@@ -77,7 +78,7 @@ class LockHoldingDrafter(ScriptedDrafter):
 class Scripted(FreeRunning):
     """AMUSD's schedule around a draft that misbehaves."""
 
-    draft: type[DraftSide] = LockHoldingDrafter
+    draft: type[DraftSide] = MidwayDrafter
 
     def make_draft_side(self, setting: Setting) -> DraftSide:
         return self.draft(self.mailbox, setting.runtime.law, self.max_lookahead, setting.runtime.trace)
@@ -131,6 +132,46 @@ class FailingAmusd(ScriptedAmusd):
     """For a whole run: the draft fails in every sample, whatever its name."""
 
     scripted = Failing
+
+
+# ------------------------------------------------------------------------------------------------ silent at any stage
+def fall_silent(how: str) -> None:
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "hangs":
+        time.sleep(3600)
+    elif how == "computes":
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:
+            sum(range(10_000))
+
+
+class Silent:
+    """A program and a model in one that falls silent at one stage of its life, in one of the ways above."""
+
+    def __init__(self, stage: str, how: str):
+        self.stage, self.how = stage, how
+
+    def _at(self, stage: str) -> None:
+        if stage == self.stage:
+            fall_silent(self.how)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._at("starting its process")
+
+    def load(self) -> Any:
+        self._at("loading its model")
+        return self
+
+    def open(self, model: Any) -> None:
+        self._at("opening its program")
+
+    def prepare(self, order: Any) -> None:
+        self._at("preparing a sample")
+
+    def run(self) -> None:
+        self._at("decoding a sample")
 
 
 # ------------------------------------------------------------------------------------------------ a tiny pair

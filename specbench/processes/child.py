@@ -7,6 +7,7 @@ that end closes, whatever ended the parent, the child ends too.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from multiprocessing import resource_tracker
 from typing import IO
 
 KILL_SECONDS = 5.0  # how long the system may take to end a killed process
+_PR_SET_PDEATHSIG = 1
 INTERRUPT_SECONDS, WRITE_SECONDS = 5.0, 20.0  # after Ctrl-C: until a child is told again, and until it is killed
 
 
@@ -26,8 +28,11 @@ def end_with_parent(lifeline: int | None = None, grace_seconds: float = 0.0) -> 
     """From now on this process ends as soon as `lifeline` (None: standard input) does; what comes over it is not looked at.
 
     Ends without cleaning up: files are written line by line, workers have lifelines of their own. grace_seconds: what is left
-    to end another way.
+    to end another way. Where the system can (Linux) it also kills this process with the thread that started it, which ends one
+    that is stopped and sees no lifeline: start children from a thread that outlives them.
     """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     descriptor = os.dup(sys.stdin.fileno() if lifeline is None else lifeline)
 
     def wait() -> None:

@@ -6,23 +6,24 @@ cut and overwritten, tagged with the sample's number and an epoch. Readers keep 
 counts every change, so a reader knows at the cost of one integer whether there is news.
 
 `LocalSlot` holds a slot in plain memory, so that a seeded scheduler can interleave both sides in one process;
-`SharedSlot` is the same over shared memory with a lock and a doorbell. A reader that has nothing to do sleeps at the doorbell.
+`SharedSlot` is the same over shared memory with a doorbell. A reader that has nothing to do sleeps at the doorbell.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import platform
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import synchronize
 from typing import Any, Protocol
 
-import numpy as np
-
 from specbench.measure.sensors.clock import now
+from specbench.processes.shared import Doorbell, SharedArray, fence
+from specbench.processes.silence import Silence
 
-_VERSION, _REQUEST, _EPOCH, _LENGTH, _FLAG, _WAITING, _HEADER = 0, 1, 2, 3, 4, 5, 8
+# Cells of a slot's header; _VERSION follows _BEGUN when a message is whole.
+_VERSION, _BEGUN, _REQUEST, _EPOCH, _LENGTH, _FLAG, _WAITING, _HEADER = 0, 1, 2, 3, 4, 5, 6, 8
 
 OPEN, DONE = 0, 1  # flags of the verdict slot
 
@@ -89,24 +90,23 @@ class LocalSlot:
 class SharedSlot:
     """A slot in shared memory, for one writer and one reader. Pass it to a spawned process as an argument.
 
-    The lock is held for a copy of a few tokens only. The reader announces that it sleeps under the same lock under which the
-    writer looks, so no wake-up is lost; the time-out is a safety net for a peer that died. Short spinning before sleeping saves
-    the wake-up's latency and happens only while a sample is on the clock.
+    There is no lock that a side could die with. The writer counts a message when it begins and again when it is whole; a reader
+    whose copy lies between two equal counts has a whole one, else it copies again (a sequence lock). The reader says that it
+    sleeps before it looks for the last time, the writer looks for sleepers behind its message, so no wake-up is lost. Short
+    spinning before sleeping saves the wake-up's latency and happens only while a sample is on the clock.
     """
 
     SPIN_SECONDS = 50e-6
-    LOCK_SECONDS = 5.0
+    MIDWAY_SECONDS = 5.0  # within a message, which takes microseconds
+    FENCED = platform.machine() not in ("x86_64", "AMD64")  # there stores are seen in order anyway, and loads made in order
 
-    def __init__(self, capacity: int, context: Any = None):
-        context = context or multiprocessing.get_context("spawn")
-        self._memory = context.RawArray("q", _HEADER + capacity)  # an unnamed mapping, inherited by the child
-        self._lock: synchronize.Lock = context.Lock()
-        self._bell: synchronize.Semaphore = context.Semaphore(0)
+    def __init__(self, capacity: int):
         self.capacity = capacity
+        self._array, self._bell = SharedArray("q", _HEADER + capacity), Doorbell()
         self._attach()
 
     def _attach(self) -> None:
-        self._cells = np.frombuffer(self._memory, dtype=np.int64)
+        self._cells = self._array.cells
         self._tokens = self._cells[_HEADER:]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,89 +116,66 @@ class SharedSlot:
         self.__dict__.update(state)
         self._attach()
 
-    def _acquire(self) -> None:
-        if not self._lock.acquire(timeout=self.LOCK_SECONDS):
-            raise PeerLost(f"the other process has held the mailbox for {self.LOCK_SECONDS} s")
-
     @property
     def nbytes(self) -> int:
         return self._cells.nbytes
 
     def publish(self, request: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
-        end = keep + len(tokens)
+        """An interrupt within leaves the reader waiting for the next message, which is whole again if it keeps nothing."""
+        cells, end = self._cells, keep + len(tokens)
         assert end <= self.capacity, f"mailbox of {self.capacity} tokens asked for {end}"
-        cells = self._cells
-        self._acquire()
-        try:
-            assert keep <= cells[_LENGTH], f"keeps {keep} of {cells[_LENGTH]} tokens"
-            if tokens:
-                self._tokens[keep:end] = tokens
-            cells[_REQUEST], cells[_EPOCH], cells[_LENGTH], cells[_FLAG] = request, epoch, end, flag
-            cells[_VERSION] += 1
-            ring = cells[_WAITING]
-            cells[_WAITING] = 0
-        finally:
-            self._lock.release()
-        if ring:
-            self._bell.release()
+        assert keep <= cells[_LENGTH], f"keeps {keep} of {cells[_LENGTH]} tokens"
+        version = cells[_VERSION] + 1
+        cells[_BEGUN] = version
+        if self.FENCED:
+            fence()
+        if len(tokens) == 1:  # most messages; a slice costs more
+            self._tokens[keep] = tokens[0]
+        elif tokens:
+            self._tokens[keep:end] = array("q", tokens)
+        cells[_REQUEST], cells[_EPOCH], cells[_LENGTH], cells[_FLAG] = request, epoch, end, flag
+        if self.FENCED:
+            fence()
+        cells[_VERSION] = version
+        fence()
+        if cells[_WAITING]:
+            self._bell.ring()
 
     def version(self) -> int:
         return int(self._cells[_VERSION])
 
     def read(self, start: int) -> Message:
-        self._acquire()
-        try:
-            version, request, epoch, length, flag = self._cells[:_WAITING].tolist()
-            start = min(start, length)
-            tokens = self._tokens[start:length].tolist()
-        finally:
-            self._lock.release()
-        return Message(version, request, epoch, flag, start, tokens)
+        cells, silence = self._cells, None
+        while True:
+            version = cells[_VERSION]
+            if self.FENCED:
+                fence()
+            request, epoch, length, flag = cells[_REQUEST], cells[_EPOCH], cells[_LENGTH], cells[_FLAG]
+            first = start if start < length else length
+            tokens = [self._tokens[first]] if length - first == 1 else self._tokens[first:length].tolist()
+            if self.FENCED:
+                fence()
+            if cells[_BEGUN] == version:
+                return Message(version, request, epoch, flag, first, tokens)
+            silence = silence or Silence(self.MIDWAY_SECONDS)
+            if silence.too_long():
+                raise PeerLost(f"the other process has been within a message for {self.MIDWAY_SECONDS:g} s")
+            time.sleep(0)
 
     def wait(self, seen_version: int, timeout_seconds: float) -> bool:
         cells = self._cells
-        spin_until = now() + self.SPIN_SECONDS
+        start = now()
+        spin_until, end = start + self.SPIN_SECONDS, start + timeout_seconds
         while now() < spin_until:
             if cells[_VERSION] != seen_version:
                 return True
-        self._acquire()
-        try:
-            if cells[_VERSION] != seen_version:
-                return True
-            cells[_WAITING] = 1
-        finally:
-            self._lock.release()
-        self._bell.acquire(timeout=timeout_seconds)
-        # A ring that came after the time-out is drained here, so that the next sleep is a real one.
-        self._acquire()
-        try:
-            cells[_WAITING] = 0
-            while self._bell.acquire(block=False):
-                pass
-            return bool(cells[_VERSION] != seen_version)
-        finally:
-            self._lock.release()
-
-    def unlink(self) -> None:
-        """Remove the names of lock and doorbell once both sides hold them: a killed run then leaves nothing behind."""
-        for primitive in (self._lock, self._bell):
-            _unlink_semaphore(primitive)
-
-
-def _unlink_semaphore(primitive: Any) -> None:
-    # multiprocessing has no public call for this; where its insides differ, the names go at exit as usual.
-    from multiprocessing import resource_tracker, util
-
-    name = getattr(getattr(primitive, "_semlock", None), "name", None)
-    registry = getattr(util, "_finalizer_registry", None)
-    if name is None or registry is None:
-        return
-    for finalizer in [f for f in list(registry.values()) if getattr(f, "_args", None) == (name,)]:
-        finalizer.cancel()
-        import _multiprocessing
-
-        _multiprocessing.sem_unlink(name)
-        resource_tracker.unregister(name, "semaphore")
+        cells[_WAITING] = 1
+        self._bell.silence()  # of a message that was seen without it
+        fence()
+        while cells[_VERSION] == seen_version and (left := end - now()) > 0 and self._bell.sleep(left):
+            self._bell.silence()
+        cells[_WAITING] = 0
+        return bool(cells[_VERSION] != seen_version)
 
 
 @dataclass
@@ -213,29 +190,24 @@ class Mailbox:
         return cls(LocalSlot(), LocalSlot())
 
     @classmethod
-    def shared(cls, capacity: int, context: Any = None) -> Mailbox:
+    def shared(cls, capacity: int) -> Mailbox:
         """For sequences of at most `capacity` output tokens (drafts included)."""
-        return cls(SharedSlot(capacity, context), SharedSlot(capacity, context))
+        return cls(SharedSlot(capacity), SharedSlot(capacity))
 
     @property
     def nbytes(self) -> int:
         return sum(getattr(slot, "nbytes", 0) for slot in (self.committed, self.drafts))
 
-    def unlink(self) -> None:
-        for slot in (self.committed, self.drafts):
-            if isinstance(slot, SharedSlot):
-                slot.unlink()
-
 
 def sleep_until_news(slot: Slot, seen_version: int, check: Callable[[], None], timeout_seconds: float) -> float:
     """Wait for a change of `slot`, calling `check()` every 50 ms (it raises when the other side is gone).
 
-    Returns the seconds waited. Raises PeerLost after `timeout_seconds` without news.
+    Returns the seconds waited. Raises PeerLost after `timeout_seconds` without news (see `Silence`).
     """
-    start = now()
+    start, silence = now(), Silence(timeout_seconds)
     while not slot.wait(seen_version, 0.05):
         check()
-        if now() - start > timeout_seconds:
+        if silence.too_long():
             raise PeerLost(f"no news from the other process for {timeout_seconds:g} s (engine.timeout_seconds)")
         if isinstance(slot, LocalSlot):
             time.sleep(0)

@@ -3,7 +3,9 @@
 The child loads its model by a small picklable call and runs a *program*: an object with `open(model)`,
 `prepare(order)` and `run()`, so that AMUSD's drafter, PEARL's and others share this file. Between samples the child sleeps at
 its pipe and costs nothing. Death in either direction is noticed: the child has a lifeline that closes with its parent, the
-parent looks at the child whenever it waits, and an error travels with its own text.
+parent looks at the child whenever it waits, and an error travels with its own text. So is silence, wherever it begins: a child
+that is stopped or hangs is killed after `timeout_seconds`, and the error says what it was doing. While it starts, no word can
+be due (loading takes as long as the model is large): there a child is silent when it shows no `signs_of_life`.
 """
 
 from __future__ import annotations
@@ -13,16 +15,23 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
+import struct
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn, Protocol
 
-from specbench.measure.sensors.clock import memory_peak_bytes, now
+from specbench.measure.sensors.clock import memory_peak_bytes
 from specbench.measure.sensors.memory import process_peak_rss_bytes, process_rss_bytes
 from specbench.processes.child import death, end_with_parent, stop, without_interrupts
 from specbench.processes.placement import Placement
+from specbench.processes.silence import Silence, signs_of_life
+
+START_SECONDS = 600.0  # for a child that shows signs of life all the time and does not come to an end
+# What a child does while an answer is due, for the error if none comes.
+_STAGES = {"prepared": "preparing a sample", "result": "decoding a sample", "memory": "counting its memory"}
 
 
 class WorkerError(RuntimeError):
@@ -55,7 +64,7 @@ class Worker:
     """The parent's handle on one child process. Raises WorkerError from any call when the child is gone or failed.
 
     load: makes the model, in the child; picklable.
-    timeout_seconds: how long the child may be silent when an answer is due; it then counts as hung and is killed.
+    timeout_seconds: how long the child may be silent; it then counts as hung and is killed.
     """
 
     def __init__(
@@ -65,13 +74,14 @@ class Worker:
         program: Program,
         placement: Placement,
         timeout_seconds: float,
-        start_timeout_seconds: float = 600.0,
     ):
         self.role, self.timeout_seconds = role, timeout_seconds
+        self.stage = "starting its process"
         self._closed = False
         self._owed: list[str] = ["ready"]  # answers that the child has yet to give, in order
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
+        _limit_waiting(self._pipe, timeout_seconds)
         lifeline, self._lifeline = context.Pipe(duplex=False)
         self._process = context.Process(
             target=_child_main,
@@ -84,7 +94,7 @@ class Worker:
                 self._process.start()
             child_pipe.close()
             lifeline.close()
-            self._answer(start_timeout_seconds)
+            self._answer()
         except BaseException:
             self.close()
             raise
@@ -96,9 +106,9 @@ class Worker:
     def prepare(self, order: Any) -> None:
         """Hand over a sample and wait until the child is ready for it."""
         while self._owed:  # to a sample that failed or was interrupted elsewhere
-            self._answer(self.timeout_seconds)
+            self._answer()
         self._send("prepare", order, "prepared")
-        self._answer(self.timeout_seconds)
+        self._answer()
 
     def go(self) -> None:
         """Let the prepared sample run; returns at once."""
@@ -107,14 +117,14 @@ class Worker:
     def result(self) -> Any:
         """Wait for the running sample's report."""
         assert self._owed == ["result"], "prepare and go first"
-        return self._answer(self.timeout_seconds)
+        return self._answer()
 
     def memory_bytes(self) -> dict[str, int]:
         """What the child's process holds, by part (see `held_bytes`); asked between samples."""
         while self._owed:
-            self._answer(self.timeout_seconds)
+            self._answer()
         self._send("memory", None, "memory")
-        held: dict[str, int] = self._answer(self.timeout_seconds)
+        held: dict[str, int] = self._answer()
         return held
 
     def check(self) -> None:
@@ -131,7 +141,10 @@ class Worker:
         """Raise WorkerError for a child that no longer takes part: its own error if it has one, else it hangs and is killed."""
         with contextlib.suppress(OSError):
             self.check()
-        self._give_up(f"hangs and was killed: {why}")
+        self._hangs(why)
+
+    def _hangs(self, why: str) -> NoReturn:
+        self._give_up(f"hangs and was killed while {self.stage}: {why}")
 
     def _give_up(self, what: str) -> NoReturn:
         self.close()
@@ -139,32 +152,53 @@ class Worker:
 
     def _send(self, word: str, content: Any, answer: str) -> None:
         self._owed.append(answer)
+        self.stage = _STAGES[answer]
         try:
             self._pipe.send((word, content))
+        except BlockingIOError:
+            self._hangs(f"it took nothing for {self.timeout_seconds:g} s (engine.timeout_seconds)")
         except OSError:
             self.check()
             self._process.join(1.0)
             raise WorkerError(self._death()) from None
 
-    def _answer(self, timeout_seconds: float) -> Any:
+    def _answer(self) -> Any:
         """Wait for the next answer that is due."""
         if self._closed:
             raise WorkerError(f"worker {self.role} was stopped")
-        word, deadline = self._owed[0], now() + timeout_seconds
+        word, kind = self._owed[0], ""
+        start = Silence(START_SECONDS) if word == "ready" else None
+        while kind != word:
+            self._listen(start)
+            kind, content = self._receive()
+            if kind == "stage" and word == "ready":
+                self.stage = content
+            elif kind != word:
+                self._give_up(f"is out of step: it said {kind} where {word} was due")
+        del self._owed[0]
+        return content
+
+    def _listen(self, start: Silence | None) -> None:
+        """Until the child says something. Raises WorkerError when it is dead, silent for too long, or never ready."""
+        silence, life = Silence(self.timeout_seconds), ""
         while not self._pipe.poll(0.05):
             if self._process.exitcode is not None and not self._pipe.poll(0):
                 raise WorkerError(self._death())
-            if now() > deadline:
-                self._give_up(f"hangs and was killed: no answer ({word}) for {timeout_seconds:g} s (engine.timeout_seconds)")
-        kind, content = self._receive()
-        if kind != word:
-            self._give_up(f"is out of step: it said {kind} where {word} was due")
-        del self._owed[0]
-        return content
+            if start is not None:
+                before, life = life, signs_of_life(self.pid) or ""
+                if life != before or not life:
+                    silence.broken()
+                if start.too_long():
+                    self._hangs(f"it was not ready after {START_SECONDS:g} s")
+            if silence.too_long():
+                what = "answer" if start is None else "sign of life"
+                self._hangs(f"no {what} for {self.timeout_seconds:g} s (engine.timeout_seconds)")
 
     def _receive(self) -> tuple[str, Any]:
         try:
             kind, content = self._pipe.recv()
+        except BlockingIOError:
+            self._hangs(f"half an answer for {self.timeout_seconds:g} s (engine.timeout_seconds)")
         except (EOFError, OSError):
             self._process.join(1.0)
             raise WorkerError(self._death()) from None
@@ -187,12 +221,24 @@ class Worker:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(OSError):
-            self._pipe.send(("close", None))
+        if not self._owed:
+            with contextlib.suppress(OSError):
+                self._pipe.send(("close", None))
         self._lifeline.close()
         if self._process.pid is not None:
             stop(self._ended, (0.1 if self._owed else 2.0, self._process.kill))
         self._pipe.close()
+
+
+def _limit_waiting(pipe: Connection, seconds: float) -> None:
+    """From now on reading and writing at this end raise BlockingIOError after so long without a byte (or about eleven days).
+
+    The other process may be stopped in the middle of a message, and a long one fills what the system keeps for it.
+    """
+    limit = struct.pack("ll", *divmod(round(1e6 * min(seconds, 1e6)) or 1, 1_000_000))
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 def held_bytes(model: Any, program: Program) -> dict[str, int]:
@@ -217,7 +263,9 @@ def _child_main(
     end_with_parent(lifeline.fileno(), grace_seconds=1.0)
     try:
         placement.apply()
+        pipe.send(("stage", "loading its model"))
         model = load()
+        pipe.send(("stage", "opening its program"))
         program.open(model)
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops

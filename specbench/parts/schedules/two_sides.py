@@ -65,10 +65,7 @@ class TwoSides(Schedule):
         if pair.draft is None or runtime.load_draft is None:
             raise ConfigError("pair.draft", None, "this method drafts with a model in a process of its own: name one")
         self.placement, draft_placement = split(pair.target.device, pair.draft.device, self.draft_cores)
-        try:
-            self.worker = Worker("draft", runtime.load_draft, program, draft_placement, runtime.timeout_seconds)
-        finally:
-            self.mailbox.unlink()  # both sides hold it now: nothing is left behind, whatever ends the run
+        self.worker = Worker("draft", runtime.load_draft, program, draft_placement, runtime.timeout_seconds)
 
     def exchange(self, side: TargetSide, order: Order) -> Exchange:
         """Run one sample. Raises WorkerError when the draft's process is lost; after any other error the next may come."""

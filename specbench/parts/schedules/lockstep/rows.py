@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+from specbench.processes.shared import SharedArray
 
 
 class RowBuffer:
@@ -17,14 +18,13 @@ class RowBuffer:
     it publishes the verdict, and the draft drafts again after that. Pass it to a spawned process as an argument.
     """
 
-    def __init__(self, num_rows: int, width: int, context: Any = None):
-        context = context or multiprocessing.get_context("spawn")
+    def __init__(self, num_rows: int, width: int):
         self.shape = (num_rows, width)
-        self._memory = context.RawArray("f", num_rows * width)  # an unnamed mapping, inherited by the child
+        self._array = SharedArray("f", num_rows * width)
         self._attach()
 
     def _attach(self) -> None:
-        self._rows = np.frombuffer(self._memory, dtype=np.float32).reshape(self.shape)
+        self._rows = np.frombuffer(self._array.cells, dtype=np.float32).reshape(self.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_rows"}
