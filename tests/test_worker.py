@@ -194,7 +194,7 @@ LOST = [  # what it does, engine.timeout_seconds, the words of the error
     ("draft: kill", 60.0, r"worker draft died of SIGKILL; the system may have run out of memory"),
     ("draft: memory", 60.0, r"worker draft: MemoryError: could not allocate 7 TiB"),
     ("draft: hang", 3.0, r"worker draft hangs and was killed while decoding a sample: no news .* for 3 s \(engine.timeout"),
-    ("draft: stop within a message", 3.0, r"killed while decoding a sample: .* (within a message|no news .*) for [13] s"),
+    ("draft: stop within a message", 3.0, r"killed while decoding a sample: .*(within a message|no news .*) for [13] s"),
 ]
 
 
