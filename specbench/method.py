@@ -47,6 +47,8 @@ class Method:
 
     heads_class: ClassVar[type[Heads] | None] = None  # trained heads that it drafts with: `part=heads method=...` makes them
 
+    reads_datastore: ClassVar[bool] = False  # whether `method.datastore` names a corpus: `part=datastore` makes one
+
     def __init__(
         self,
         drafter: Drafter | None = None,

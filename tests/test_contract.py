@@ -37,6 +37,7 @@ VARIANTS = [
     ("speculative", "method.shape=dynamic"),
     ("speculative", "method.shape=dynamic", "method.rule=delta"),
     ("speculative", "method.stop=confidence", "method.rule=ratio"),
+    ("stand", "method.rule=recursive_without_replacement"),
     ("pearl", "method.rule=lockstep_ratio", "method.draft_length=3"),
     ("eagle", "method.rule=delta", "method.num_nodes=6"),
     ("medusa", "method.rule=delta", "method.num_nodes=6"),

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import random
+import types
 from pathlib import Path
 
 import pytest
 import tiny
 import told_text
+import torch
 from run_folders import composed
 
+from specbench.engine.runtime import Runtime
+from specbench.engine.sampling import SamplingLaw
 from specbench.measure.records.store import read_rounds, read_samples
-from specbench.method import Method
+from specbench.method import Contract, DraftTree, Evidence, Feedback, Method, Verdict
 from specbench.methods.text.prompt_lookup import PromptLookup
+from specbench.methods.text.rasd import FusedDraft, Rasd
 from specbench.methods.text.sam import Sam
+from specbench.methods.text.stand import RankTree, Stand
 from specbench.methods.text.suffix import Suffix, SuffixDraft
+from specbench.methods.text.token_recycling import BY_DEPTH, RecycledDraft, TokenRecycling, likeliest, template
 from specbench.parts.drafts.kept import KeptTexts
+from specbench.parts.shapes.likeliest import Likeliest
 from specbench.run.run import run
 
 
@@ -110,3 +118,96 @@ def test_sam_copies_where_the_text_repeats_and_drafts_elsewhere() -> None:
     phases[""].pop()  # the last one had room for no draft
     assert all(r.num_draft_forwards for r in phases[""]) and not any(r.num_draft_forwards for r in phases["copied"])
     assert max(r.num_drafted for r in phases["copied"]) > 4 >= max(r.num_drafted for r in phases[""])
+
+
+# ------------------------------------------------------------------------------------------------ token recycling
+def test_the_template_has_the_papers_levels_and_smaller_ones_are_parts_of_it() -> None:
+    nodes = template(80)
+    assert tuple(sum(len(node) == depth for node in nodes) for depth in range(1, 7)) == BY_DEPTH and len(set(nodes)) == 80
+    for size in (1, 7, 40):
+        assert set(template(size)) <= set(nodes) and len(template(size)) == size
+        assert all(node[:-1] in {(), *template(size)} for node in template(size))
+
+
+@pytest.mark.parametrize("vocab_size", [24, 4096, 5001])
+def test_the_likeliest_ids_are_those_of_a_sort(vocab_size: int) -> None:
+    logits = torch.randn((9, vocab_size), generator=torch.Generator().manual_seed(0))
+    assert likeliest(logits, 8).tolist() == logits.argsort(dim=-1, descending=True)[:, :8].tolist()
+
+
+def test_every_row_is_recycled_and_the_committed_one_wins() -> None:
+    draft = RecycledDraft(80, "session")
+    draft.open(types.SimpleNamespace(runtime=types.SimpleNamespace(target=tiny.bare(32_000, seed=0))))  # type: ignore[arg-type]
+    assert draft.memory_bytes()["successors"] < 2e6
+    draft.begin(told_text.request([1], 9), 5, None)  # type: ignore[arg-type]
+    assert not draft.propose(6).tokens, "nobody wrote the row yet"
+    tree = DraftTree([6, 5, 7, 6], [-1, -1, 0, 1])  # 6 and 5 stand twice: 6 is accepted once, 5 is pending and drafted
+    logits = torch.zeros(5, 32_000)
+    for row in range(5):
+        logits[row, 100 * row : 100 * row + 8] = torch.arange(8.0, 0.0, -1.0)
+    draft.observe(Feedback(tree, Evidence(logits, {}), Verdict((0,), (6, 9))))
+    first = {token: int(draft.successors[token, 0]) for token in (5, 6, 7)}
+    assert first == {5: 0, 6: 100, 7: 300} and draft.successors[9, 0] == -1
+    draft.pending = 5
+    assert draft.propose(1).tokens == list(range(8))
+    draft.reset()
+    assert (draft.successors == -1).all()
+
+
+def emitted(method: Method, around: Runtime, prompts: int = 3, seeds: int = 1) -> float:
+    """Per round, over some prompts in one life of the method."""
+    tiny.opened(method, around)
+    outcomes = [
+        method.decode(tiny.request(around, tiny.prompt(9, seed=number, vocab_size=24), sample_id=str(number), seed=seed))
+        for seed in range(seeds)
+        for number in range(prompts)
+    ]
+    method.close()
+    rounds = [r.num_emitted for outcome in outcomes for r in outcome.rounds]
+    return sum(rounds) / len(rounds)
+
+
+def test_a_warm_matrix_is_ahead_of_a_cold_one() -> None:
+    around = tiny.runtime(tiny.bare(24, seed=3), max_new_tokens=20)
+    warm, cold = (emitted(TokenRecycling(num_nodes=12, scope=scope), around, prompts=8) for scope in ("session", "sample"))
+    assert warm > 1.1 * cold, (warm, cold)
+
+
+# ------------------------------------------------------------------------------------------------ STAND
+def test_a_tree_of_ranks_is_learned_from_the_text() -> None:
+    tree = RankTree(num_nodes=12, max_depth=8, width=4)
+    before = tree.best()
+    for _ in range(300):
+        for rank in (1, 0, 1, 0, None):
+            tree.add(rank)
+    learned = tree.best()
+    assert (1, 0, 1, 0) in learned and (1, 0, 1, 0) not in before and len(learned) == len(before) == 12
+    assert all(node[:-1] in {(), *learned[:place]} for place, node in enumerate(learned))
+
+
+@pytest.mark.parametrize(("drawn", "best"), [(None, None), ("recursive_without_replacement", "delta")], ids=["keyed", "law"])
+def test_draws_are_ahead_of_the_likeliest_tokens_above_temperature_0(drawn: str | None, best: str | None) -> None:
+    """Many trajectories of a problem, the paper's case, with few nodes: which ones are drafted matters."""
+    around = tiny.runtime(tiny.bare(24, seed=1), law=SamplingLaw(1.0, top_k=6), max_new_tokens=20)
+    by_draws = emitted(Stand(num_nodes=3, rule=drawn), around, prompts=1, seeds=60)
+    by_rank = emitted(Stand(num_nodes=3, draw="best", rule=best), around, prompts=1, seeds=60)
+    assert by_draws > (1.1 if drawn is None else 1.0) * by_rank, (by_draws, by_rank)
+
+
+# ------------------------------------------------------------------------------------------------ RASD
+def test_what_the_model_finds_unlikely_is_pruned_and_the_rest_is_merged() -> None:
+    draft = FusedDraft.__new__(FusedDraft)
+    draft.min_probability = 0.1
+    draft.said = {(): torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), (0,): torch.tensor([0.05, 0.05, 0.45, 0.45]).log()}
+    tree = DraftTree([0, 1, 2], [-1, -1, 0])
+    found = Likeliest([0, 3, 2, 1, 3, 2], [-1, -1, -1, 0, 1, 2], [0.4, 0.3, 0.3, 0.4, 0.3, 0.3])
+    fused = draft._fused(tree, found)
+    # 0 is there already; 3 is unlikely, and so goes what follows it; 2 is likely, and the 2 behind it nobody was asked about.
+    assert (fused.tokens, fused.parents) == ([0, 1, 2, 2, 2], [-1, -1, 0, -1, 3])
+    assert fused.contract is Contract.FIXED_SET and fused.phase == "fused"
+
+
+def test_rasd_fuses_where_the_text_repeats() -> None:
+    around = tiny.runtime(*tiny.bare_pair(24), max_new_tokens=40)
+    outcome = tiny.decode(Rasd(min_match=1), around, [*tiny.prompt(8, vocab_size=24)] * 2)
+    assert {"fused", ""} == {r.phase for r in outcome.rounds}

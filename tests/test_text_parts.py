@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specbench.config.options import ConfigError
+from specbench.parts.drafts.datastore import Datastore
 from specbench.parts.drafts.suffix import Follower, SuffixAutomaton
 from specbench.parts.shapes.likeliest import grow_likeliest
 
@@ -104,3 +107,43 @@ def test_a_tree_of_counts_holds_the_likeliest_paths(text: list[int], num_nodes: 
     assert grow_likeliest(0, automaton.children, num_nodes, depth, least=0.5).probabilities == [p for p in best if p >= 0.5]
     chain = grow_likeliest(0, automaton.children, num_nodes, depth, branches=False)
     assert chain.draft().is_chain and len(chain.tokens) <= depth
+
+
+# ------------------------------------------------------------------------------------------------ a corpus and its suffix array
+def brute_continuations(texts: list[list[int]], pattern: list[int], depth: int) -> Counter[tuple[int, ...]]:
+    """How often each beginning of what follows `pattern` follows it."""
+    size, found = len(pattern), Counter[tuple[int, ...]]()
+    for text in texts:
+        for end in range(size, len(text) + 1):
+            if text[end - size : end] == pattern:
+                found.update(tuple(text[end : end + d]) for d in range(1, min(depth, len(text) - end) + 1))
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS, TOKENS.filter(bool), st.integers(1, 12), st.integers(1, 4))
+def test_the_most_frequent_continuations_are_those_of_a_search(
+    texts: list[list[int]], text: list[int], num_nodes: int, depth: int
+) -> None:
+    store = Datastore.build([token for one in texts for token in (*one, 9)], 9, 10)
+    length, first, last = store.find_longest(text, longest=5, shortest=1)
+    known = [n for n in range(1, min(5, len(text)) + 1) if occurrences(texts)[tuple(text[-n:])]]
+    assert length == max(known, default=0)
+    if not length:
+        return
+    assert last - first == occurrences(texts)[tuple(text[-length:])]
+    tokens, parents = store.continuations(length, first, last, 1000, depth, num_nodes)
+    paths: list[tuple[int, ...]] = []
+    for token, parent in zip(tokens, parents, strict=True):
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    counted = brute_continuations(texts, text[-length:], depth)
+    assert paths == sorted(counted, key=lambda path: (-counted[path], len(path), path))[:num_nodes]
+
+
+def test_a_datastore_is_written_and_read_and_refused(tmp_path: Path) -> None:
+    Datastore.build([1, 2, 3, 0, 1, 2, 4, 0], 0, 5).save(tmp_path, {"source": "test"})
+    store = Datastore.load(str(tmp_path), 5)
+    assert store.continuations(2, *store.find([1, 2]), 10, 3, 10) == ([3, 4], [-1, -1])
+    for name, size in ((str(tmp_path / "none"), 5), (str(tmp_path), 4), (None, 5)):
+        with pytest.raises(ConfigError, match=r"method\.datastore"):
+            Datastore.load(name, size)

@@ -105,15 +105,15 @@ def configured_bench(config: RunConfig) -> Any:
 
 
 def no_heads(bench: Any) -> str | None:
-    """Why the configured pair has no heads, where none were named and none are its own: nothing to check there."""
+    """Why the configured pair has no heads (or datastore), where none were named and none are its own: nothing to check
+    there."""
     from specbench.check.bench import GREEDY
 
-    if bench.node.get("heads") is not None:
-        return None
     try:
         bench.method(GREEDY)
     except ConfigError as error:
-        return str(error) if error.key == "method.heads" else None
+        own = ("method.heads", "method.datastore")
+        return str(error) if error.key in own and bench.node.get(error.key.removeprefix("method.")) is None else None
     except Exception:  # the checks will say what it is
         return None
     return None

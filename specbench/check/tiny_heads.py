@@ -12,6 +12,7 @@ from specbench.check.tiny import VOCAB_SIZE
 from specbench.config.specs import PairSpec
 from specbench.method import create_method
 from specbench.pair.load import load_model
+from specbench.parts.drafts.datastore import Datastore
 from specbench.parts.heads.base import Heads, TargetParts, build_heads, save_heads
 from specbench.parts.heads.files import target_hash
 
@@ -22,9 +23,17 @@ _ROWS, _PROMPT, _LENGTH = 48, 4, 28  # texts of the target, half of them greedy
 def with_tiny_heads(node: Mapping[str, Any], pair: PairSpec, folder: Path, allow_targets: Sequence[str] = ()) -> dict[str, Any]:
     """The method's node with `heads` naming tiny ones for the pair's target, made below `folder`.
 
-    A method without heads, and one whose node names heads already, keeps its node as it is.
+    A method that reads a datastore gets one of the same text. Without either, and where the node names them already, it is
+    kept.
     """
-    cls = type(create_method(node, allow_targets)).heads_class
+    made = type(create_method(node, allow_targets))
+    if made.reads_datastore and node.get("datastore") is None:
+        out = folder / "datastore"
+        if not out.exists():
+            ids = _text(load_model(pair.target, pair.vocab_size).module)
+            Datastore.build(ids.flatten().tolist(), -1, VOCAB_SIZE).save(out, {})
+        return {**node, "datastore": str(out)}
+    cls = made.heads_class
     if cls is None or node.get("heads") is not None:
         return dict(node)
     out = folder / f"heads_{cls.family}"

@@ -17,12 +17,19 @@ from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.train.card import write_pair_card
 from specbench.train.common import BUILTIN_FOLDER
+from specbench.train.datastore import build_datastore
 from specbench.train.evaluate import measure_pair
 from specbench.train.heads import train_heads
 from specbench.train.models import refine_target, train_draft, train_target
 from specbench.train.settings import Settings, settings_from
 
-TRAININGS = {"target": train_target, "refine": refine_target, "draft": train_draft, "heads": train_heads}
+TRAININGS = {
+    "target": train_target,
+    "refine": refine_target,
+    "draft": train_draft,
+    "heads": train_heads,
+    "datastore": build_datastore,
+}
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -36,7 +43,7 @@ def run(settings: Settings) -> dict[str, Any]:
         return {"part": "card", "card": str(write_pair_card(folder, facts))}
     kind = settings.chosen().kind
     if kind not in TRAININGS:
-        raise ConfigError(f"parts.{settings.part}.kind", kind, "choose target, refine, draft or heads")
+        raise ConfigError(f"parts.{settings.part}.kind", kind, f"choose one of {', '.join(TRAININGS)}")
     return TRAININGS[kind](settings)
 
 

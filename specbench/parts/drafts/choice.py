@@ -48,6 +48,10 @@ class Choice:
             q = torch.nn.functional.pad(q, (0, self.vocab_size - len(q)))
         return int(torch.multinomial(q, 1, generator=self.generator)), q
 
+    def noise(self, position: int) -> Tensor:
+        """The target's own noise at an output position, [vocab_size]: what it adds to its warped logits."""
+        return keyed_gumbel(self.noise_key, [position], self.vocab_size, self.device)[0]
+
     def scores(self, logits: Tensor, position: int) -> Tensor:
         """What ranks tokens, [n, vocab]: logits; at a temperature warped as the target's, plus its noise where that counts."""
         if self.law.greedy:

@@ -99,8 +99,9 @@ class ModelDraft(Drafter):
         return self.session.grow(tokens, parents)
 
     def observe(self, feedback: Feedback) -> None:
-        if isinstance(self.session, BranchingSession):
+        if isinstance(self.session, BranchingSession) and self.grown:  # nothing was, where there was room for no draft
             self.session.keep(self._path(feedback.verdict.tokens))
+            self.grown = []
         self.tokens += feedback.verdict.tokens
         # What was fed beyond the accepted prefix is wrong; the target's own token is not fed yet.
         self.session.rollback(min(self.session.length, len(self.tokens) - 1))
