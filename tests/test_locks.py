@@ -176,10 +176,78 @@ def test_one_writer_per_run_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_lock_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> int:
-        raise PermissionError("read-only")
+def test_a_named_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for named in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv(locks.FOLDER_VARIABLE, str(named))
+        with pytest.raises(ConfigError, match=r"SPECBENCH_LOCKS=.*locks cannot be kept there.*name another folder"):
+            locks.hold(["cpu"]).__enter__()
 
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(ConfigError, match="SPECBENCH_LOCKS"), locks.hold(["cpu"]):
-        pass
+
+# ------------------------------------------------------------------------------------------------ a folder that all can write
+SHARED_NAMES = ["", "cpu.lock", "cpu.off"]  # the folder itself, and its files
+KINDS = ["file", "link to a file", "link to a folder", "link to nothing", "folder", "pipe", "hard link", "not ours"]
+
+
+def occupy(path: Path, kind: str, victim: Path) -> None:
+    """What somebody else may have put at a path before we came."""
+    (victim / "folder").mkdir(parents=True)
+    (victim / "file").write_text("precious")
+    if kind == "file":
+        path.write_text("")
+    elif kind.startswith("link"):
+        path.symlink_to(victim / kind.rpartition(" ")[2])
+    elif kind == "hard link":
+        os.link(victim / "file", path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+
+
+@pytest.mark.parametrize("mode", ["wait", "off"])
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in SHARED_NAMES for kind in KINDS])
+def test_nothing_that_lies_in_the_shared_folder_blocks_or_redirects_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, mode: str
+) -> None:
+    monkeypatch.delenv(locks.FOLDER_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    shared, victim = tmp_path / "specbench-locks", tmp_path / "victim"
+    if name:
+        shared.mkdir()
+    if kind == "not ours":  # a folder or a file that this user may not write
+        real = os.open
+
+        def refuse(path: str | Path, flags: int, mode: int = 0o777, dir_fd: int | None = None) -> int:
+            if Path("" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}"), path) == shared / name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, flags, mode, dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "open", refuse)
+        victim.mkdir()
+    else:
+        occupy(shared / name if name else shared, kind, victim)
+    before = {path: path.read_bytes() for path in victim.rglob("*") if path.is_file()}
+    said: list[str] = []
+    with locks.hold(["cpu"], mode, say=said.append) as held:
+        usable = (name, kind) in [("", "folder"), ("cpu.lock", "file"), ("cpu.off", "file")]
+        taken = "cpu.off" if mode == "off" else "cpu.lock"
+        assert [path.name for path in (tmp_path / "cache").rglob("cpu.*")] == ([] if usable else [taken])
+        assert [f"only those in {tmp_path / 'cache'}" in line for line in said] == ([] if usable else [True])
+        if mode == "wait":  # a lock it is: who comes next is held up wherever it has been taken
+            with pytest.raises(ConfigError, match=f"device_lock='refuse'.*process {os.getpid()}"):
+                locks.hold(["cpu"], "refuse", say=said.append).__enter__()
+        assert held.shared() == []
+    assert {path: path.read_bytes() for path in victim.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in victim.rglob("*")) == ([] if kind == "not ours" else ["file", "folder"])
+
+
+def test_what_others_write_into_a_lock_is_printed_without_control_signs(holder: type[Holder], folder: Path) -> None:
+    first = holder("wait", "cpu")
+    assert first.has_it()
+    for text in ('{"pid": "\\u001b[2J", "since": "now\\nspecbench: all is well", "command": "x"}', "[" * 100_000, "{}", "\x00"):
+        (folder / "cpu.lock").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            locks.hold(["cpu"], "refuse").__enter__()
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 600

@@ -69,6 +69,7 @@ def test_command_line_trains_a_target(source: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["history"]["tokens_seen"] == 256
     assert (tmp_path / "out" / "model.safetensors").exists()
+    assert not list(tmp_path.rglob("*.log")), "a file that nobody asked for"
 
 
 class Interrupting:
