@@ -12,21 +12,26 @@ from dataclasses import dataclass
 import torch
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+WITHOUT_WINDOW = ("moshi",)  # their configuration has one that transformers' forward does not read
 
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """Which masks a model wants: the layer types it has, and the window of the sliding ones."""
+    """Which masks a model wants: the layer types it has, and the window of the sliding ones.
+
+    makes_own: it takes no mask of ours, and makes that of a chain from what the cache holds.
+    """
 
     layer_types: tuple[str, ...]
     window: int | None
+    makes_own: bool = False
 
     @classmethod
     def of(cls, config: object) -> MaskPlan:
         """Read a transformers text config. Raises ValueError for layer types that cannot be rolled back exactly."""
         types = getattr(config, "layer_types", None)
         window = getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True) is False:
+        if getattr(config, "use_sliding_window", True) is False or getattr(config, "model_type", None) in WITHOUT_WINDOW:
             window = None
         if types is None:
             types = [SLIDING if window else FULL]
@@ -36,11 +41,16 @@ class MaskPlan:
             raise ValueError(f"layers of type {', '.join(odd)} keep state that cannot be rolled back exactly")
         if SLIDING in kinds and not window:
             kinds = (FULL,)
-        return cls(kinds, window if SLIDING in kinds else None)
+        return cls(kinds, window if SLIDING in kinds else None, has_alibi(config))
 
     def needs_mask(self, past: int, rows: int) -> bool:
         """False where 'attend to everything' is right for one row (the fast path of plain decoding)."""
-        return rows > 1 or (self.window is not None and past + rows > self.window)
+        return not self.makes_own and (rows > 1 or (self.window is not None and past + rows > self.window))
+
+
+def has_alibi(config: object) -> bool:
+    """BLOOM, and Falcon where it says so: they take masks of one row alone, since they make the bias of distances from it."""
+    return getattr(config, "model_type", None) == "bloom" or bool(getattr(config, "alibi", False))
 
 
 def ancestor_mask(parents: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

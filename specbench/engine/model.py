@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from specbench.engine import rotary
-from specbench.engine.masks import FULL, MaskPlan
+from specbench.engine.masks import FULL, MaskPlan, has_alibi
 
 if TYPE_CHECKING:
     from specbench.engine.request import Request
@@ -45,6 +45,8 @@ class Model:
         config = module.config.get_text_config(decoder=True)
         if getattr(module.config, "is_encoder_decoder", False):
             raise ValueError("encoder-decoder models are not supported")
+        if getattr(config, "num_hidden_layers", None) is None:
+            raise ValueError("its configuration does not say how many layers keep keys and values")
         is_recurrent = getattr(config, "model_type", None) in RECURRENT
         if getattr(module, "_is_stateful", False) and not is_recurrent:
             raise ValueError(f"its recurrent state cannot be rolled back; of such models {', '.join(RECURRENT)} can be targets")
@@ -103,5 +105,7 @@ def _layers(config: Any) -> Sequence[str]:
 def _tree_refusal(config: Any, is_recurrent: bool) -> str | None:
     if is_recurrent:
         return "its state belongs to one path"
+    if has_alibi(config):
+        return "it makes its mask and distances (ALiBi) from the order of rows"
     # GPT-Neo cuts its local layers by row inside the attention, where no mask of ours reaches.
     return "its local attention counts rows, not depth" if "local" in _layers(config) else None

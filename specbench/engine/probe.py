@@ -22,13 +22,12 @@ def probe_rollback(model: Model, role: str, name: str, ids: Sequence[int] | None
     may run, and `model.tree_refusal` says why no tree may be fed to it.
     """
     ids = list(ids) if ids is not None else [(37 * i + 11) % model.vocab_size for i in range(12)]
-    with torch.inference_mode():
-        fresh = model.module(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[
-            0, :, : model.vocab_size
-        ]
-    scale = float(fresh.float().abs().max()) or 1.0
-    tolerance = {torch.float32: 1e-3, torch.float64: 1e-6}.get(model.dtype, 6e-2) * scale
     try:
+        with torch.inference_mode():
+            output = model.module(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+        fresh = output.logits[0, :, : model.vocab_size]
+        scale = float(fresh.float().abs().max()) or 1.0
+        tolerance = {torch.float32: 1e-3, torch.float64: 1e-6}.get(model.dtype, 6e-2) * scale
         difference = _chain_error(model, ids, fresh)
     except torch.OutOfMemoryError:
         raise
