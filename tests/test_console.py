@@ -1,11 +1,13 @@
 """What a person sees: a bar only on a terminal, a table of at most 100 columns, colour only where it is wanted."""
 
 import io
+import re
 from typing import Any
 
 import pytest
 from fake_records import failed, paired_run
 
+from specbench.config.say import say
 from specbench.measure import lossless, summary
 from specbench.measure.attribution import RULE_WITH_IDLE, summarise
 from specbench.measure.records.events import SampleRecord
@@ -73,6 +75,46 @@ def test_colour(variable: str, value: str, stream: io.StringIO, expected: bool, 
     table = console.final_table(made(samples, rounds, warnings=["[red]beware[/red] :smile:"]), stream)
     assert ("\033[33m" in table) is expected
     assert "[red]beware[/red] :smile:" in table, "a text is no markup"
+
+
+def test_the_weightiest_warning_comes_first_and_each_has_one_line() -> None:
+    samples, rounds = paired_run(12, 3, noise=0.005)
+    long = "stand-in data, not humaneval: 27 samples written for this project (" + "no file, " * 30 + ")"
+    text = console.final_table(made(samples, rounds, warnings=["odd", long]))
+    first, second, third, note, _ = text[text.index("warnings: ") :].splitlines()
+    assert first.split()[:4] == ["warnings:", "unusable", "stand-in", "data,"] and first.endswith("\u2026")
+    assert second.split() == ["doubtful", "odd"] and third.split()[:3] == ["usual", "only", "12"]
+    assert note.strip() == console.IN_FULL and max(map(len, text.splitlines())) <= console.WIDTH
+    assert console.IN_FULL not in console.final_table(made(samples, rounds))
+
+
+HOSTILE = "\033]0;x\007\033[31m [red]beware[/red] \u202e :smile:\r\nnext"
+
+
+def test_no_text_of_a_stranger_acts_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a sample's name and error, a model's and a data set's name, a folder, a warning and a line of `say`."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = "\\x1b]0;x\\x07\\x1b[31m [red]beware[/red] \\u202e :smile:"
+    samples, rounds = paired_run(2, 1)
+    run = {**RUN, "method": HOSTILE, "run_folder": HOSTILE, "pair": {"target": HOSTILE, "draft": HOSTILE}}
+    run["config"] = {**RUN["config"], "data": {"name": HOSTILE, "source": HOSTILE}}
+    table = console.final_table(made(samples, rounds, run, warnings=[HOSTILE]), Terminal())
+    pages = [table]
+    for stream in (Terminal(), io.StringIO()):
+        with console.Progress(2, stream) as progress:
+            progress.sample(failed((HOSTILE, 0, 0, "method"), reason=HOSTILE, error=HOSTILE))
+            progress.note(HOSTILE)
+        pages.append(stream.getvalue())
+    say(HOSTILE)
+    pages.append(capsys.readouterr().err)
+    for page in pages:
+        own = re.sub(r"\x1b\[(\?25[hl]|2K|1A|[\d;]*m)", "", page)  # rich's own, for its bar
+        assert "\x1b" not in own and "\x07" not in own and "\u202e" not in page
+        assert shown in " ".join(own.split()).replace("\\ ", "\\")
+    assert table.count("[red]beware[/red]") == 7
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

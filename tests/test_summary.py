@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_records import failed, paired_run
 
-from specbench.measure import lossless, metrics, summary
+import specbench
+from specbench.measure import lossless, metrics, summary, warnings
 from specbench.measure.noise import find_noise_floor
 from specbench.measure.records import store
 from specbench.measure.records.store import RunStore
@@ -136,6 +138,50 @@ def test_unequal_lengths_are_warned_about() -> None:
     samples = [dataclasses.replace(r, **changes) if r.key == key else r for r in samples]
     made = build(samples, rounds)
     assert not made["speedup"]["same_lengths"] and any("different numbers of tokens" in w for w in made["warnings"])
+
+
+# ---------------------------------------------------------------------------------------------------- weight of warnings
+def test_warnings_stand_by_weight() -> None:
+    samples, rounds = paired_run(12, 3, speedup=1.5, noise=0.2)
+    standin = "stand-in data, not humaneval: 27 samples written for this project (why)"
+    said = ["nobody listed this", "other processes kept 1.2 of 2 cores busy while prompts were timed", standin]
+    wrong = {"claim": "greedy-exact", "verdict": "different", "identical": 35, "compared": 36, "first_divergence": None}
+    made = build(samples, rounds, lossless=wrong, warnings=said)
+    first, second, *_ = made["warnings"]
+    assert first == "outputs differ from the baseline's in 1 of 36 cases, although the claim is greedy-exact"
+    assert second == standin
+    assert [made["warnings"].index(text) for text in (said[1], said[0])] == [2, 3]
+    assert "only 12 prompts" in made["warnings"][4] and made["warnings"][5].startswith("method: times of one prompt spread by")
+    assert made["warning_levels"] == ["unusable"] * 2 + ["doubtful"] * 2 + ["usual"] * (len(made["warnings"]) - 4)
+    fine = build(samples, rounds, lossless={**wrong, "verdict": "numerical_tie"})
+    assert not any("outputs differ" in text for text in fine["warnings"]), "a tie is no fault"
+    lossy = build(samples, rounds, lossless={**wrong, "claim": "lossy"})
+    assert lossy["warnings"][0].startswith("the method is lossy") and lossy["warning_levels"][0] == "doubtful"
+
+
+def unwritten(phrases: Any, source: str) -> list[str]:
+    """Parts of the phrases that no author writes."""
+    parts = (part for phrase in phrases for part in re.split(r"\.\*|\(method\|baseline\)|[\^$|]", phrase))
+    return [part for part in parts if part.replace("\\", "") not in source]
+
+
+def test_every_warning_with_a_weight_is_one_that_somebody_writes() -> None:
+    files = [p for p in Path(specbench.__path__[0]).rglob("*.py") if p.name != "warnings.py"]
+    source = "\n".join(path.read_text() for path in files)
+    for phrases in warnings.PHRASES.values():
+        assert unwritten(phrases, source) == []
+    assert unwritten(["^stand-in data, never "], source) == ["stand-in data, never "]
+
+
+def test_what_several_runs_say_is_one_sentence_with_spans() -> None:
+    spread = "method: times of one prompt spread by {}% over repeats (above 5%)"
+    drift = "baseline: became {}% slower over the run (drift)"
+    runs = {"a": [spread.format(8.1), drift.format(9)], "b": [spread.format("1,015.5")], "c": ["new", spread.format(9)]}
+    found = warnings.kinds(runs)
+    assert [(kind.level, kind.sources) for kind in found] == [
+        ("doubtful", ("a",)), ("doubtful", ("c",)), ("usual", ("a", "b", "c"))
+    ]  # fmt: skip
+    assert found[2].text == spread.format("8.1 to 1,015.5") and found[0].text == drift.format(9)
 
 
 def test_rebuilt_from_the_files(tmp_path: Path) -> None:

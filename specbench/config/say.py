@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
+
+
+def visible(text: str) -> str:
+    """The text with every sign that acts instead of being read (a terminal's escapes, line breaks, reversals of direction,
+    halves of a character) as its escape: names and messages may come from a stranger's folder or file."""
+    if text.isprintable():
+        return text
+    return "".join(sign if not _acts(sign) else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def _acts(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def say(text: str) -> None:
     """One line, at once, whatever line breaks the text holds."""
-    print("specbench:", " ".join(text.split()), file=sys.stderr, flush=True)
+    print("specbench:", visible(" ".join(text.split())), file=sys.stderr, flush=True)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from specbench.measure import lossless as verdicts
 from specbench.measure import metrics, pairing, stats
+from specbench.measure import warnings as levels
 from specbench.measure.metrics import Rounds, RoundTable
 from specbench.measure.records import store
 from specbench.measure.records.events import FORMAT_VERSION, SampleRecord
@@ -83,8 +85,20 @@ def build_summary(
     if memory is not None:
         summary["memory"] = dict(memory)
     summary |= _left_out(samples, notes)
-    summary["warnings"] = list(dict.fromkeys(notes))
+    notes += _of_verdict(summary["lossless"])
+    summary["warnings"] = levels.in_order(notes)
+    summary["warning_levels"] = [levels.level_of(note) for note in summary["warnings"]]
     return summary
+
+
+def _of_verdict(lossless: Mapping[str, Any]) -> list[str]:
+    """Where the output is not the target's, no speed-up says that the method is faster."""
+    if lossless.get("claim") == "lossy":
+        return ["the method is lossy: its text is its own, and its speed-up is ranked with no other"]
+    if lossless["verdict"] != verdicts.DIFFERENT:
+        return []
+    other, claim = lossless["compared"] - lossless["identical"], lossless["claim"]
+    return [f"outputs differ from the baseline's in {other} of {lossless['compared']} cases, although the claim is {claim}"]
 
 
 def rebuild(folder: str | Path) -> dict[str, Any]:

@@ -10,10 +10,22 @@ from typing import IO, Any
 from rich import progress
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
+from specbench.config.say import visible
 from specbench.measure.records.events import SampleRecord
+from specbench.measure.warnings import DOUBTFUL, UNUSABLE, level_of
 
 WIDTH = 100  # columns: no line of the table is longer
+_COLOURS = {UNUSABLE: "bold red", DOUBTFUL: "yellow"}  # of warnings
+IN_FULL = "warnings in full: summary.json"
+
+
+class PlainConsole(Console):
+    """Prints every text as it is: no markup in it is read, and no escape in it reaches the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
 
 
 def console_on(stream: IO[str] | None = None) -> Console:
@@ -21,7 +33,7 @@ def console_on(stream: IO[str] | None = None) -> Console:
     dumb or NO_COLOR is set to anything (no-color.org)."""
     stream = sys.stderr if stream is None else stream
     options: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "force_jupyter": False}
-    console = Console(file=stream, force_terminal=stream.isatty(), **options)
+    console = PlainConsole(file=stream, force_terminal=stream.isatty(), **options)
     console.width = min(WIDTH, console.width) if stream.isatty() else WIDTH
     return console
 
@@ -52,7 +64,7 @@ class Progress:
                     progress.MofNCompleteColumn(),
                     "samples",
                     *times,
-                    progress.TextColumn("{task.description}"),
+                    progress.TextColumn("{task.description}", markup=False),
                 ),
                 console=self._console,
                 auto_refresh=False,
@@ -68,7 +80,9 @@ class Progress:
         """One finished (or failed) sample."""
         self.count += 1
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], advance=1, description=f"{record.arm} {_rate(record)}", refresh=True)
+            self._bar.update(
+                self._bar.task_ids[0], advance=1, description=visible(f"{record.arm} {_rate(record)}"), refresh=True
+            )
             return
         turn = f" turn {record.turn}" if record.turn else ""
         where = f"{record.sample_id}{turn}, {record.arm}, repeat {record.repeat}"
@@ -76,7 +90,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print(" ".join(text.split()), soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -210,10 +224,18 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
         *_cost_rows(summary),
     ):
         table.add_row(label, text, style="yellow" if text.startswith("NOT DIST") else None)
-    for i, warning in enumerate(summary["warnings"]):
-        table.add_row("" if i else "warning", warning, style="yellow")
+    console = console_on(stream)
+    room, is_cut, before = console.width - len("where the time went  "), False, ""
+    for warning in summary["warnings"]:
+        level, line = level_of(warning), visible(" ".join(warning.split()))
+        is_cut = is_cut or len(line) > room
+        label = "" if level == before else f"  {level}" if before else f"warnings: {level}"
+        table.add_row(label, Text(line, no_wrap=True, overflow="ellipsis"), style=_COLOURS.get(level))
+        before = level
+    if is_cut:
+        table.add_row("", IN_FULL)
     table.add_row("files", str(summary["run_folder"]))
-    return text_of(table, console_on(stream))
+    return text_of(table, console)
 
 
 def _missing(s: Mapping[str, Any]) -> str:
