@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from analysis_runs import energy_of, write_run
 
+import specbench
 from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import acceptance_by_position, comparisons
 from specbench.analysis.derive.theory import theory
@@ -142,7 +144,47 @@ def test_signs_beyond_the_cut_font_come_from_the_whole_one(tmp_path: Path, recwa
 def test_series_are_told_apart_without_colour() -> None:
     looks = [style.series(i) for i in range(style.MAX_SERIES)]
     assert len({look["marker"] for look in looks}) == len({str(look["linestyle"]) for look in looks}) == style.MAX_SERIES
-    assert len({style.filled(i)["hatch"] for i in range(style.MAX_SERIES)}) == style.MAX_SERIES
+
+
+def faces(names: Iterable[str]) -> set[tuple[str, str]]:
+    return {(look["color"], look["marker"]) for look in map(style.look, names)}
+
+
+def test_a_method_has_one_look_wherever_it_stands() -> None:
+    shelf = [path.stem for path in (Path(specbench.__path__[0]).parent / "conf" / "method").glob("*.yaml")]
+    assert len(shelf) > 10 and len(faces(shelf)) == len(shelf), "append the new one to style.PLACES"
+    assert len({colour for colour, _ in faces(style.PLACES)}) == len(style.PLACES), "as long as there are colours"
+    assert style.look("autoregressive")["color"] == style.NEUTRAL not in style.METHOD_COLOURS
+    assert style.look("speculative") == {"color": "#0072B2", "marker": "o"}, "of every report so far"
+    strangers = {f"method_{i}" for i in range(40)}
+    assert style.look("method_0") == {"color": "#332288", "marker": "D"}, "by its name, in every process"
+    assert len(faces(strangers)) > 30 and not faces(strangers) & faces([*style.PLACES, "autoregressive"])
+
+
+def test_places_go_round_with_other_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = tuple(f"placed_{i}" for i in range(50))
+    monkeypatch.setattr(style, "PLACES", many)
+    assert len(faces(many)) == 50 and not faces(many) & faces(f"stranger_{i}" for i in range(200))
+
+
+def test_variants_of_a_method_share_its_look_and_differ_in_lines() -> None:
+    found = style.looks(["eagle (k=1)", "speculative", "eagle (k=2)"], ["eagle", "speculative", "eagle"])
+    one, other = found["eagle (k=1)"], found["eagle (k=2)"]
+    assert all(look[key] == style.look("eagle")[key] for look in (one, other) for key in ("color", "marker"))
+    assert one["linestyle"] != other["linestyle"] and one["markerfacecolor"] != other["markerfacecolor"]
+    assert style.bar(one["color"]) != style.bar(one["color"], 1)
+
+
+def test_every_figure_draws_a_method_in_its_colour(drawings: dict[str, Drawing]) -> None:
+    """And the other way round: no other method's colour is there."""
+    own = {matplotlib.colors.to_hex(style.look(name)["color"]) for name in ("speculative", "amusd", "medusa")}
+    foreign = {colour.lower() for colour in style.METHOD_COLOURS} - own
+    for name in ("forest", "tokens_over_time", "acceptance", "accepted_lengths", "rollbacks", "energy_against_speed"):
+        lines = [line for axis in drawings[name].figure.axes for line in axis.lines]
+        bars = [patch for axis in drawings[name].figure.axes for patch in axis.patches]
+        used = {matplotlib.colors.to_hex(line.get_color()) for line in lines}
+        used |= {matplotlib.colors.to_hex(patch.get_edgecolor()) for patch in bars}
+        assert own & used and not foreign & used, name
 
 
 def luminance(colour: str) -> float:
@@ -155,7 +197,7 @@ def luminance(colour: str) -> float:
 def test_neighbouring_colours_differ_in_grey() -> None:
     greys = [luminance(colour) for colour in style.COLOURS[:4]]
     assert all(abs(a - b) > 0.03 for a, b in itertools.combinations(greys, 2))
-    assert all(luminance(colour) < 0.6 for colour in style.COLOURS)  # visible on white
+    assert all(luminance(colour) < 0.6 for colour in (*style.COLOURS, *style.METHOD_COLOURS, style.NEUTRAL))  # on white
 
 
 def test_intervals_are_drawn(drawings: dict[str, Drawing]) -> None:

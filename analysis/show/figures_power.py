@@ -13,7 +13,7 @@ from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import setting
 from specbench.analysis.show.members import members
-from specbench.analysis.show.style import COLOURS, LINES, Drawing, errors, legend_below, new_panels, series, styled
+from specbench.analysis.show.style import COLOURS, LINES, Drawing, errors, legend_below, look, looks, new_panels, styled
 from specbench.measure.records import store
 
 MAX_PANELS = 6
@@ -72,11 +72,17 @@ def _blocks(seconds: pd.Series, arms: pd.Series) -> list[tuple[float, float]]:
 def energy_against_speed(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Drawing | None:
     """Joules per token against speed-up, one panel per data set; the front of what nothing beats in both is drawn."""
     rows = []
-    baseline = {"label": f"{group.conditions.get('baseline')} (baseline)", "ranked": True, "speedup": 1.0}
+    name = str(group.conditions.get("baseline"))
+    baseline = {"label": f"{name} (baseline)", "method": name, "ranked": True, "speedup": 1.0}
     for m in members(*comparisons):
         if m.speedup is None or m.energy.get("joules_per_token") is None:
             continue
-        own = {"label": str(m.facts["label"]), "ranked": is_ranked(m.facts), "speedup": m.speedup.value}
+        own = {
+            "label": str(m.facts["label"]),
+            "method": str(m.facts["method"]),
+            "ranked": is_ranked(m.facts),
+            "speedup": m.speedup.value,
+        }
         for arm, of in ((own | {"low": m.speedup.low, "high": m.speedup.high}, ""), (baseline, "baseline_")):
             joules = m.energy.get(f"{of}joules_per_token")
             if joules is not None:
@@ -87,12 +93,12 @@ def energy_against_speed(frames: Frames, group: Group, comparisons: Sequence[Com
         return None
     frame = pd.DataFrame(rows)
     cells = list(frame.groupby(["pair", "data"], sort=False))
-    names = list(dict.fromkeys(frame["label"]))
+    styles = looks(frame["label"], frame["method"]) | {baseline["label"]: look(name)}
     with styled():
         panels = new_panels(len(cells), across=3, top=0.7, each=2.5, sharey=True)
         for axis, ((pair, data), own) in zip(panels.axes, cells, strict=True):
             for point in own.itertuples():
-                style = series(names.index(point.label)) | {"linestyle": ""}
+                style = styles[point.label] | {"linestyle": ""}
                 style["markerfacecolor"] = style["color"] if point.ranked else "white"
                 across = errors([point.speedup], [point.low], [point.high])
                 upright = errors([point.joules_per_token], [point.joules_low], [point.joules_high])

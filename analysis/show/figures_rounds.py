@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, acceptance_by_position, prompts_of, shares_by_prompt
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.show.style import MAX_SERIES, Drawing, errors, filled, legend_below, new_figure, series, styled
+from specbench.analysis.show.style import MAX_SERIES, Drawing, bar, errors, legend_below, looks, new_figure, styled
 from specbench.measure.metrics import RoundTable
 
 MIN_ROUNDS = 20  # a position that fewer rounds reached is not drawn
@@ -25,6 +26,11 @@ def drafting_runs(comparison: Comparison) -> list[tuple[int, str]]:
     return [(run, str(facts["label"])) for run, facts in runs.iterrows() if run in fastest]
 
 
+def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Of all its runs by label, shown or not: what is left out changes no look."""
+    return looks(map(str, comparison.runs["label"]), map(str, comparison.runs["method"]))
+
+
 def _left(comparison: Comparison, shown: Sequence[tuple[int, str]]) -> str:
     total = int(comparison.runs["acceptance_rate"].notna().sum())
     return f" The {len(shown)} fastest of {total} runs." if total > len(shown) else ""
@@ -35,7 +41,7 @@ def acceptance(frames: Frames, group: Group, comparison: Comparison) -> Drawing 
     runs = drafting_runs(comparison)
     if not runs:
         return None
-    parts = []
+    parts, look = [], _looks(comparison)
     with styled():
         figure, axes = new_figure(1, 2, height=3.2, sharey=True)
         for number, (run, label) in enumerate(runs):
@@ -49,7 +55,7 @@ def acceptance(frames: Frames, group: Group, comparison: Comparison) -> Drawing 
             ):
                 seen = frame[frame[judged] >= MIN_ROUNDS]
                 bars = errors(seen[name], seen[f"{prefix}low"], seen[f"{prefix}high"])
-                axis.errorbar(seen["position"] + shift, seen[name], bars, label=label, **series(number))
+                axis.errorbar(seen["position"] + shift, seen[name], bars, label=label, **look[label])
         axes[0, 0].set_title("at least k drafts accepted")
         axes[0, 1].set_title("k-th accepted, given all before")
         deepest = max((k for part in parts for k in part["position"][part["rounds"] >= MIN_ROUNDS]), default=1)
@@ -83,11 +89,13 @@ def accepted_lengths(frames: Frames, group: Group, comparison: Comparison) -> Dr
     with styled():
         figure, axes = new_figure(height=3.0)
         axis = axes[0, 0]
-        width = 0.84 / len(runs)
+        width, methods = 0.84 / len(runs), [str(comparison.runs.at[run, "method"]) for run, _ in runs]
+        look = _looks(comparison)
+        fills = [bar(look[label]["color"], methods[:i].count(methods[i])) for i, (_, label) in enumerate(runs)]
         for number, part in enumerate(parts):
             seen = part[part["accepted"] <= top]
             at = seen["accepted"] + width * (number - (len(runs) - 1) / 2)
-            axis.bar(at, seen["share"], width, label=runs[number][1], **filled(number))
+            axis.bar(at, seen["share"], width, label=runs[number][1], **fills[number])
             bars = errors(seen["share"], seen["low"], seen["high"])
             axis.errorbar(at, seen["share"], bars, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.2)
         axis.set(xlabel="draft tokens accepted in a round", ylabel="share of rounds")
@@ -138,11 +146,11 @@ def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
         parts.append(pd.DataFrame(made | {"rollbacks": thrown.sum(0), "share": share, "low": low, "high": high}))
     with styled():
         figure, axes = new_figure(height=3.0)
-        axis = axes[0, 0]
+        axis, look = axes[0, 0], _looks(comparison)
         for number, part in enumerate(parts):
             seen_part = part[part["rounds"] >= MIN_ROUNDS]
             middle = (seen_part["from_token"] + seen_part["to_token"]) / 2
-            style = series(number)
+            style = look[runs[number][1]]
             axis.fill_between(middle, seen_part["low"], seen_part["high"], color=style["color"], alpha=0.13, linewidth=0)
             axis.plot(middle, seen_part["share"], label=runs[number][1], **style)
         axis.set(xlabel="position in the output (tokens)", ylabel="share of rounds with a rollback", ylim=(0, 1.02))

@@ -13,7 +13,7 @@ from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting
 from specbench.analysis.show.members import members
-from specbench.analysis.show.style import Drawing, Ladder, errors, legend_below, new_figure, new_panels, series, styled
+from specbench.analysis.show.style import Drawing, Ladder, errors, legend_below, look, looks, new_figure, new_panels, styled
 from specbench.measure.theory.formulas import SEQUENTIAL
 
 FOREST_ROWS = 40  # on one page
@@ -48,21 +48,22 @@ def forest(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> D
             ladder.head(f"{data}, {pair}")
             for row in shown[(shown["pair"] == pair) & (shown["data"] == data)].itertuples():
                 y = ladder.row(str(row.label) if row.ranked else f"{row.label} *")
-                axis.plot([row.repeats_low, row.repeats_high], [y + 0.24] * 2, color="#8C8C8C", linewidth=1.0)
-                axis.plot([row.low, row.high], [y, y], color="#0072B2", linewidth=2.4, solid_capstyle="butt")
-                face = "#0072B2" if row.ranked else "white"
-                axis.plot(row.speedup, y, marker="s", color="#0072B2", markerfacecolor=face, markersize=5, linestyle="")
+                own = look(str(row.method))
+                axis.plot([row.repeats_low, row.repeats_high], [y + 0.24] * 2, color="#B0B0B0", linewidth=1.0)
+                axis.plot([row.low, row.high], [y, y], color=own["color"], linewidth=2.4, solid_capstyle="butt")
+                face = own["color"] if row.ranked else "white"
+                axis.plot(row.speedup, y, **own, markerfacecolor=face, markersize=6, linestyle="")
         low, high = np.nanmin(shown[["low", "speedup"]].to_numpy()), np.nanmax(shown[["high", "speedup"]].to_numpy())
         margin = 0.08 * (max(high, 1.0) - min(low, 1.0)) + 0.01
         axis.set_xlim(min(low, 1.0) - margin, max(high, 1.0) + margin)  # two repeats have intervals that go anywhere
         axis.axvline(1.0, color="black", linewidth=0.9)
         floor = group.noise_floors.dropna(subset=["speedup_low", "speedup_high"])
         for ends in floor[["speedup_low", "speedup_high"]].tail(1).itertuples(index=False):
-            axis.axvspan(*ends, facecolor="#DDDDDD", edgecolor="#8C8C8C", hatch="////", linewidth=0)
+            axis.axvspan(*ends, facecolor="#E4E4E4", edgecolor="none", zorder=0)
         ladder.label(axis, margin=0.3)
         axis.set_xlabel("speed-up over the baseline (decode tokens/s, ratio of totals)")
-    note = " Open squares (*): not ranked, the output is not the target's." if not shown["ranked"].all() else ""
-    band = " Hatched band: the baseline against itself (noise floor)." if len(floor) else ""
+    note = " Open marks (*): not ranked, the output is not the target's." if not shown["ranked"].all() else ""
+    band = " Grey band: the baseline against itself (noise floor)." if len(floor) else ""
     more = f" The first {FOREST_ROWS} of {len(frame)} runs; all are in the CSV." if len(frame) > len(shown) else ""
     caption = (
         "Speed-up with its 95 % interval over prompts (thick; other prompts of this kind) and over repeats (thin, grey; this "
@@ -113,7 +114,7 @@ def _curves(
     predictions = theory(frames, every["run"].drop_duplicates()) if with_theory else None
     shown = [key for key in keys if key != "data" and every[key].astype(str).nunique() > 1] or ["method"]
     labels = [", ".join(_named(key, rows[key].iloc[0]) for key in shown) for rows in lines]
-    styles = {label: series(number) for number, label in enumerate(dict.fromkeys(labels))}
+    styles = looks(labels, (str(rows["method"].iloc[0]) for rows in lines))
     panels = every["data"].unique()
     parts = []
     with styled():

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.show.style import COLOURS, Drawing, filled, legend_below, new_figure, series, styled
+from specbench.analysis.show.style import COLOURS, Drawing, filled, legend_below, look, looks, new_figure, styled
 from specbench.measure.records import store
 from specbench.measure.records.events import PARTS
 
@@ -45,7 +45,8 @@ def tokens_over_time(frames: Frames, group: Group, comparison: Comparison) -> Dr
         baseline = str(group.conditions.get("baseline"))
         curves = [(runs.index[0], "baseline", f"{baseline} (baseline of the first run)")]
         curves += [(run, "method", str(facts["label"])) for run, facts in runs.iterrows()]
-        for number, (run, arm, label) in enumerate(curves):
+        styles = looks(map(str, runs["label"]), map(str, runs["method"])) | {curves[0][2]: look(baseline) | {"linestyle": "-"}}
+        for run, arm, label in curves:
             table = frames.table(run, arm, [prompt])
             for at, key in enumerate(table.keys):
                 if key[1] != min(k[1] for k in table.keys):
@@ -53,7 +54,7 @@ def tokens_over_time(frames: Frames, group: Group, comparison: Comparison) -> Dr
                 mine = table.sample == at
                 seconds = np.r_[0.0, table.t_end[mine]]
                 tokens = 1 + np.r_[0, np.cumsum(table.num_emitted[mine])]
-                style = series(number) | {"linestyle": "-"}  # dashes and steps make a muddle: markers tell the lines apart
+                style = styles[label] | {"linestyle": "-"}  # dashes and steps make a muddle: markers tell the lines apart
                 style |= {"marker": "", "alpha": 0.5} if key[2] else {"markevery": max(1, len(seconds) // 6)}
                 width = 1.2 if key[2] == 0 else 0.5
                 axis.step(seconds, tokens, where="post", linewidth=width, label=label if key[2] == 0 else None, **style)

@@ -1,15 +1,16 @@
 """How every figure looks, and how it is saved: PDF (vector, fonts embedded as type 42), PNG, and the data as CSV.
 
-Colours are Okabe and Ito's colour-blind-safe set in an order of falling darkness where neighbours differ in grey too; every
-series also has its own marker, line style and hatch, so that nothing hangs on colour alone. Figures are drawn on the Agg canvas
-without pyplot: no global state, no display.
+A method has one colour and one marker, in every figure of every report (`look`); its variants differ in line style and fill
+(`looks`). What is no method (parts of the time, devices) has Okabe and Ito's colour-blind-safe set in an order of falling
+darkness. Figures are drawn on the Agg canvas without pyplot: no global state, no display.
 """
 
 from __future__ import annotations
 
 import io
 import multiprocessing
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,12 +28,24 @@ from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison
 from specbench.analysis.show.captions import setting, slug
 from specbench.analysis.show.fonts import families
+from specbench.analysis.show.table import csv_text
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "++", "oo")
 MAX_SERIES = len(COLOURS)
+
+NEUTRAL, METHOD_COLOURS = "#5F6B76", (
+    *("#0072B2", "#D55E00", "#009E73", "#AA3377", "#E69F00", "#56B4E9", "#882255"),
+    *("#117733", "#332288", "#CC6677", "#8C8C22", "#44AA99", "#7A4B1E", "#B8860B"),
+)  # fmt: skip
+METHOD_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "<", ">", "h")
+AUTOREGRESSIVE = "autoregressive"
+PLACES = (  # append only: a method's look is its place, the first fourteen differ in colour alone
+    *("speculative", "amusd", "eagle", "medusa", "hydra", "pearl", "lookahead"),
+    *("prompt_lookup", "layerskip", "osd"),
+)  # fmt: skip
+_CYCLES = 4  # of the colours; each method of a colour has a marker of its own
 
 RC: Any = {
     "pdf.fonttype": 42,
@@ -49,7 +62,7 @@ RC: Any = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
-    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
     "errorbar.capsize": 2.0,
@@ -88,7 +101,7 @@ class Drawing:
             box = self.bounds()
             self.figure.savefig(paths[0], bbox_inches=box, metadata={"CreationDate": None})
             self.figure.savefig(paths[1], bbox_inches=box, metadata={"Software": None})
-        self.data.to_csv(paths[2], index=False)
+        paths[2].write_text(csv_text(self.data), encoding="utf-8")
         return paths
 
     def bounds(self) -> Bbox:
@@ -183,17 +196,49 @@ class Ladder:
             axis.tick_params(axis="y", length=0)
 
 
+def look(method: str) -> dict[str, Any]:
+    """Colour and marker of a method, whatever stands beside it. Methods without a place share what the places leave by hash."""
+    if method == AUTOREGRESSIVE:
+        return {"color": NEUTRAL, "marker": "o"}
+    colours, markers = len(METHOD_COLOURS), len(METHOD_MARKERS)
+    if method in PLACES:
+        place = PLACES.index(method)
+        cycle, colour = divmod(place, colours)
+        return {"color": METHOD_COLOURS[colour], "marker": METHOD_MARKERS[(colour + cycle * markers // _CYCLES) % markers]}
+    free = markers - _CYCLES
+    number, colour = divmod(zlib.crc32(method.encode()) % (colours * free), colours)
+    left = [m for i, m in enumerate(METHOD_MARKERS) if (i - colour) % (markers // _CYCLES)]
+    return {"color": METHOD_COLOURS[colour], "marker": left[number]}
+
+
+def looks(labels: Iterable[str], methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker, line style and marker's fill by label: variants of one method differ in the last two, in turn."""
+    found: dict[str, dict[str, Any]] = {}
+    variants: dict[str, int] = {}
+    for label, method in dict(zip(labels, methods, strict=True)).items():
+        number = variants[method] = variants.get(method, -1) + 1
+        own = look(method)
+        face = own["color"] if number % 2 == 0 else "white"
+        found[label] = own | {"linestyle": LINES[number % MAX_SERIES], "markerfacecolor": face}
+    return found
+
+
 def series(number: int) -> dict[str, Any]:
-    """Colour, marker and line style of the n-th series of a line chart."""
+    """Colour, marker and line style of the n-th series of a line chart, where a series is no method."""
     i = number % MAX_SERIES
     return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
 
 
 def filled(number: int) -> dict[str, Any]:
-    """Face, edge and hatch of the n-th series of a bar chart."""
-    i = number % MAX_SERIES
-    light = tuple((part + 1) / 2 for part in matplotlib.colors.to_rgb(COLOURS[i]))  # half way to white: the hatch shows
-    return {"facecolor": light, "edgecolor": COLOURS[i], "hatch": HATCHES[i], "linewidth": 0.8}
+    """Face and edge of the n-th series of a bar chart, where a series is no method."""
+    return bar(COLOURS[number % MAX_SERIES])
+
+
+def bar(colour: str, variant: int = 0) -> dict[str, Any]:
+    """A bar of a colour; later variants are paler."""
+    whiteness = 0.45 + 0.5 * min(variant, 4) / 4
+    face = tuple(part + (1 - part) * whiteness for part in matplotlib.colors.to_rgb(colour))
+    return {"facecolor": face, "edgecolor": colour, "linewidth": 0.8}
 
 
 def errors(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray:

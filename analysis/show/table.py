@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from specbench.config.say import visible
+
 MISSING = "-"
 UNBROKEN = 46  # characters that stay on one line
 PAGE = 105  # characters of small print on a text width
@@ -248,7 +250,26 @@ class Table:
             columns[key] = [cell.value for cell in cells]
             if any(cell.low is not None for cell in cells):
                 columns |= {f"{key}_low": [cell.low for cell in cells], f"{key}_high": [cell.high for cell in cells]}
-        return pd.DataFrame(columns, dtype=object).to_csv(index=False)
+        return csv_text(pd.DataFrame(columns, dtype=object))
+
+
+_FORMULA = ("=", "+", "-", "@")
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """The frame as CSV in which no text is a formula: one that begins as one gets an apostrophe, which spreadsheets hide.
+
+    Signs that act (line breaks, a terminal's escapes) are written as their escapes.
+    """
+
+    def safe(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        shown = visible(value)
+        return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
+
+    texts = frame.select_dtypes(exclude="number").columns
+    return frame.assign(**{name: frame[name].map(safe) for name in texts}).rename(columns=safe).to_csv(index=False)
 
 
 def label_spans(labels: Sequence[str]) -> list[tuple[str, int]]:
