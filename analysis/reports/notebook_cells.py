@@ -4,13 +4,13 @@
 # folders of finished runs below, or from outside with papermill: `papermill report.ipynb out.ipynb -y "runs: [runs]"`.
 
 # %%
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import HTML, Image, display
 
 from specbench.analysis.derive.conditions import groups
 from specbench.analysis.read.frames import load
 from specbench.analysis.reports.writing import document
-from specbench.analysis.show.document import Document
-from specbench.analysis.show.render import to_html
+from specbench.analysis.show.document import Block, Document
+from specbench.analysis.show.render import block_html
 from specbench.analysis.show.style import picture
 
 # %% tags=["parameters"]
@@ -23,15 +23,13 @@ frames = load(runs)
 
 
 def show(report: Document) -> None:
-    """Headings, notes, tables and figures of a report, in order."""
+    """Headings, notes, tables and figures of a report, in order; what runs say of themselves is text, never markup."""
     for block in report.blocks:
-        if block.table is not None:
-            display(HTML(to_html(block.table)))
-        elif block.figure is not None:
+        if block.figure is not None:
             display(Image(picture(block.figure)))
-            display(Markdown(f"*{block.figure.caption}*"))
-        else:
-            display(Markdown(f"{'#' * block.level} {block.text}" if block.kind == "heading" else block.text))
+            display(HTML(block_html(Block("text", block.figure.caption))))
+        elif block.kind != "contents":
+            display(HTML(block_html(block)))
 
 
 # %% [markdown]

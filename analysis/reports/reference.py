@@ -26,8 +26,8 @@ from specbench.measure.records.events import Round
 
 FILE = "reference_values.csv"
 SHOWN = ("speedup", "emitted_per_round", "accepted_run_length", "ms_per_token")
-PUBLISHED = "Published, other hardware"
-OURS = "Measured"
+PUBLISHED = "published"  # on other hardware
+OURS = "measured"
 
 
 def load() -> pd.DataFrame:
@@ -73,13 +73,16 @@ def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
             real = comparison.data.removesuffix("-standin")
             notes.append(f"Published figures are for {real} itself; ours are for {comparison.data}, other prompts.")
     columns = [
-        *(Column(name, name, text=True) for name in ("data", "method", "origin", "models", "hardware")),
+        *(Column(name, name, text=True, merge=name == "data") for name in ("data", "method", "origin", "models", "hardware")),
         Column("emitted_per_round", "emitted/round", "carries over"),
         Column("accepted_run_length", "accepted run", "carries over"),
         Column("speedup", "speed-up", "does not carry over"),
         Column("ms_per_token", "ms/token", "does not carry over"),
-        *(Column(name, name, text=True) for name in ("remark", "source")),
     ]
+    sources = list(dict.fromkeys(item["source"] for item in items if "source" in item))
+    for item in items:  # a source and its remarks are long: below the table, under a number
+        if "source" in item:
+            item["origin"] = f"{PUBLISHED} [{sources.index(item['source']) + 1}]"
     rows = [row_of(columns, item, ranked=False) for item in items]
     caption = (
         "Published numbers with their sources. They were measured on other hardware, with other models and estimators: "
@@ -87,8 +90,16 @@ def reference_table(group: Group, comparisons: Sequence[Comparison]) -> Table:
         f"times do not. No row is ranked against another. {setting(group.conditions, comparisons)} "
         + definitions("emitted_per_round", "accepted_run_length", "ms_per_token")
     )
-    notes = list(dict.fromkeys(notes))
+    notes = [*dict.fromkeys(notes), *_sources(sources, items)]
     return Table("reference", "Published numbers beside ours", columns, rows, caption, notes).drop_empty_columns()
+
+
+def _sources(sources: Sequence[str], items: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """`[1] source: what is remarked of its numbers`."""
+    for number, source in enumerate(sources, start=1):
+        own = (item["remark"] for item in items if item.get("source") == source and item["remark"])
+        remarks = list(dict.fromkeys(remark for text in own for remark in text.split("; ")))
+        yield f"[{number}] {source}{': ' if remarks else ''}{'; '.join(remarks)}"
 
 
 def _published(published: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -96,7 +107,6 @@ def _published(published: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for key, values in published.groupby(list(keys), sort=False):
         facts = dict(zip(keys.values(), key, strict=True))
         yield facts | {
-            "origin": PUBLISHED,
             "hardware": facts["hardware"] or "not stated",
             "remark": "; ".join(dict.fromkeys(note for note in values["note"] if note)) or None,
             **dict(zip(values["metric"], values["value"].astype(float), strict=True)),

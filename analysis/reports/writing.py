@@ -20,6 +20,7 @@ from specbench.analysis.show import (
     run_tables,
 )
 from specbench.analysis.show.across import across_machines
+from specbench.analysis.show.answer import answer
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import Drawing
 
@@ -71,7 +72,16 @@ def document(
     require_runs(frames)
     found = groups(frames)
     doc = Document(title)
+    taken: set[str] = set()
+    main = comparisons(frames, found[0])
+    for head, text in answer(found[0], main):
+        doc.answer(head, text)
+    picture = figures_speed.forest(frames, found[0], main)
+    if picture is not None:
+        taken.add(picture.name)
+        doc.add(picture, level=0)
     opening(doc, frames)
+    doc.contents()
     if len(found) > 1:
         doc.warning(
             f"The runs were made under {len(found)} different sets of conditions. Each has a chapter of its own; no table or "
@@ -82,7 +92,6 @@ def document(
         doc.heading("Across machines")
         doc.text("One configuration wherever it was run, listed side by side; nothing here is averaged over machines.")
         doc.add(across_machines(frames, found))
-    taken: set[str] = set()
     for group in found[:MAX_CHAPTERS]:
         left_out += _chapter(doc, frames, group, found[0], taken, with_reference)
     for group in found[MAX_CHAPTERS:]:
@@ -131,6 +140,7 @@ def _chapter(doc: Document, frames: Frames, group: Group, main: Group, taken: se
         return list(group.left_out)
     tables = [
         run_tables.overview(group, cells),
+        run_tables.drafts(group, cells),
         *paper_tables.dataset_by_method(group, cells),
         paper_tables.pair_by_dataset(group, cells),
         *(paper_tables.method_by_category(group, cell) for cell in cells),
@@ -145,7 +155,8 @@ def _chapter(doc: Document, frames: Frames, group: Group, main: Group, taken: se
     for table in tables:
         table.name = _free(table.name, group, taken)
         doc.add(table.fold("pair"))
-    drawings = [draw(frames, group, cells) for draw in GROUP_FIGURES]
+    opened = figures_speed.forest if group is main else None  # the report's first picture
+    drawings = [draw(frames, group, cells) for draw in GROUP_FIGURES if draw is not opened]
     for cell in cells[:MAX_CELLS]:
         drawings += [draw_cell(frames, group, cell) for draw_cell in CELL_FIGURES]
     for drawing in drawings:
@@ -166,16 +177,9 @@ def _free(name: str, group: Group, taken: set[str]) -> str:
 
 def closing(doc: Document, frames: Frames) -> None:
     """What the runs warned of, and where each comes from."""
-    warnings: dict[str, list[str]] = {}
-    for run, summary in frames.summaries.items():
-        for warning in summary.get("warnings", []):
-            warnings.setdefault(str(warning), []).append(Path(str(frames.runs.at[run, "folder"])).name)
-    if warnings or frames.notes:
-        doc.heading("Warnings of the runs")
-        for warning, runs in warnings.items():
-            doc.text(f"{warning} ({len(runs)} run{'s' if len(runs) > 1 else ''}, the first {runs[0]})")
-        for note in frames.notes:
-            doc.text(note)
+    doc.add(run_tables.warnings_table(frames), level=2)
+    for note in frames.notes:
+        doc.text(note)
     doc.heading("Provenance")
     for run, facts in frames.facts.items():
         dirty = " with uncommitted changes" if entry(facts, "provenance.git.dirty") else ""

@@ -2,38 +2,85 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from specbench.analysis.derive.derive import Comparison
 
+
+@dataclass(frozen=True)
+class Word:
+    """A word of captions: a report says its meaning once, at its end; a table's own files say it below the table."""
+
+    key: str
+    term: str
+    meaning: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.term}: {self.meaning}"
+
+
 DEFINITIONS = {
-    "speedup": (
-        "Speed-up: ratio of totals of decode tokens/s, method over its baseline in the same run, on the same prompts, prefill "
-        "excluded; brackets: 95 % paired bootstrap interval over prompts."
-    ),
-    "end_to_end": "End to end: the same ratio with prefill included.",
-    "ms_per_token": "ms/token: decode time over decode tokens, both summed over prompts, medians over repeats.",
-    "tokens_per_second": "Tokens/s: decode tokens over decode time, prefill excluded, medians over repeats.",
-    "emitted_per_round": (
-        "Emitted per round: tokens kept per target forward, the target's own token included, pooled over rounds "
-        "(autoregressive = 1)."
-    ),
-    "accepted_per_round": "Accepted per round: draft tokens kept per target forward, pooled over rounds.",
-    "accepted_run_length": "Accepted run: draft tokens kept between two rejections, across rounds, pooled (PEARL's count).",
-    "acceptance_rate": "Acceptance: accepted over drafted positions.",
-    "lossless": (
-        "Lossless: ids compared with the baseline's: identical; numerical tie (they part where the two best logits all but "
-        "tie); DIFFERENT; or not compared."
-    ),
-    "bold": "Bold: best of the methods whose output is the target's.",
+    key: Word(key, term, meaning)
+    for key, term, meaning in (
+        (
+            "speedup",
+            "Speed-up",
+            "ratio of totals of decode tokens/s, method over its baseline in the same run, on the same prompts, prefill "
+            "excluded; brackets: 95 % paired bootstrap interval over prompts.",
+        ),
+        (
+            "distinguishable",
+            "Distinguishable",
+            "the interval of the speed-up excludes 1 and leaves the noise floor, where one was measured.",
+        ),
+        ("end_to_end", "End to end", "the same ratio with prefill included."),
+        ("by_prompt", "Geom. mean and worst 5 %", "of the speed-ups of single prompts."),
+        ("ms_per_token", "ms/token", "decode time over decode tokens, both summed over prompts, medians over repeats."),
+        ("tokens_per_second", "Tokens/s", "decode tokens over decode time, prefill excluded, medians over repeats."),
+        (
+            "emitted_per_round",
+            "Emitted per round",
+            "tokens kept per target forward, the target's own token included, pooled over rounds (autoregressive = 1).",
+        ),
+        ("accepted_per_round", "Accepted per round", "draft tokens kept per target forward, pooled over rounds."),
+        (
+            "accepted_run_length",
+            "Accepted run",
+            "draft tokens kept between two rejections, across rounds, pooled (PEARL's count).",
+        ),
+        ("acceptance_rate", "Acceptance", "accepted over drafted positions."),
+        ("rollbacks", "Rollbacks", "rounds that threw drafts away, per 100 decode tokens."),
+        (
+            "lossless",
+            "Lossless",
+            "ids compared with the baseline's: identical; numerical tie (they part where the two best logits all but tie); "
+            "DIFFERENT; or not compared.",
+        ),
+        ("bold", "Bold", "best of the methods whose output is the target's."),
+    )
 }
 
 
 def definitions(*names: str) -> str:
-    return " ".join(DEFINITIONS[name] for name in names)
+    return " ".join(DEFINITIONS[name].sentence for name in names)
+
+
+def words_in(caption: str) -> list[Word]:
+    """The words that a caption defines."""
+    return [word for word in DEFINITIONS.values() if word.sentence in caption]
+
+
+def own_words(caption: str) -> str:
+    """The caption without its definitions."""
+    for word in words_in(caption):
+        caption = caption.replace(word.sentence, "")
+    return " ".join(caption.split())
 
 
 def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) -> str:
@@ -62,10 +109,14 @@ def repeats_text(span: str) -> str:
     return f"{span} repeat{'' if span == '1' else 's'}"
 
 
+_LONGEST = 120  # bytes: file systems end at 255
+
+
 def slug(*names: str) -> str:
     """The names in a file's name."""
     plain = ("".join(sign if sign.isalnum() else "_" for sign in name).strip("_").lower() for name in names)
-    return "_".join(name or "unnamed" for name in plain)
+    text = "_".join(name or "unnamed" for name in plain)
+    return text if len(text.encode()) <= _LONGEST else f"{text[:16]}_{zlib.crc32(text.encode()):08x}"
 
 
 def verdict_text(row: Mapping[str, Any]) -> str:

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from specbench.analysis.show import render
+from specbench.analysis.show.captions import Word, words_in
 from specbench.analysis.show.style import Drawing, save_all
 from specbench.analysis.show.table import Table
 
 
 @dataclass
 class Block:
-    """kind: heading, text, warning, table or figure."""
+    """kind: heading, text, warning, answer (a text behind a few words in bold), contents, table or figure."""
 
     kind: str
     text: str = ""
+    head: str = ""
     level: int = 2
     table: Table | None = None
     figure: Drawing | None = None
@@ -31,7 +33,7 @@ class Document:
     blocks: list[Block] = field(default_factory=list)
 
     def heading(self, text: str, level: int = 2) -> None:
-        self.blocks.append(Block("heading", text, level))
+        self.blocks.append(Block("heading", text, level=level))
 
     def text(self, text: str) -> None:
         self.blocks.append(Block("text", text))
@@ -39,11 +41,26 @@ class Document:
     def warning(self, text: str) -> None:
         self.blocks.append(Block("warning", text))
 
+    def answer(self, head: str, text: str) -> None:
+        self.blocks.append(Block("answer", text, head))
+
+    def contents(self) -> None:
+        """Where the page lists its headings; without it, at the beginning."""
+        self.blocks.append(Block("contents"))
+
+    @property
+    def words(self) -> list[Word]:
+        """What the captions define, each word once."""
+        captions = [item.caption for block in self.blocks if (item := block.table or block.figure) is not None]
+        return list(dict.fromkeys(word for caption in captions for word in words_in(caption)))
+
     def add(self, item: Table | Drawing | None, level: int = 3) -> None:
+        """level: of its heading; 0 for a figure without one."""
         if isinstance(item, Table) and len(item):
-            self.blocks += [Block("heading", item.title, level), Block("table", table=item)]
+            self.blocks += [Block("heading", item.title, level=level), Block("table", table=item)]
         elif isinstance(item, Drawing):
-            self.blocks += [Block("heading", item.title, level), Block("figure", figure=item)]
+            self.blocks += [Block("heading", item.title, level=level)] if level else []
+            self.blocks.append(Block("figure", figure=item))
 
     def save(self, folder: Path, workers: int = 1) -> Path:
         """report.md, report.html, tables/ and figures/ in the folder; returns the path of report.html.

@@ -14,23 +14,38 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from specbench.analysis.show import captions
 from specbench.analysis.show.table import Table
+from specbench.config.say import visible
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "α": r"$\alpha$", "γ": r"$\gamma$", "±": r"$\pm$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "–": "--",
 }  # fmt: skip
-_MARKDOWN = re.compile(r"[\\`*|]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")  # a sign that would be read, not shown
+_MARKDOWN = re.compile(  # a sign that would be read, not shown: anywhere, and at the beginning of a line
+    r"[\\`*|~$]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#?\w+;)|:(?=[A-Za-z+]\w*:)|^[#>]|^[+-](?=[\s+-])"
+)
+_NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s)")
 
 
 def escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    r"""One line. A bracket or a star that begins a row would belong to the `\\` before it."""
+    shown = "".join(_LATEX.get(character, character) for character in visible(_one_line(text)))
+    return f"{{{shown[0]}}}{shown[1:]}" if shown.startswith(("[", "*")) else shown
 
 
 def escape_markdown(text: str) -> str:
     """One line, for prose and for cells of a table."""
-    return _MARKDOWN.sub(r"\\\g<0>", text.replace("\n", " "))
+    return _NUMBERED.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", visible(_one_line(text).strip())))
+
+
+def escape_html(text: str) -> Markup:
+    return escape(visible(_one_line(text)))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\r\n]+", " ", text)
 
 
 _MARKS = {  # of LaTeX's template: braces and percent signs belong to LaTeX
@@ -38,7 +53,7 @@ _MARKS = {  # of LaTeX's template: braces and percent signs belong to LaTeX
     "comment_start_string": "<#", "comment_end_string": "#>",
 }  # fmt: skip
 _RULES: dict[str, tuple[Callable[[str], str], Any]] = {
-    "html": (escape, {}), "md": (escape_markdown, {}), "tex": (escape_latex, _MARKS)
+    "html": (escape_html, {}), "md": (escape_markdown, {}), "tex": (escape_latex, _MARKS)
 }  # fmt: skip
 
 
@@ -54,11 +69,17 @@ def form(ending: str) -> Any:
         loader=FileSystemLoader(Path(__file__).parent / "forms"), autoescape=True, finalize=printed, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, **marks,
     )  # fmt: skip
+    environment.globals |= {"words_in": captions.words_in, "own_words": captions.own_words}
     return environment.get_template(f"{ending}.j2").module
 
 
 def to_html(table: Table) -> str:
     return str(form("html").table(table))
+
+
+def block_html(block: Any) -> str:
+    """One block of a document, not a figure."""
+    return str(form("html").block(block, {}))
 
 
 def to_markdown(table: Table) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 from specbench.analysis.derive.conditions import Group
@@ -23,39 +24,48 @@ from specbench.analysis.show.members import (
     members,
     ranked_rows,
 )
-from specbench.analysis.show.table import Column, Table, row_of
+from specbench.analysis.show.table import Column, Row, Table, row_of
 from specbench.measure import stats
+from specbench.measure.warnings import Kind, kinds
 
 MAX_HEAD_TO_HEAD = 5  # methods; the table grows with their square
 
 
 def overview(group: Group, comparisons: Sequence[Comparison]) -> Table:
-    """One row per run: the numbers that a reader asks for first."""
+    """One row per run: the speeds that a reader asks for first."""
     columns = [
         *RUN,
         Column("n", "n", digits=0, of=lambda m: m.figures["num_prompts"]),
         TOKENS_PER_SECOND,
         SPEEDUP,
-        Column("told_from_1", "told from 1", text=True, of=lambda m: told_from_one(group, m.comparison, m.run)),
+        Column("distinguishable", "distinguishable", text=True, of=lambda m: told_from_one(group, m.comparison, m.run)),
         Column("end_to_end", "end to end", best="largest", of=lambda m: m.figures["end_to_end"]),
         Column("geomean", "geom. mean", best="largest", of=lambda m: m.figures["geomean"]),
         Column("worst5", "worst 5 %", best="largest", of=lambda m: m.figures["worst5"]),
+        LOSSLESS,
+    ]
+    words = ("speedup", "distinguishable", "end_to_end", "by_prompt", "tokens_per_second", "lossless", "bold")
+    caption = f"Speed of all runs under these conditions. {setting(group.conditions, comparisons)} {definitions(*words)}"
+    notes = [note for c in comparisons for note in c.notes]
+    return Table("overview", "All runs", columns, _rows(columns, comparisons), caption, notes).drop_empty_columns()
+
+
+def drafts(group: Group, comparisons: Sequence[Comparison]) -> Table:
+    """One row per run: what became of its drafts."""
+    columns = [
+        *RUN,
         EMITTED,
         Column("accepted_per_round", "accepted/round", of=lambda m: m.per_round("accepted_per_round")),
         Column("acceptance_percent", "acceptance %", digits=1, of=lambda m: m.acceptance_percent),
         Column("rollbacks_per_100", "rollbacks/100 tok.", digits=1, of=lambda m: m.figures["rollbacks_per_100"]),
-        LOSSLESS,
     ]
-    rows = [row for comparison in comparisons for row in ranked_rows(columns, list(members(comparison)))]
-    words = ("speedup", "end_to_end", "tokens_per_second", "emitted_per_round", "accepted_per_round", "acceptance_rate")
-    caption = (
-        f"All runs under these conditions. {setting(group.conditions, comparisons)} "
-        f"{definitions(*words, 'lossless', 'bold')} Told from 1: the interval excludes 1 and leaves the noise floor, where "
-        "one was measured. Geom. mean and worst 5 %: of the speed-ups of single prompts. Rollbacks: rounds that threw drafts "
-        "away, per 100 decode tokens."
-    )
-    notes = [note for c in comparisons for note in c.notes]
-    return Table("overview", "All runs", columns, in_parts(rows), caption, notes).drop_empty_columns()
+    words = ("emitted_per_round", "accepted_per_round", "acceptance_rate", "rollbacks", "bold")
+    caption = f"Drafts of all runs under these conditions. {setting(group.conditions, comparisons)} {definitions(*words)}"
+    return Table("drafts", "What became of the drafts", columns, _rows(columns, comparisons), caption).drop_empty_columns()
+
+
+def _rows(columns: Sequence[Column], comparisons: Sequence[Comparison]) -> list[Row]:
+    return in_parts([row for comparison in comparisons for row in ranked_rows(columns, list(members(comparison)))])
 
 
 def told_from_one(group: Group, comparison: Comparison, run: int) -> str | None:
@@ -140,3 +150,26 @@ def left_out_table(left_out: Iterable[LeftOut]) -> Table:
     columns = [folder, Column("why", "left out because", text=True, of=lambda item: item.why)]
     rows = [row_of(columns, item) for item in left_out]
     return Table("left_out", "Left out", columns, rows, "Runs that are in no table above, and why.")
+
+
+def warnings_table(frames: Frames) -> Table:
+    """What the runs warn of, a row a kind, what makes a number unusable first."""
+    said = {
+        Path(str(frames.runs.at[run, "folder"])).name: list(map(str, summary.get("warnings", ())))
+        for run, summary in frames.summaries.items()
+    }
+
+    def who(kind: Kind) -> str:
+        more = f" and {len(kind.sources) - 1} more" if len(kind.sources) > 1 else ""
+        return f"all {len(said)} runs" if len(kind.sources) == len(said) > 1 else f"{kind.sources[0]}{more}"
+
+    columns = [
+        Column("level", "level", merge=True, text=True, of=lambda kind: kind.level),
+        Column("warning", "warning", text=True, of=lambda kind: kind.text),
+        Column("runs", "said by", text=True, of=who),
+    ]
+    caption = (
+        "Unusable: the number does not mean what it seems to mean. Doubtful: it may lie beside the truth by more than its "
+        "interval says. Usual: the intervals or captions already allow for it. Numbers that differ between runs stand as spans."
+    )
+    return Table("warnings", "Warnings of the runs", columns, [row_of(columns, kind) for kind in kinds(said)], caption)

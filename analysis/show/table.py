@@ -21,6 +21,7 @@ from specbench.config.say import visible
 MISSING = "-"
 UNBROKEN = 46  # characters that stay on one line
 PAGE = 105  # characters of small print on a text width
+PAGE_PIXELS, PIXELS, PADDING = 1044, 6.6, 7  # of a report's page, of a character of a table, and of a cell on either side
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,51 @@ class Table:
 
     @property
     def is_wide(self) -> bool:
-        return sum(min(self.width(c), UNBROKEN) + 2 for c in self.columns) > PAGE
+        """Wider than a page of a paper."""
+        return sum(map(self._printed, self.columns)) > PAGE
+
+    @property
+    def spans_columns(self) -> bool:
+        """Wider than one column of a paper in two."""
+        return sum(map(self._printed, self.columns)) > PAGE / 2 - 4
+
+    def _printed(self, column: Column) -> float:
+        return min(self.width(column), UNBROKEN) + 2
+
+    def columnwise(self) -> list[Table]:
+        """As many tables of all rows, one below the other, as a page of a paper needs."""
+        return self._parts(PAGE, self._printed)
+
+    def pages(self) -> list[Table]:
+        """The same for a report's page, where an interval stands below its value and a heading is broken at its spaces."""
+
+        def pixels(column: Column) -> float:
+            cells = [row.cell(column.key) for row in self.rows]
+            entries = [max(len(cell.shown), len(cell.interval)) if not column.text else len(cell.text()) for cell in cells]
+            longest = max(*entries, *map(len, column.label.split()), 1)
+            return PIXELS * min(longest, UNBROKEN if column.text else longest) + 2 * PADDING
+
+        return self._parts(PAGE_PIXELS, pixels)
+
+    def _parts(self, room: float, width: Callable[[Column], float]) -> list[Table]:
+        """Parts that fit, each with the texts that the rows begin with; columns under one heading stay together if they can."""
+        begin: list[Column] = []
+        for column in takewhile(lambda column: column.text, self.columns):
+            if begin and sum(map(width, [*begin, column])) > room / 2:
+                break
+            begin.append(column)
+        left = room - sum(map(width, begin))
+        parts: list[list[Column]] = [[]]
+        at = len(begin)
+        for label, span in label_spans([c.group for c in self.columns[at:]]):
+            block = self.columns[at : at + span]
+            whole = label and sum(map(width, block)) <= left
+            for unit in [block] if whole else [[column] for column in block]:
+                if parts[-1] and sum(map(width, [*parts[-1], *unit])) > left:
+                    parts.append([])
+                parts[-1] += unit
+            at += span
+        return [replace(self, columns=[*begin, *part]) for part in parts] if len(parts) > 1 else [self]
 
     def lines(self, columns: Sequence[Column] | None = None) -> Iterator[Line]:
         """The rows with merged cells worked out, of all columns or of some."""
