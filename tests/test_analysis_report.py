@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import subprocess
 import sys
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from analysis_runs import energy_of, write_run
 import specbench.analysis as analysis
 from specbench.analysis.__main__ import main
 from specbench.analysis.reports import notebook, writing
-from specbench.analysis.show import render
+from specbench.analysis.show import render, style
 
 SOURCE = Path(notebook.__file__).parent
 
@@ -127,6 +130,121 @@ def test_no_data_set_goes_under_its_real_name(written: Path) -> None:
     for path in [*(written / "tables").glob("overview*.csv"), *(written / "tables").glob("dataset_by_method*.csv")]:
         assert "humaneval-standin" in path.read_text() or "data" not in path.read_text().splitlines()[0]
         assert not re.search(r"\bhumaneval\b(?!-standin|_standin)", path.read_text())
+
+
+# ---------------------------------------------------------------------------------------------------- a stranger's run
+EVIL = (
+    "=HYPERLINK(1)<script>alert(1)</script>$x^{2}$ \x1b[31mred\x1b[0m",
+    '[a](javascript:b)"><img src=x onerror=c> {{7*7}} %}',
+    "\\input{/etc/passwd}&lt;b&gt;\n# head\r\n~~~\n| d | \u202etxt",
+    "[1em] ![e](http://f/g) `h` ***i*** <!-- [red]j[/red]",
+)
+TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "nav", "div", "a", "p", "b", "span", "figure", "img"),
+    *("figcaption", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "dl", "dt", "dd"),
+}
+LATEX = {
+    *("usepackage", "begin", "centering", "small", "caption", "label", "vskip", "resizebox", "textwidth", "toprule", "midrule"),
+    *("bottomrule", "cmidrule", "multicolumn", "multirow", "textit", "textbf", "end", "par", "footnotesize", "alpha", "gamma"),
+    *("textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "times", "le", "ge", "pm"),
+}
+
+
+def read_as_html(text: str) -> set[str]:
+    """Tags and attributes beside those that a report has, and whatever would be fetched."""
+    found = set(page_of(text).fetched)
+
+    class Attributes(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.update({tag} - TAGS, (name for name, _ in attrs if name.startswith("on")))
+
+        def handle_comment(self, data: str) -> None:
+            found.add("comment")
+
+    Attributes().feed(text)
+    return found
+
+
+def read_as_markdown(text: str) -> set[str]:
+    """What CommonMark with tables finds beside headings, tables, emphasis, lists, quotes, and our own pictures and link."""
+    from markdown_it import MarkdownIt
+
+    found = set()
+    for token in MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text):
+        for one in (token, *(token.children or ())):
+            place = str(one.attrGet("src") or one.attrGet("href") or "")
+            if one.type in ("image", "link_open") and not place.startswith(("figures/", "#definitions")):
+                found.add(f"{one.type} {place}")
+            if one.type in ("html_inline", "html_block", "code_inline", "code_block", "fence", "s_open", "hr"):
+                found.add(one.type)
+            if one.type == "heading_open" and one.markup not in ("#", "##", "###"):
+                found.add("underlined heading")
+    return found
+
+
+def read_as_latex(text: str) -> set[str]:
+    """Commands beside a table's own, and rows whose first sign belongs to the end of the row before."""
+    commands = set(re.findall(r"\\([a-zA-Z]+)", text.replace("\\\\", "  "))) - LATEX
+    return commands | set(re.findall(r"\\\\\s*[\[*]", text))
+
+
+def read_as_formulas(text: str) -> set[str]:
+    cells = {cell.strip() for row in csv.reader(io.StringIO(text)) for cell in row}
+    return {cell for cell in cells if cell.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"-?[\d.e+-]+", cell)}
+
+
+def acting(text: str) -> set[str]:
+    return {sign for sign in text if sign != "\n" and unicodedata.category(sign) in ("Cc", "Cf", "Cs")}
+
+
+def test_the_readers_find_what_a_stranger_wrote() -> None:
+    """The twins of what follows: unescaped, every one of these strings is read as something."""
+    assert "script" in read_as_html(EVIL[0]) and "onerror" in read_as_html(EVIL[1]) and read_as_html("<!-- j -->")
+    markdown = set().union(*map(read_as_markdown, (*EVIL, "~~a~~", "    a", "a\n---\nb")))
+    assert {"html_inline", "fence", "image http://f/g", "code_inline", "s_open", "code_block", "underlined heading"} <= markdown
+    assert read_as_latex(EVIL[2]) == {"input"} and read_as_latex("a \\\\\n" + EVIL[3])
+    assert read_as_formulas(EVIL[0]) and not read_as_formulas("-1.5e-05,-,'=x".replace(",-,", ","))
+    assert acting(EVIL[0]) == {"\x1b"} and "\u202e" in acting(EVIL[2])
+
+
+def test_nothing_of_a_strangers_run_is_markup_or_a_formula_anywhere(tmp_path: Path) -> None:
+    """In method, data set, models, pair, sample ids, categories, options, machine, command line and warnings."""
+    name, data, model, category = EVIL
+    for i, method in enumerate((name, category)):
+        changes = {"warnings": [data, f"{model} {i}"], "device": category}
+        folder = write_run(
+            tmp_path / "runs", method, data, target=model, draft=category, pair_name=name, categories=EVIL, when=i,
+            wrong=i == 1, options={"flavour": model}, run_changes=changes, prompts=range(4), source="standin" if i else "path",
+        )  # fmt: skip
+        facts = json.loads((folder / "run.json").read_text())
+        facts["provenance"]["machine"]["cpu_model"] = data
+        facts["provenance"]["argv"] = ["specbench", *EVIL]
+        (folder / "run.json").write_text(json.dumps(facts))
+    failed = write_run(tmp_path / "runs", "pearl", when=9, status="failed")
+    failed.rename(failed.parent / "<b>[a](b)\x1b[1m")
+    out = tmp_path / "out"
+    made = writing.document(analysis.load([tmp_path / "runs"]), title=category)
+    for block in made.blocks:
+        if block.table is not None:
+            render.save(block.table, out)
+        if block.figure is not None:
+            block.figure.save(out) if block.figure.name.startswith("speedup_forest") else block.figure.bounds()
+            (out / f"{block.figure.name}.csv").write_text(style.csv_text(block.figure.data))
+    page, markdown = made.html({b.figure.name: "" for b in made.blocks if b.figure is not None}), made.markdown()
+    shown = "".join(analysis.compare([tmp_path / "runs"]))
+    assert read_as_html(page) == set() and read_as_markdown(markdown) == set()
+    assert {sign for text in (page, markdown, shown) for sign in acting(text)} == set()
+    assert page.count("&lt;script&gt;") > 20 and page.count("{{7*7}}") > 20 and "[red]j[/red]" in page
+    assert markdown.count("=HYPERLINK") > 20 and shown.count("=HYPERLINK") > 1
+    for path in out.iterdir():
+        if path.suffix in (".pdf", ".png"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert acting(text) == set(), path.name
+        found = {".tex": read_as_latex, ".csv": read_as_formulas, ".md": read_as_markdown}[path.suffix](text)
+        assert found == set(), path.name
+    notebook_page = "".join(render.block_html(block) for block in made.blocks if block.figure is None)
+    assert read_as_html(notebook_page) == set()
 
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:

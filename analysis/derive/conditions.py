@@ -8,6 +8,7 @@ of their content, not by their names, and methods are compared on the prompts th
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ import pandas as pd
 
 from specbench.analysis.read.frames import Frames, LeftOut
 from specbench.analysis.read.run_rows import entry, options_text
+from specbench.config.say import visible
 
 CONDITIONS = {  # by what each is called where runs are told apart (the pair and the data are identities of their own)
     "conditions_hash": "provenance.conditions_hash",
@@ -27,6 +29,7 @@ CONDITIONS = {  # by what each is called where runs are told apart (the pair and
 DATA = ("template", "history", "max_prompt_tokens")
 PROVENANCE = ("git", "python", "packages", "scikit_learn_importable", "machine", "gpus", "environment")
 _SHORT = 8  # digits of a hash in a label
+_LONGEST = 72  # signs of a label
 
 
 def conditions_of(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,6 +119,8 @@ def _group(frames: Frames, number: int, members: Sequence[int]) -> Group:
     runs["pair_label"] = _labels(_pair_names(runs), {run: pair_key(f) for run, f in facts.items()})
     runs["data_label"] = _labels(runs["data"], {run: data_key(f) for run, f in facts.items()})
     runs["label"] = _method_labels(runs, facts)
+    for column in ("pair_label", "data_label", "label"):
+        runs[column] = runs[column].map(_bounded)
     first = {label: i for i, label in reversed(list(enumerate([*runs["pair_label"], *runs["data_label"]])))}
     runs = runs.sort_values(["pair_label", "data_label"], key=lambda labels: labels.map(first), kind="stable")
     return Group(number, conditions_of(frames.facts[members[0]]), runs, frames.runs.loc[floors].copy(), tuple(left_out))
@@ -136,6 +141,12 @@ def _labels(names: pd.Series[Any], keys: Mapping[int, tuple[Any, ...]]) -> list[
         tags = [part[:_SHORT] for part in own if part != str(name)]
         labels.append(f"{name} ({', '.join(tags)})" if tags else str(name))
     return labels
+
+
+def _bounded(label: str) -> str:
+    """The label as it can be drawn: without signs that act, and of a length that leaves a figure its room."""
+    shown = visible(label)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 12]}... {zlib.crc32(label.encode()):08x}"
 
 
 def _pair_names(runs: pd.DataFrame) -> pd.Series[Any]:

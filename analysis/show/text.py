@@ -19,6 +19,7 @@ from specbench.analysis.read.frames import LeftOut, load
 from specbench.analysis.show.members import EMITTED, LOSSLESS, SPEEDUP, TOKENS_PER_SECOND, Member, members
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.analysis.show.table import Column, Table, label_spans, row_of
+from specbench.config.say import visible
 
 WIDTH = 120
 RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # a line below the labels and nothing else
@@ -76,7 +77,7 @@ def _block(group: Group, comparison: Comparison) -> list[str]:
     if not all(is_ranked(facts) for _, facts in comparison.runs.iterrows()):
         lines.append("  * not ranked: lossy, or the output is not the target's")
     if any(row.cell("speedup").text().endswith(" ?") for row in rows):
-        lines.append("  ? not told from 1: the interval contains it, lies in the noise floor, or there is none")
+        lines.append("  ? not distinguishable from 1: the interval contains it, lies in the noise floor, or there is none")
     return lines
 
 
@@ -94,7 +95,7 @@ def table_text(table: Table) -> str:
     lines = wrapped(table.title)
     if any(c.group for c in shown):
         rooms, at = [], 0
-        for label, span in label_spans([c.group for c in shown]):
+        for label, span in label_spans([visible(c.group) for c in shown]):
             room = ends[at + span - 1] - ends[at] + widths[at]
             rooms.append(label[:room].center(room))
             at += span
@@ -112,9 +113,9 @@ def _grid(columns: Sequence[Column], rows: Iterable[Sequence[str]], widths: Iter
     grid = RichTable(box=RULE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     for column, width in zip(columns, widths, strict=False):
         side: JustifyMethod = "left" if column.text else "right"
-        grid.add_column(column.label, justify=side, no_wrap=True, min_width=width, overflow="crop")
+        grid.add_column(visible(column.label), justify=side, no_wrap=True, min_width=width, overflow="crop")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(visible, row))
     out = io.StringIO()
     to = Console(file=out, width=WIDTH, force_jupyter=False, color_system=None, markup=False, emoji=False, highlight=False)
     to.print(grid)
@@ -123,5 +124,5 @@ def _grid(columns: Sequence[Column], rows: Iterable[Sequence[str]], widths: Iter
 
 def wrapped(text: str, indent: str = "") -> list[str]:
     """Lines of at most WIDTH columns, broken at spaces; a longer word (a path) is cut where it must be."""
-    room, line = WIDTH - len(indent), " ".join(text.split())
+    room, line = WIDTH - len(indent), visible(" ".join(text.split()))
     return [indent + part for part in textwrap.wrap(line, room, break_on_hyphens=False)]

@@ -19,12 +19,12 @@ PHRASES: dict[str, tuple[str, ...]] = {  # regular expressions, the heaviest fir
         "^outputs differ from the baseline's",
         "^stand-in data, not ",
         "^the draft replays the target's text",
-        "samples failed, the first ",
         "take turns: correct, but no basis for speed$",
         r"^mixed conditions \(allow_mixed=true\)",
     ),
     DOUBTFUL: (
         "^the method is lossy",
+        r" samples failed \(",
         "cannot be verified; the run's data name is ",
         "^other processes kept .* busy while prompts were timed",
         "^other processes on device ",
