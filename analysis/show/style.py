@@ -43,7 +43,8 @@ METHOD_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "<", ">", "h")
 AUTOREGRESSIVE = "autoregressive"
 PLACES = (  # append only: a method's look is its place, the first fourteen differ in colour alone
     *("speculative", "amusd", "eagle", "medusa", "hydra", "pearl", "lookahead"),
-    *("prompt_lookup", "layerskip", "osd"),
+    *("prompt_lookup", "layerskip", "osd", "suffix", "sam", "token_recycling", "rest"),
+    *("stand", "rasd"),
 )  # fmt: skip
 _CYCLES = 4  # of the colours; each method of a colour has a marker of its own
 
