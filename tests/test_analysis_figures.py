@@ -153,7 +153,7 @@ def faces(names: Iterable[str]) -> set[tuple[str, str]]:
 def test_a_method_has_one_look_wherever_it_stands() -> None:
     shelf = [path.stem for path in (Path(specbench.__path__[0]).parent / "conf" / "method").glob("*.yaml")]
     assert len(shelf) > 10 and len(faces(shelf)) == len(shelf), "append the new one to style.PLACES"
-    assert len({colour for colour, _ in faces(style.PLACES)}) == len(style.PLACES), "as long as there are colours"
+    assert len({colour for colour, _ in faces(style.PLACES[:14])}) == 14, "as long as there are colours"
     assert style.look("autoregressive")["color"] == style.NEUTRAL not in style.METHOD_COLOURS
     assert style.look("speculative") == {"color": "#0072B2", "marker": "o"}, "of every report so far"
     strangers = {f"method_{i}" for i in range(40)}
