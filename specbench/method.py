@@ -30,6 +30,7 @@ from specbench.parts.rules.coins import RuleRng
 from specbench.parts.rules.rule import RULES, Rule, exact_rules, get_rule, register, with_typical
 from specbench.parts.schedules.sequential import Sequential
 from specbench.parts.shapes.chain import Chain
+from specbench.parts.shapes.drawn import Drawn, branching_nodes
 from specbench.parts.shapes.dynamic import Dynamic
 from specbench.parts.stops import make_stop
 

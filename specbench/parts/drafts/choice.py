@@ -41,16 +41,33 @@ class Choice:
         """The token for an output position, from logits [1, vocab], without a draw."""
         return self.law.choose(logits, [position], self.noise_key)[0]
 
+    def laws(self, logits: Tensor) -> Tensor:
+        """The draft's own laws [n, vocab_size], warped as the target's, of logits [n, vocab]."""
+        q = self.law.probabilities(logits)
+        # Ids that the draft has no row for are never drafted.
+        return torch.nn.functional.pad(q, (0, self.vocab_size - q.shape[1])) if q.shape[1] < self.vocab_size else q
+
     def draw(self, logits: Tensor) -> tuple[int, Tensor]:
         """A token drawn from the draft's law, and that law [vocab_size]."""
-        q = self.law.probabilities(logits)[0]
-        if len(q) < self.vocab_size:  # ids that the draft has no row for are never drafted
-            q = torch.nn.functional.pad(q, (0, self.vocab_size - len(q)))
+        q = self.laws(logits)[0]
         return int(torch.multinomial(q, 1, generator=self.generator)), q
 
     def noise(self, position: int) -> Tensor:
         """The target's own noise at an output position, [vocab_size]: what it adds to its warped logits."""
         return keyed_gumbel(self.noise_key, [position], self.vocab_size, self.device)[0]
+
+    def draw_many(self, q: Tensor, count: int, replacement: bool) -> list[list[int]]:
+        """`count` tokens of each law q [n, vocab_size] in the order in which they were drawn; tokens of probability 0 never.
+
+        Without replacement by an exponential race (the smallest of Exp(q[x]) first is a draw, the next a draw from what is
+        left): one pass over the vocabulary for all of them, and fewer tokens than `count` where no more have a chance.
+        """
+        if replacement:
+            return torch.multinomial(q, count, replacement=True, generator=self.generator).tolist()
+        race = q / torch.empty_like(q).exponential_(generator=self.generator)
+        values, tokens = race.topk(min(count, q.shape[1]), dim=-1)
+        able = (values > 0).sum(-1).tolist()
+        return [row[:length] for row, length in zip(tokens.tolist(), able, strict=True)]
 
     def scores(self, logits: Tensor, position: int) -> Tensor:
         """What ranks tokens, [n, vocab]: logits; at a temperature warped as the target's, plus its noise where that counts."""

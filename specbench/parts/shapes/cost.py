@@ -34,7 +34,7 @@ def measure_costs(
     """
     model, device = session.model, str(session.model.device)
     assert isinstance(session, Session), "rows are timed by going back"
-    context = _fill(session, max(rows))
+    context = fill(session, max(rows))
 
     def forward(count: int) -> None:
         parents = [-1, *[0] * (count - 1)] if model.tree_refusal is None else None
@@ -67,13 +67,13 @@ def measure_rounds(session: Target, drafts: Sequence[Callable[[], DraftTree]]) -
         session.commit(Verdict(path, (*(tree.tokens[node] for node in path), choice[-1])))
         session.rollback(context)
 
-    context = _fill(session, 1 + MAX_NODES)
+    context = fill(session, 1 + MAX_NODES)
     times = interleaved_seconds([partial(round_with, draft) for draft in drafts], str(session.model.device))
     session.start(0)
     return times
 
 
-def _fill(session: Session, more: int) -> int:
+def fill(session: Session, more: int) -> int:
     """Feed the tokens that everything is measured behind, with room for `more` rows; returns how many (fewer where the model
     has no positions for more).
     """

@@ -1,0 +1,1 @@
+"""Methods whose draft model grows a tree. A recipe imports parts, never another method."""
