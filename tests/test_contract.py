@@ -39,6 +39,7 @@ VARIANTS = [
     ("speculative", "method.stop=confidence", "method.rule=ratio"),
     ("stand", "method.rule=recursive_without_replacement"),
     ("pearl", "method.rule=lockstep_ratio", "method.draft_length=3"),
+    ("rsd", "method.rule=recursive_without_replacement"),  # the other drawn trees: by enumeration, in test_trees.py
     ("eagle", "method.rule=delta", "method.num_nodes=6"),
     ("medusa", "method.rule=delta", "method.num_nodes=6"),
     ("medusa", "method.rule=typical", "method.num_nodes=6"),

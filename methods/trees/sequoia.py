@@ -8,7 +8,7 @@ those with most emitted tokens per second: depth forwards of the draft and one o
 
 Children are drawn without replacement, as in the paper (rule `recursive_without_replacement`, in law); under the match rules
 they are the likeliest tokens (token for token). Ours: `acceptance: auto` is measured when the method is opened, on text that
-the target writes under the run's law from some dozen single tokens, since a run has no prompts to spare; measured once per run
+the target writes under the run's law from eight single tokens, since a run has no prompts to spare; measured once per run
 and part of its facts. Who has measured his own data gives the numbers.
 """
 
@@ -46,7 +46,7 @@ from specbench.parts.shapes.static import (
 )
 
 WIDTH = 8  # children of a node at most, and ranks that acceptance is measured for
-TEXTS, TOKENS = 12, 24  # of the target's own, that acceptance is measured on
+TEXTS, TOKENS = 8, 16  # of the target's own, that acceptance is measured on
 
 
 class Sequoia(Method):

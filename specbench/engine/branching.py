@@ -1,6 +1,6 @@
 """A draft model's session that grows a tree behind its sequence and keeps the branches' rows in the cache.
 
-Everything fed is the trunk. `grow` appends rows that see the trunk, their ancestors among the rows
+Everything fed when `branch` is called is the trunk. `grow` appends rows that see the trunk, their ancestors among the rows
 grown before, and themselves; `keep` makes a path of them part of the sequence, `rollback` forgets them. Nothing is copied
 between the two.
 """
@@ -8,7 +8,6 @@ between the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,18 +29,8 @@ class BranchingSession(Session):
         super().__init__(model, taps)
         self.branch()
 
-    def start(self, capacity: int) -> None:
-        super().start(capacity)
-        self.branch()
-
-    def feed(self, ids: Sequence[int] | Tensor, **how: Any) -> Tensor:
-        """As a session's; what is fed is the trunk of the next tree."""
-        logits = super().feed(ids, **how)
-        self.branch()
-        return logits
-
     def branch(self) -> None:
-        """What is in the cache now is the trunk of the next tree."""
+        """What is fed now is the trunk of the next tree."""
         self.trunk = self.length
         self._row_depths: list[int] = []
         self._visible = torch.zeros((0, 0), dtype=self.model.dtype, device=self.model.device)  # among the grown rows, additive

@@ -84,7 +84,10 @@ class ModelDraft(Drafter):
 
     def root(self) -> Tensor:
         logits = self.session.feed(self.tokens[self.session.length :], last_only=True)
-        self.grown = []
+        if self.shape.branches:
+            assert isinstance(self.session, BranchingSession)
+            self.session.branch()
+            self.grown = []
         self.num_forwards = 1
         return logits
 
