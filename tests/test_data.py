@@ -23,6 +23,7 @@ from specbench.data.published import PUBLISHED
 from specbench.data.samples import content_digest, parse
 
 NAMES = ("humaneval", "mt_bench", "refactorchat", "specbench")
+FIXED = (*NAMES, "gsm8k", "math500", "aime24", "aime25", "mbpp", "livecodebench", "swe_bench")  # sets with published sums
 
 
 def config_of(name: str, **changes: Any) -> DataConfig:
@@ -76,6 +77,61 @@ def test_fields_tell_the_format() -> None:
     assert conversation.turns[2] == data.Turn("user 2 of 1", "assistant 2 of 1")
 
 
+def test_rows_of_ones_own_traffic() -> None:
+    talk = [{"role": role, "content": f"{role} {turn}"} for turn in range(2) for role in ("user", "assistant")]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "alone", "answer": 7},
+        {"turns": ["a", "b"], "category": None},
+        {"messages": [{"role": "system", "content": "be brief"}, *talk[:3]], "question_id": "x", "category": "chat"},
+        {"messages": talk},
+    ]
+    alone, turns, chat, whole = parse(rows, "here")
+    assert alone == data.Sample("0", None, (data.Turn("alone"),), answer="7")
+    assert turns == data.Sample("1", None, (data.Turn("a"), data.Turn("b")))
+    said = (data.Turn("user 0", "assistant 0"), data.Turn("user 1"))
+    assert chat == data.Sample("x", "chat", said, system="be brief")
+    assert whole.turns == (said[0], data.Turn("user 1", "assistant 1"))
+    assert [data.turns_to_generate(one, "auto") for one in (alone, turns, chat, whole)] == [[0], [0, 1], [1], [1]]
+    assert content_digest([chat]) != content_digest([dataclasses.replace(chat, system=None)])
+    assert content_digest([alone]) == content_digest([dataclasses.replace(alone, answer=None)])
+
+
+def test_a_sets_yaml_says_how_its_rows_become_messages(tmp_path: Path) -> None:
+    config = DataConfig(name="mine", path=str(tmp_path / "a.jsonl"), text="{problem}\nBox it: \\boxed{}.", answer="solution")
+    rows = [{"task_id": 3, "problem": "1 + 1?", "solution": "easy #### 2"}, {"turns": ["as it stands"]}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    first, second = data.load(config).samples
+    assert first == data.Sample("0", None, (data.Turn("1 + 1?\nBox it: \\boxed{}."),), answer="2")
+    assert second.turns[0].user == "as it stands"
+    write_jsonl(tmp_path / "a.jsonl", [{"question": "1 + 1?"}])
+    with pytest.raises(ConfigError, match="row 1: field 'problem' is missing"):
+        data.load(config)
+
+
+def test_masked_rows_are_refused_by_number(tmp_path: Path) -> None:
+    config = config_of("speed_bench", path=str(tmp_path / "q.jsonl"))
+    mask = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"
+    rows = [{"question_id": f"q{n}", "category": "c", "turns": [text]} for n, text in enumerate(("ask", mask, "more", mask))]
+    write_jsonl(tmp_path / "q.jsonl", rows)
+    with pytest.raises(ConfigError, match="row 2, row 4: the text is masked"):
+        data.load(config)
+    write_jsonl(tmp_path / "q.jsonl", rows[::2])
+    assert (data.load(config).name, len(data.load(config).samples)) == ("speed_bench", 2)
+
+
+def test_a_folder_is_searched_with_the_folders_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    write_jsonl(tmp_path / ".hidden" / "prompts.jsonl", [{"prompt": "hidden"}])
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    with pytest.raises(ConfigError, match="no local file"):
+        data.load(config_of("prompts"))
+    write_jsonl(tmp_path / "more" / "prompts.jsonl", [{"prompt": "inside"}])
+    assert data.load(config_of("prompts")).samples[0].turns[0].user == "inside"
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "outside"}])
+    assert data.load(config_of("prompts")).samples[0].turns[0].user == "outside"
+
+
 def test_conversation_may_end_with_the_user() -> None:
     rows = [{"conversation_id": "x", "conversation": CONVERSATIONS[0]["conversation"][:7]}]
     assert [turn.reference is None for turn in parse(rows, "here")[0].turns] == [False, False, False, True]
@@ -88,7 +144,12 @@ def test_conversation_may_end_with_the_user() -> None:
         ([{"text": "hello"}], "unknown format"),
         ([{"question_id": 1, "turns": []}], "'turns' is empty"),
         ([{"question_id": 1, "turns": [""]}], "not a text"),
-        ([{"turns": ["a"]}], "field 'question_id' is missing"),
+        ([{"conversation": []}], "field 'conversation_id' is missing"),
+        ([{"question_id": "1", "turns": ["a"]}, {"turns": ["b"]}], "row 2: id '1' was already used in row 1"),
+        ([{"prompt": ""}], "'prompt' holds '', not a text"),
+        ([{"messages": [{"role": "tool", "content": "a"}]}], "do not alternate"),
+        ([{"messages": [{"role": "system", "content": "a"}]}], "'messages' is not a list of messages"),
+        ([{"messages": [{"role": "user", "content": [{"type": "text"}]}]}], "'content' holds .*, not a text"),
         ([{"question_id": 1, "turns": ["a"]}, {"question_id": "1", "turns": ["b"]}], "row 2: id '1' was already used in row 1"),
         ([{"question_id": True, "turns": ["a"]}], "not an id"),
         ([{"conversation_id": "x", "conversation": [{"role": "assistant", "content": "a"}]}], "do not alternate"),
@@ -104,7 +165,7 @@ def test_bad_rows_are_named(rows: list[dict[str, Any]], message: str) -> None:
 def test_all_bad_rows_are_named_at_once() -> None:
     good = [{"question_id": n, "turns": ["a"]} for n in range(3)]
     bad = [
-        *({"question_id": 10, "turns": []}, {"question_id": 11, "turns": [5]}, {"turns": ["a"]}),
+        *({"question_id": 10, "turns": []}, {"question_id": 11, "turns": [5]}, {"conversation": []}),
         *({"task_id": "x", "prompt": 7}, {"question_id": 12, "turns": []}, {"question_id": 1, "turns": ["b"]}),
         *({"question_id": 13, "turns": ["half \ud800"]}, {"question_id": "\udfff", "turns": ["a"]}),
         {"conversation_id": "c", "conversation": [None]},
@@ -113,7 +174,7 @@ def test_all_bad_rows_are_named_at_once() -> None:
         parse([*good, *bad], "here")
     said = str(caught.value)
     assert "row 4, row 8: 'turns' is empty" in said and "row 5: 'turns' holds 5, not a text" in said
-    assert "row 6: field 'question_id' is missing" in said and "row 9: id '1' was already used in row 2" in said
+    assert "row 6: field 'conversation_id' is missing" in said and "row 9: id '1' was already used in row 2" in said
     assert "row 10: 'turns' holds '\\ud800' at character 5, which is no character" in said and "row 11: 'question_id'" in said
     assert "row 7: unknown format" in said and "row 12: " in said and "\n" not in said
     assert len(parse(good, "here")) == 3
@@ -165,18 +226,18 @@ def test_a_line_separator_inside_a_text_does_not_cut_the_line(tmp_path: Path) ->
 # Sources and names --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIXED)
 def test_shipped_configuration_agrees_with_the_published_sums(name: str) -> None:
     config = config_of(name)
     assert config.name == name and config.sha256 == PUBLISHED[name].file_sha256
     assert (config.hub_repo is None) == (config.hub_file is None)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIXED)
 def test_offline_auto_gives_the_stand_in_under_its_own_name(name: str) -> None:
     dataset = data.load(config_of(name))
     assert (dataset.name, dataset.source) == (f"{name}-standin", "standin")
-    assert len(dataset.samples) >= 20
+    assert len(dataset.samples) >= (20 if name in NAMES else 5)
     assert len(dataset.warnings) == 1 and dataset.warnings[0].startswith(f"stand-in data, not {name}")
     assert dataset.sha256 == sha256_of(Path(dataset.file))
     assert data.load(config_of(name, source="standin")).samples == dataset.samples

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,21 @@ import tiny
 from transformers.utils.chat_template_utils import Chat
 
 from specbench.config.options import ConfigError
-from specbench.data import Sample, Turn, first_prompts, history_replies, prompt_warnings, render, too_long, turns_to_generate
+from specbench.config.schema import DataConfig
+from specbench.data import (
+    Sample,
+    Turn,
+    first_prompts,
+    history_replies,
+    is_right,
+    padded,
+    prompt_warnings,
+    render,
+    too_long,
+    turns_to_generate,
+)
+from specbench.data.load import load_standin
+from specbench.data.padding import SLACK_TOKENS, filler
 from specbench.data.prompts import TEMPLATE_DATE, raw_text
 
 QUESTION = Sample("q", "math", (Turn("one"), Turn("two"), Turn("three")))
@@ -224,3 +240,73 @@ def test_prompts_are_those_of_transformers_own_pipeline(chat: str | None, tmp_pa
     theirs = pipeline.preprocess(asked if chat is None else Chat(asked))["input_ids"][0].tolist()
     ours = render(Sample("q", None, (Turn(text),), completion=True), 0, (), tokenizer, "auto")
     assert ours == theirs and len(ours) > len(text)
+
+
+def test_a_system_message_comes_first_in_every_template() -> None:
+    asked = Sample("s", None, (Turn("one", "eins"), Turn("two")), system="brief")
+    chat = byte_tokenizer(bos=False, chat_template=CHAT)
+    assert text_of(chat, render(asked, 1, ("eins",), chat, "auto")) == (
+        "<s><system>brief\n<user>one\n<assistant>eins\n<user>two\n<assistant>"
+    )
+    assert raw_text(asked, 1, ("eins",)) == "brief\n\none\n\neins\n\ntwo\n\n"
+
+
+# Padding ------------------------------------------------------------------------------------------------------------------
+
+
+def test_padded_prompts_have_the_length_and_end_in_the_question() -> None:
+    words = byte_tokenizer(bos=True, chat_template=None)
+    config = DataConfig(name="mt_bench", context_tokens=3000, history="auto")
+    samples = (QUESTION, TALK, CODE, Sample("long", None, (Turn("x" * 4000),)))
+    made = padded(samples, words, config)
+    for sample, longer in zip(samples[:3], made, strict=False):
+        turn = turns_to_generate(sample, "auto")[0]
+        replies = history_replies(sample, turn, "auto", ())
+        ids, alone = (render(one, turn, replies, words, "auto") for one in (longer, sample))
+        assert 3000 - SLACK_TOKENS <= len(ids) <= 3000 and ids[2 - len(alone) :] == alone[2 - len(alone) :][: len(alone) - 2]
+        assert dataclasses.replace(longer, turns=sample.turns) == sample, "nothing but the first message changed"
+    assert made[3] == samples[3], "longer by itself"
+    starts = {one.turns[0].user[:200] for one in made[:3]}
+    assert len(starts) == 3 and made[:1] == padded(samples[:1], words, config)
+    with pytest.raises(ConfigError, match=r"data\.context_tokens=900000: the unrelated text at hand .* tokens"):
+        padded((QUESTION,), words, dataclasses.replace(config, context_tokens=900_000))
+
+
+def test_the_padding_is_of_other_sets_and_has_no_passage_twice() -> None:
+    own = [turn.user for sample in load_standin("mt_bench").samples for turn in sample.turns]
+    # Spec-Bench's stand-in shares questions with that of MT-Bench: they are unrelated to everything else.
+    text = filler("specbench")
+    assert all(one in text for one in own) and len(text) > 4 * 16_384
+    assert max(Counter(passage for passage in text.split("\n\n")).values()) == 1
+    assert not any(one in filler("gsm8k") for one in (turn.user for s in load_standin("gsm8k").samples for turn in s.turns))
+
+
+# Grades -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply", "answer", "right"),
+    [
+        ("exact", " yes\n", "yes", True),
+        ("exact", "yes.", "yes", False),
+        ("number", "So 12 of 1,024.", "1024", True),
+        ("number", "It costs $3.50", "3.5", True),
+        ("number", "3/6 of them", "1/2", True),
+        ("number", "1024, or 12", "1024", False),
+        ("number", "none", "0", False),
+        ("boxed", r"first \boxed{3}, then \boxed{4}", "4", True),
+        ("boxed", r"first \boxed{3}, then \boxed{4}", "3", False),
+        ("boxed", r"\boxed{\dfrac{1}{2}}", r"\frac{1}{2}", True),
+        ("boxed", r"\boxed{\frac{2}{4}}", r"\frac{1}{2}", True),
+        ("boxed", r"\boxed{0.5}", r"\frac12", False),  # not a form that it reads
+        ("boxed", r"\boxed{ 1{,}200 }", "1200", False),
+        ("boxed", r"\boxed{1,200\text{ km}}", "1200", True),
+        ("boxed", r"\boxed{(3, \tfrac{\pi}{2})}", r"\left( 3, \frac{\pi}{2} \right)", True),
+        ("boxed", r"\boxed{90^\circ}", "90", True),
+        ("boxed", r"cut off \boxed{12", "12", False),
+        ("boxed", "the answer is 12", "12", False),
+        ("boxed", r"\boxed{1/0}", "1/0", True),
+    ],
+)
+def test_grades(kind: str, reply: str, answer: str, right: bool) -> None:
+    assert is_right(kind, reply, answer) is right

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from specbench.config.paths import DATASETS_DIR
+from specbench.data import is_right
 from specbench.data.files import DATA_VARIABLE, read_rows
 from specbench.data.load import STANDIN_FOLDER, load_standin, standin_names
 
@@ -24,7 +25,11 @@ FIELDS = {
     "mt_bench": {"question_id", "category", "turns"},
     "specbench": {"question_id", "category", "turns"},
     "refactorchat": {"conversation_id", "model", "conversation", "turn", "language"},
+    **{name: {"question_id", "turns", "answer"} for name in ("gsm8k", "math500", "aime24", "aime25")},
+    **{name: {"question_id", "turns"} for name in ("mbpp", "livecodebench", "swe_bench")},
 }
+
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 # Runs every problem of stdin against its own test and its docstring's examples; prints the ids that fail.
 RUNNER = """
@@ -79,6 +84,18 @@ def test_texts_are_not_one_template_with_other_numbers(name: str) -> None:
     samples = load_standin(name).samples
     shapes = Counter(re.sub(r"\d+", "0", turn.user) for sample in samples for turn in sample.turns)
     assert max(shapes.values()) == 1
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math500", "aime24", "aime25"])
+def test_every_problem_has_an_answer_that_the_sets_grade_knows(name: str) -> None:
+    """A reply that boxes it is right, one that boxes something else is not; answers of AIME are integers from 0 to 999."""
+    samples = load_standin(name).samples
+    for sample in samples:
+        assert sample.answer is not None
+        assert is_right("boxed", f"So it is $\\boxed{{{sample.answer}}}$.", sample.answer)
+        assert not is_right("boxed", f"So it is $\\boxed{{{sample.answer}1}}$.", sample.answer)
+        assert not name.startswith("aime") or 0 <= int(sample.answer) <= 999
+    assert len({sample.answer for sample in samples}) > len(samples) / 2
 
 
 def test_every_reference_solution_passes_its_own_test_and_examples() -> None:
@@ -157,6 +174,7 @@ def test_no_text_is_taken_from_the_published_sets() -> None:
     folder = Path(os.environ[DATA_VARIABLE])
     names = ("HumanEval.jsonl.gz", "spec_bench_question.jsonl")  # the latter holds MT-Bench
     rows = [row for name in names for row in read_rows(folder / name)]
+    rows += [row for file in sorted((folder / "more").glob("*.jsonl")) for row in read_rows(file)]
     published = {words for row in rows for text in [row.get("prompt", ""), *row.get("turns", [])] for words in runs(text)}
     for name in FIELDS:
         for sample in load_standin(name).samples:
@@ -166,6 +184,7 @@ def test_no_text_is_taken_from_the_published_sets() -> None:
 
 
 def runs(text: str, length: int = 8) -> list[tuple[str, ...]]:
-    """All runs of `length` words; numbers do not count, since short sequences of them are nobody's text."""
-    words = re.findall(r"[^\W\d_]+", text.lower())
+    """All runs of `length` words, INSTRUCTION aside, which is part of the form; numbers and single letters do not count, since
+    short sequences of them are nobody's text."""
+    words = re.findall(r"[^\W\d_]{2,}", text.replace(INSTRUCTION, "").lower())
     return [tuple(words[place : place + length]) for place in range(len(words) - length + 1)]

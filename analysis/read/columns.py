@@ -72,6 +72,10 @@ RUNS_COLUMNS = {
     "baseline_joules_per_token": "the same of the baseline",
     "memory_peak_bytes": "peak device memory; NaN where it was not measured",
     "num_failed": "samples of which a turn, in any repeat or arm, failed: left out of both arms there",
+    "num_graded": "answers of the method that were graded, over samples and repeats; NaN without data.grade",
+    "num_right": "... that were the data set's",
+    "baseline_num_graded": "answers of the baseline that were graded",
+    "baseline_num_right": "... that were the data set's",
 }  # fmt: skip
 
 SAMPLES_COLUMNS = {

@@ -30,6 +30,7 @@ NUMBERS = {  # columns that are numbers, NaN where they are missing, by their na
     **{name: name for name in ("emitted_per_round", "accepted_per_round", "accepted_run_length", "acceptance_rate")},
     **{name: name for name in ("num_rounds", "decode_tokens", "rollbacks", "num_discarded", "stale_rounds")},
     **{name: name for name in ("num_draft_forwards", "memory_peak_bytes", "num_failed")},
+    **{name: name for name in ("num_graded", "num_right", "baseline_num_graded", "baseline_num_right")},
     **{f"seconds_{part}": f"seconds.{part}" for part in (*PARTS, "other")},
     **{f"concurrent_{part}": f"concurrent_seconds.{part}" for part in ("draft", "discarded_draft", "idle")},
     **{name: f"energy.{name}" for name in ("joules_per_token", "baseline_joules_per_token")},

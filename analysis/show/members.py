@@ -52,6 +52,11 @@ class Member:
         share = self.per_round("acceptance_rate")
         return None if share is None else 100 * share
 
+    def right_percent(self, arm: str = "") -> float | None:
+        """Right answers of the method, or of its baseline, in percent of those graded; None where none was."""
+        graded, right = (self.facts[f"{arm}{name}"] for name in ("num_graded", "num_right"))
+        return 100 * right / graded if graded == graded else None
+
     @cached_property
     def agreement(self) -> dict[str, float]:
         return agreement(str(self.facts["folder"]), self.comparison.only)
@@ -102,6 +107,8 @@ METHOD = Column("method", "method", text=True, of=lambda item: str(item.facts["l
 RUN = (PAIR, DATA, METHOD)
 LOSSLESS = Column("lossless", "lossless", text=True, of=lambda item: verdict_text(item.facts))
 # Of members
+RIGHT = Column("right_percent", "right answers %", digits=1, of=lambda m: m.right_percent())
+BASELINE_RIGHT = Column("baseline_right_percent", "baseline's %", digits=1, of=lambda m: m.right_percent("baseline_"))
 TOKENS_PER_SECOND = Column("tokens_per_second", "tokens/s", digits=1, best="largest", of=lambda m: m.tokens_per_second)
 MS_PER_TOKEN = Column("ms_per_token", "ms/token", best="smallest", of=lambda m: m.ms_per_token)
 SPEEDUP = Column("speedup", "speed-up", best="largest", of=lambda m: m.speedup)

@@ -15,12 +15,14 @@ from specbench.analysis.derive.derive import Comparison, is_lossy, is_ranked
 from specbench.analysis.show.captions import definitions, setting, slug, verdict_text
 from specbench.analysis.show.members import (
     ACCEPTED_RUN,
+    BASELINE_RIGHT,
     DATA,
     EMITTED,
     LOSSLESS,
     METHOD,
     MS_PER_TOKEN,
     PAIR,
+    RIGHT,
     SPEEDUP,
     TOKENS_PER_SECOND,
     Member,
@@ -137,13 +139,15 @@ def lossy_methods(group: Group, comparisons: Sequence[Comparison]) -> Table:
         EMITTED,
         Column("identical_share", "identical outputs", of=lambda m: m.agreement["identical"]),
         Column("prefix_share", "common prefix", of=lambda m: m.agreement["prefix"]),
+        RIGHT,
+        BASELINE_RIGHT,
     ]
     lossy = [m for m in members(*comparisons) if is_lossy(m.facts)]
     rows = [row_of(columns, m, ranked=False) for m in lossy]
     caption = (
         "Methods that keep neither the target's text nor its law; no ranking with the others. Identical outputs: share of "
         "outputs equal to the baseline's. Common prefix: mean length of the common beginning over the longer output. Both say "
-        "how near the text stays, not how good it is. "
+        "how near the text stays, not how good it is; right answers do, where the data set has answers and they were graded. "
         f"{setting(group.conditions, comparisons)} {definitions('speedup', 'emitted_per_round')}"
     )
-    return Table("lossy_methods", "Lossy methods", columns, rows, caption)
+    return Table("lossy_methods", "Lossy methods", columns, rows, caption).drop_empty_columns()

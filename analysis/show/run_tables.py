@@ -14,8 +14,10 @@ from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames, LeftOut
 from specbench.analysis.show.captions import definitions, setting
 from specbench.analysis.show.members import (
+    BASELINE_RIGHT,
     EMITTED,
     LOSSLESS,
+    RIGHT,
     RUN,
     SPEEDUP,
     TOKENS_PER_SECOND,
@@ -42,6 +44,8 @@ def overview(group: Group, comparisons: Sequence[Comparison]) -> Table:
         Column("end_to_end", "end to end", best="largest", of=lambda m: m.figures["end_to_end"]),
         Column("geomean", "geom. mean", best="largest", of=lambda m: m.figures["geomean"]),
         Column("worst5", "worst 5 %", best="largest", of=lambda m: m.figures["worst5"]),
+        RIGHT,
+        BASELINE_RIGHT,
         LOSSLESS,
     ]
     words = ("speedup", "distinguishable", "end_to_end", "by_prompt", "tokens_per_second", "lossless", "bold")

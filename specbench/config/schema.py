@@ -53,8 +53,12 @@ class DataConfig:
     categories: list[str] | None = None
     seed: int = option(0, whole, 0)
     template: str = option("auto", one_of, *TEMPLATES)
-    history: str = option("baseline", one_of, "baseline", "own", "dataset")
+    history: str = option("baseline", one_of, "baseline", "own", "dataset", "auto")
     max_prompt_tokens: int | None = option(None, whole, 1, null="the pair's context")
+    # Unrelated text before each sample, up to a prompt of this length (padding.py).
+    context_tokens: int | None = option(None, whole, 1, null="prompts as they are")
+    # How answers are compared with the set's own, where it has them (grade.py).
+    grade: str | None = option(None, one_of, None, "exact", "boxed", "number")
     # Facts of the data set itself (conf/data/<name>.yaml); users do not set these.
     file: str = ""  # file name looked for in data.path / SPECBENCH_DATA
     sha256: str | None = None
@@ -62,6 +66,9 @@ class DataConfig:
     hub_revision: str | None = None
     hub_file: str | None = None
     hub_sha256: str | None = None
+    text: str = ""  # the message of a row that has no turns; {field} stands for the row's own
+    answer: str = ""  # the field with the reference answer; answer where this is empty
+    masked: str = ""  # what stands in a published file for a text that each user fetches from its source
 
 
 @dataclass

@@ -92,4 +92,6 @@ def find_local(config: DataConfig) -> Path | None:
 
 
 def _in_folder(folder: Path, config: DataConfig) -> Path | None:
-    return next((folder / name for name in file_names(config) if (folder / name).is_file()), None)
+    """In the folder itself, then in the folders inside it, in the order of their names."""
+    places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))]
+    return next((place / name for place in places for name in file_names(config) if (place / name).is_file()), None)

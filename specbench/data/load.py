@@ -77,7 +77,8 @@ def standin_names() -> tuple[str, ...]:
 def _verified(config: DataConfig, path: Path, found: hub.HubFile | None = None) -> Dataset:
     """Read a file, the Hub's if it was `found` there, and decide what it may be called; see the module's docstring."""
     try:
-        samples = parse(read_rows(path) if found is None else found.rows(str(config.hub_file)), path.name)
+        rows = read_rows(path) if found is None else found.rows(str(config.hub_file))
+        samples = parse(rows, path.name, config.text, config.answer, config.masked)
     except ValueError as error:
         raise ConfigError("data.path", str(path), str(error)) from error
     source = "path" if found is None else "hub"

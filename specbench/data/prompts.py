@@ -18,15 +18,21 @@ def turns_to_generate(sample: Sample, history: str) -> list[int]:
     """Indices of the turns whose replies are generated.
 
     baseline, own: all turns. dataset: the last only, the earlier replies being the data set's own (the protocol of AMUSD,
-    arXiv 2410.17375, whose data are whole conversations). Raises ConfigError for `dataset` where replies are missing.
+    arXiv 2410.17375, whose data are whole conversations). auto: as dataset where the sample has them, else as baseline.
+    Raises ConfigError for `dataset` where replies are missing.
     """
     last = len(sample.turns) - 1
-    if history != "dataset":
+    if not _has_replies(sample) if history == "auto" else history != "dataset":
         return list(range(last + 1))
-    if any(turn.reference is None for turn in sample.turns[:last]):
+    if not _has_replies(sample):
         remedy = f"sample {sample.sample_id} has no replies of its own to its earlier turns; set data.history=baseline or own"
         raise ConfigError("data.history", history, remedy)
     return [last]
+
+
+def _has_replies(sample: Sample) -> bool:
+    """Whether all turns but the last have a reply of the set's own."""
+    return all(turn.reference is not None for turn in sample.turns[:-1])
 
 
 def history_replies(sample: Sample, turn: int, history: str, answers: Sequence[str]) -> tuple[str, ...]:
@@ -35,7 +41,7 @@ def history_replies(sample: Sample, turn: int, history: str, answers: Sequence[s
     dataset: the set's own replies. baseline, own: `answers`, the replies to turns 0, 1, ... that the caller kept, which must
     be those of the baseline's repeat 0 (so that both arms see the same prompts) or of the arm itself.
     """
-    if history == "dataset":
+    if history == "dataset" or (history == "auto" and _has_replies(sample)):
         replies = [one.reference for one in sample.turns[:turn] if one.reference is not None]
     else:
         replies = list(answers[:turn])
@@ -63,7 +69,7 @@ def render(sample: Sample, turn: int, history: Sequence[str], tokenizer: Any, te
     one_of("data.template", template, *TEMPLATES)
     if not has_chat:
         raise ConfigError("data.template", template, "the pair's tokenizer has no chat template; set data.template=raw or auto")
-    messages: list[dict[str, str]] = []
+    messages = [{"role": "system", "content": sample.system}] if sample.system else []
     for index in range(turn):
         messages.append({"role": "user", "content": sample.turns[index].user})
         messages.append({"role": "assistant", "content": history[index]})
@@ -106,7 +112,7 @@ def raw_text(sample: Sample, turn: int, history: Sequence[str]) -> str:
     """The raw template's text (see `render`)."""
     if sample.completion and turn == 0:
         return sample.turns[0].user
-    parts: list[str] = []
+    parts = [sample.system] if sample.system else []
     for index in range(turn):
         parts += [sample.turns[index].user, history[index]]
     parts.append(sample.turns[turn].user)

@@ -81,6 +81,7 @@ def build_summary(
     why = "no energy pass was run"
     unmeasured = {"source": "none", **or_why("joules_per_token", None, why), **or_why("baseline_joules_per_token", None, why)}
     summary["energy"] = dict(energy) if energy is not None else unmeasured
+    summary |= _quality(own, others)
     summary |= _memory(own, others)
     if memory is not None:
         summary["memory"] = dict(memory)
@@ -238,6 +239,17 @@ def _left_out(samples: Sequence[SampleRecord], notes: list[str]) -> dict[str, in
         )
         notes.append(f"{where}; the first in the {first.arm} arm, turn {first.turn}: {first.error}")
     return {"num_failed": len(failed), "num_prompt_too_long": len(too_long)}
+
+
+def _quality(own: Sequence[SampleRecord], others: Sequence[SampleRecord]) -> dict[str, Any]:
+    """Right answers of each arm, over samples and repeats; nothing where no answer was graded."""
+    graded = {arm: [r.right for r in records if r.right is not None] for arm, records in (("", own), ("baseline_", others))}
+    return {
+        key: value
+        for arm, grades in graded.items()
+        if grades
+        for key, value in ((f"{arm}num_graded", len(grades)), (f"{arm}num_right", sum(grades)))
+    }
 
 
 def _memory(own: Sequence[SampleRecord], others: Sequence[SampleRecord]) -> dict[str, Any]:

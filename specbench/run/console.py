@@ -192,6 +192,14 @@ def _lossless_row(lossless: Mapping[str, Any]) -> tuple[str, str]:
     return "lossless", text + f" (claim: {lossless['claim']})"
 
 
+def _quality_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Only where the data set has answers and `data.grade` says how they are compared."""
+    if "num_graded" not in s:
+        return []
+    beside = f", baseline {s['baseline_num_right']} of {s['baseline_num_graded']}" if "baseline_num_graded" in s else ""
+    return [("right answers", f"{s['num_right']} of {s['num_graded']}{beside}")]
+
+
 def _cost_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     energy = s["energy"]
@@ -221,6 +229,7 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
         *_round_rows(summary),
         *_time_rows(summary),
         _lossless_row(summary["lossless"]),
+        *_quality_rows(summary),
         *_cost_rows(summary),
     ):
         table.add_row(label, text, style="yellow" if text.startswith("NOT DIST") else None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from specbench import data
@@ -82,6 +83,13 @@ class Prompts:
     def too_long(self, request: Request) -> bool:
         limit = self.config.data.max_prompt_tokens
         return data.too_long(request.prompt_ids, limit, self.context, request.max_new_tokens)
+
+    def grade(self, sample: Sample, record: SampleRecord) -> bool | None:
+        """Whether the answer is the set's; None for turns before the last, without an answer to compare, and failures."""
+        kind = self.config.data.grade
+        if kind is None or sample.answer is None or record.turn < len(sample.turns) - 1 or record.decode_seconds is None:
+            return None
+        return data.is_right(kind, self.tokenizer.decode(record.output_ids, skip_special_tokens=True), sample.answer)
 
     def remember(self, record: SampleRecord, only_arm: bool) -> None:
         """Keep an answer as history. A run of one arm has no baseline beside it: the method is the baseline."""
@@ -165,6 +173,7 @@ def run_passes(
                             record = not_run(sample, turn, name, () if request is None else request.prompt_ids, **why, **facts)
                         else:
                             record, rounds = arms[name].run(request, **facts)
+                            record = replace(record, right=prompts.grade(sample, record))
                         order += 1
                         store.append(record, rounds)
                         progress.sample(record)

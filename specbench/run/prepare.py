@@ -60,6 +60,9 @@ def prepare(config: RunConfig) -> Prepared:
     warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
     tokenizer = load_tokenizer(pair.target)
     pair = check_pair(pair, tokenizer)
+    if config.data.context_tokens is not None:
+        samples, warmup = (data.padded(some, tokenizer, config.data) for some in (samples, warmup))
+        dataset = data.named(dataset, config.data.context_tokens)
     history, template = config.data.history, config.data.template
     prompts = data.first_prompts([*samples, *warmup], history, tokenizer, template)
     refuse_ids_without_rows(pair.target, tokenizer, prompts)

@@ -237,9 +237,9 @@ def finished_keys(
     """Keys of the records that belong to finished samples.
 
     A sample is finished when all its turns are there, or when it ended early because a prompt was too long for the pair
-    (then the other arm's ended there too). A failure is not finished. With data.history=baseline the later turns of repeat 0
-    rest on the baseline's answers: without those they are not finished either. Of an arm in `whole`, which keeps what it saw
-    from prompt to prompt, a repeat is finished when all its samples are: what it had seen went with its process.
+    (then the other arm's ended there too). A failure is not finished. With data.history=baseline or auto the later turns of
+    repeat 0 rest on the baseline's answers: without those they are not finished either. Of an arm in `whole`, which keeps what
+    it saw from prompt to prompt, a repeat is finished when all its samples are: what it had seen went with its process.
     """
     good = {record.key: record for record in records if record.finish_reason != "error"}
     too_long = {(r.sample_id, r.repeat): r.turn for r in good.values() if r.finish_reason == "prompt_too_long"}
@@ -255,7 +255,7 @@ def finished_keys(
         for sample, repeat, arm in groups
         if all((sample, turn, repeat, arm) in good for turn in needed(sample, repeat))
     }
-    if history == "baseline" and "baseline" in arms:
+    if history in ("baseline", "auto") and "baseline" in arms:
         done = {
             (sample, repeat, arm)
             for sample, repeat, arm in done
