@@ -54,6 +54,17 @@ def nulls_without_reason(value: Any, path: str = "") -> list[str]:
     return found
 
 
+def test_right_answers_are_counted_by_arm_and_only_where_they_were_graded() -> None:
+    samples, rounds = paired_run()
+    assert not [key for key in build(samples, rounds) if "right" in key or "graded" in key]
+    first = samples[0].sample_id
+    graded = [dataclasses.replace(r, right=r.arm == "baseline") if r.sample_id == first else r for r in samples]
+    made = build(graded, rounds)
+    count = sum(r.sample_id == first and r.arm == "method" for r in samples)
+    assert (made["num_graded"], made["num_right"]) == (count, 0)
+    assert (made["baseline_num_graded"], made["baseline_num_right"]) == (count, count)
+
+
 def test_a_paired_run_has_every_promised_key() -> None:
     samples, rounds = paired_run(12, 3, speedup=1.5, noise=0.005)
     report = lossless.compare(samples, claim="greedy-exact").as_dict()
