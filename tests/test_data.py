@@ -199,6 +199,9 @@ def test_digest_sees_every_part_and_no_container(tmp_path: Path) -> None:
     assert len({content_digest(one) for one in [base, *others]}) == len(others) + 1
 
 
+PACKED = gzip.compress(b"".join(b'{"question_id": %d, "turns": ["%x"]}\n' % (i, i**9) for i in range(20)))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -206,7 +209,12 @@ def test_digest_sees_every_part_and_no_container(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]\n", "line 1: not an object"),
         ("a.jsonl", b"\xff\xfe", "cannot be read"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
+        ("a.jsonl.gz", PACKED[:-30], "cannot be read"),  # cut
+        ("a.jsonl.gz", PACKED[:30] + bytes([PACKED[30] ^ 0xFF]) + PACKED[31:], "cannot be read"),  # wrong within
+        ("a.jsonl.gz", PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:], "cannot be read"),  # its sum is another
+        ("a.jsonl", gzip.decompress(PACKED)[:-5], "line 20: not JSON"),
         ("a.parquet", b"no parquet", "cannot be read as parquet"),
+        ("a.parquet", b"PAR1" + bytes(100), "cannot be read as parquet"),
         ("a.csv", b"x", "unknown kind of file"),
     ],
 )

@@ -154,6 +154,43 @@ def test_a_wrong_type_or_device_names_its_key(role: str) -> None:
         specify(replace(config, **{f"{role}_device": "cuda:64"}))
 
 
+def flipped(data: bytes, at: int, bit: int = 0x40) -> bytes:
+    return data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "cut in the header": lambda data: data[:100],
+    "cut in the weights": lambda data: data[:-40],
+    "longer": lambda data: data + b"\0",
+    "a bit of the length": lambda data: flipped(data, 3),
+    "a bit of the header": lambda data: flipped(data, 12),
+    "a bit of a name": lambda data: flipped(data, data.index(b"mlp.up_proj"), 0x01),
+    "a bit of a type": lambda data: flipped(data, data.index(b"F32") + 1, 0x01),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    """A name that is no longer there is the silent one: the weights it named would be drawn at random."""
+    tiny.save(tmp_path / "m", tiny.module("llama"))
+    spec = replace(tiny.spec(), path=str(tmp_path / "m"))
+    load_model(spec)  # the twin
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    with pytest.raises(ConfigError, match=r"pair\.target='tiny': cannot be loaded: ") as caught:
+        load_model(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "m", tiny.module("llama"))
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ConfigError, match=r"pair\.target='tiny': its tokenizer cannot be loaded: "):
+        load_tokenizer(replace(tiny.spec(), path=str(folder)))
+
+
 def test_auto_means_float32_on_a_cpu_and_the_models_own_devices() -> None:
     spec = specify(PairConfig(target="builtin:target", draft="builtin:draft", target_device="cpu", draft_device="cpu"))
     assert (spec.target.dtype, spec.target.device) == ("float32", "cpu")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import signal
 import time
 from pathlib import Path
 
+import pytest
 from preloaded import Started, command
 
 from specbench.measure import summary
@@ -43,3 +46,27 @@ def test_a_run_killed_in_mid_sample_leaves_everything_that_was_finished(tmp_path
     rebuilt = summary.rebuild(folder)  # checks every identity of the records
     assert rebuilt["status"] == "started" and rebuilt["decode_tokens"] > 0
     assert rebuilt["lossless"]["verdict"] == "identical" and rebuilt["lossless"]["compared"] >= (ENOUGH - 1) // 2
+
+
+def command_with_little_room(arguments: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+    command(arguments)
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    few = [option.replace("repeats=20", "repeats=3").replace("limit=20", "limit=6") for option in OPTIONS]
+    full = Started(tmp_path / "full", command_with_little_room, [*few, f"runs_dir={runs}"], cwd=tmp_path)
+    assert full.ended(300) == 1, full.err
+    (folder,) = find_run_folders(runs)
+    assert f"WriteError: {folder}/" in full.err.splitlines()[-1] and "cannot be written: File too large" in full.err
+    assert read_run(folder)["status"] == "failed" and "cannot be written" in read_run(folder)["error"]
+    told = [line for line in full.err.splitlines() if line.startswith("[")]
+    with pytest.warns() if (folder / "samples.jsonl").read_bytes()[-1:] != b"\n" else contextlib.nullcontext():
+        assert len(read_samples(folder)) == len(told) > 0
+    again = Started(tmp_path / "again", command, [f"resume={folder}"], cwd=tmp_path)
+    assert again.ended(300) == 0, again.err
+    samples = read_samples(folder)
+    assert len(samples) == 6 * 3 * 2 and set(read_rounds(folder)) == {record.key for record in samples}
+    assert {record.key for record in samples if record.session == 0} == {record.key for record in samples[: len(told)]}

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,10 +174,66 @@ def test_failed_replacement_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(store.WriteError, match=r"run\.json: cannot be written: no space left on device"):
         made.set_status("success")
     assert (made.folder / store.RUN_FILE).read_bytes() == before
     assert [path.name for path in made.folder.iterdir()] == [store.RUN_FILE]  # no temporary file left
+
+
+def one_more(made: RunStore, number: int) -> None:
+    rounds = chain_rounds([1], 2)
+    made.append(record_of((f"s/{number}", 0, 0, "method"), rounds), rounds)
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(tmp_path: Path) -> None:
+    """As RLIMIT_FSIZE makes it: a line is written in part, and then no more."""
+    made = make(tmp_path)
+    number, before = 0, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(store.WriteError, match=r"jsonl: cannot be written: File too large; what was finished"):
+            while number < 1000:
+                one_more(made, number)
+                number += 1
+        made.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert number > 3
+    again = RunStore.open(made.folder)
+    assert [record.sample_id for record in store.read_samples(made.folder)] == [f"s/{i}" for i in range(number)]
+    one_more(again, number)
+    again.close()
+    assert set(store.read_rounds(made.folder)) == {record.key for record in store.read_samples(made.folder)}
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_folder_that_goes_away_is_noticed_at_the_next_sample(tmp_path: Path, how: str) -> None:
+    """The files are open: they would take lines for hours."""
+    made = make(tmp_path)
+    one_more(made, 0)
+    if how == "removed":
+        shutil.rmtree(made.folder)
+    else:
+        made.folder.rename(tmp_path / "elsewhere")
+    if how == "replaced":
+        shutil.copytree(tmp_path / "elsewhere", made.folder)
+    with pytest.raises(store.WriteError, match=r"jsonl: cannot be written: ") as caught:
+        one_more(made, 1)
+    assert str(made.folder) in str(caught.value)
+    made.close()
+
+
+def test_where_no_folder_can_be_made_the_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(store.WriteError, match=r"file/.*: cannot be written: Not a directory"):
+        make(tmp_path / "file")
+
+
+def test_a_file_that_was_being_replaced_when_its_writer_died_leaves_no_rest(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    (made.folder / ".run.json.abc.tmp").write_text("half")
+    RunStore.open(made.folder).close()
+    assert [path.name for path in made.folder.iterdir()] == [store.RUN_FILE]
 
 
 def test_not_a_number_is_refused_with_its_path(tmp_path: Path) -> None:

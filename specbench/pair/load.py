@@ -35,6 +35,7 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
         )
         return ReplayModel.around(draft, target, DraftErrors.parse(spec.replay.errors))
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -42,8 +43,9 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
 
     transformers_logging.disable_progress_bar()
     try:
-        module = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             spec.path,
+            output_loading_info=True,
             revision=spec.revision,
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attention,
@@ -51,9 +53,13 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
             use_safetensors=True,  # a pickle can run code
             **({"device_map": {"": spec.device}} if spec.device != "cpu" else {}),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}") from error
+    module, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+        remedy = f"cannot be loaded: its files lack {len(missing)} weights ({missing[0]}, ...); fetch the model again"
+        raise ConfigError(f"pair.{spec.role}", spec.name, remedy)
     module.requires_grad_(False)
     try:
         return replace(Model.wrap(module, vocab_size), is_draft=spec.role == "draft")
@@ -85,7 +91,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library knows no more special one
         reason = " ".join(str(error).split())
         raise ConfigError(f"pair.{spec.role}", spec.name, f"its tokenizer cannot be loaded: {reason[:300]}") from error
 

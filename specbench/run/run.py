@@ -6,6 +6,7 @@ Whatever can be refused is refused before a folder exists; whatever is finished 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from specbench.measure.lossless import compare
 from specbench.measure.metrics import SampleKey
 from specbench.measure.noise import find_noise_floor
 from specbench.measure.records.events import SampleRecord
-from specbench.measure.records.store import read_power, read_rounds, read_samples
+from specbench.measure.records.store import WriteError, read_power, read_rounds, read_samples
 from specbench.measure.summary import build_summary
 from specbench.measure.timeline import build_trace
 from specbench.pair.load import (
@@ -66,11 +67,12 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
             on_open(opened.store.folder)
         try:
             summary = measure(config, prepared, opened, held)
-        except KeyboardInterrupt:
-            opened.store.set_status("interrupted")
-            raise
         except BaseException as error:
-            opened.store.set_status("failed", error=f"{type(error).__name__}: {error}")
+            with contextlib.suppress(WriteError):  # what ended the run is said, not that its end cannot be written either
+                if isinstance(error, KeyboardInterrupt):
+                    opened.store.set_status("interrupted")
+                else:
+                    opened.store.set_status("failed", error=f"{type(error).__name__}: {error}")
             raise
     print(final_table(summary), file=sys.stderr)
     return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,6 +16,13 @@ from typing import Any
 
 class StoreError(ValueError):
     """A run folder that cannot be read as written; the message names file and line."""
+
+
+class WriteError(OSError):
+    """A file that cannot be written (disk full, folder read-only or gone); the message names it and why."""
+
+    def __init__(self, path: Path, error: OSError):
+        super().__init__(f"{path}: cannot be written: {error.strerror or error}; what was finished before is kept")
 
 
 class TornLineWarning(UserWarning):
@@ -70,8 +78,11 @@ def canonical_json(value: Any) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole: readers see the old text or the new one, never a half."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    """Replace a file whole: readers see the old text or the new one, never a half. Raises WriteError."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise WriteError(path, error) from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -79,8 +90,11 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if isinstance(error, OSError):
+            raise WriteError(path, error) from error
         raise
 
 

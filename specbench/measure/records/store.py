@@ -26,6 +26,7 @@ from typing import IO, Any
 from specbench.measure.records.events import FORMAT_VERSION, LATER_FIELDS, ROUND_FIELDS, Round, SampleKey, SampleRecord
 from specbench.measure.records.jsonfile import StoreError as StoreError
 from specbench.measure.records.jsonfile import TornLineWarning as TornLineWarning
+from specbench.measure.records.jsonfile import WriteError as WriteError
 from specbench.measure.records.jsonfile import canonical_json, cut_torn_line, dumps, read_json, read_lines, write_atomically
 from specbench.measure.records.masking import mask_mapping, mask_text
 
@@ -83,17 +84,23 @@ class RunStore(contextlib.AbstractContextManager["RunStore"]):
     ) -> RunStore:
         """A new folder runs/<date>/<time>_<method>_<data>_<8 hex of the config's hash>, with run.json already in it.
 
-        Two runs that start in the same second get different folders (-2, -3, ...). `now` is for tests.
+        Two runs that start in the same second get different folders (-2, -3, ...). `now` is for tests. Raises WriteError.
         """
         stamp = now or datetime.now()
         name = f"{stamp:%H-%M-%S}_{_slug(method)}_{_slug(data)}_{config_hash(config)[:8]}"
         day = Path(runs_dir) / f"{stamp:%Y-%m-%d}"
-        day.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 10_000):
             folder = day / (name if attempt == 1 else f"{name}-{attempt}")
-            with contextlib.suppress(FileExistsError):
+            try:
+                day.mkdir(parents=True, exist_ok=True)
                 folder.mkdir()
-                return cls.begin(folder, method, data, config)
+            except FileExistsError as error:
+                if not day.is_dir():
+                    raise WriteError(day, error) from error
+                continue
+            except OSError as error:
+                raise WriteError(folder, error) from error
+            return cls.begin(folder, method, data, config)
         raise StoreError(f"{day / name}: no free folder name left")
 
     @classmethod
@@ -118,6 +125,8 @@ class RunStore(contextlib.AbstractContextManager["RunStore"]):
         """An existing folder, to be continued: a torn last line is cut off, rounds without a sample line are removed."""
         path = Path(folder)
         store = cls(path, read_run(path))
+        for left in path.glob(".*.tmp"):  # of a file that was being replaced when its writer was killed
+            left.unlink(missing_ok=True)
         for name in (SAMPLES_FILE, ROUNDS_FILE, POWER_FILE):
             cut_torn_line(path / name)
         finished = {record.key for record in read_samples(path)}
@@ -146,14 +155,13 @@ class RunStore(contextlib.AbstractContextManager["RunStore"]):
         self.write_run({"status": status, **ended, **extra})
 
     def append_sample(self, record: SampleRecord) -> None:
-        """The sample's line, then fsync. Write the sample's rounds before."""
+        """The sample's line, then fsync. Write the sample's rounds before. Raises WriteError, as the other writers do."""
         line = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
         line["error"] = mask_text(record.error) if record.error else record.error
         rounds = self._files.get(ROUNDS_FILE)
         if rounds is not None:
-            os.fsync(rounds.fileno())
-        file = self._append(SAMPLES_FILE, [line])
-        os.fsync(file.fileno())
+            self._sync(ROUNDS_FILE, rounds)
+        self._sync(SAMPLES_FILE, self._append(SAMPLES_FILE, [line]))
 
     def append_rounds(self, sample_id: str, turn: int, repeat: int, arm: str, rounds: Sequence[Round]) -> None:
         """One line with all rounds of a sample, turn, repeat and arm; call it when the clock has stopped."""
@@ -177,7 +185,8 @@ class RunStore(contextlib.AbstractContextManager["RunStore"]):
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # the rest of a line that could not be written: that was said
+                file.close()
         self._files.clear()
 
     def __exit__(self, *_: object) -> None:
@@ -186,11 +195,24 @@ class RunStore(contextlib.AbstractContextManager["RunStore"]):
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> IO[str]:
         text = "".join(dumps(row, separators=(",", ":")) + "\n" for row in rows)  # first: a row that fails writes nothing
         file = self._files.get(name)
-        if file is None:
-            file = self._files[name] = (self.folder / name).open("a", encoding="utf-8")
-        file.write(text)
-        file.flush()
+        try:
+            if file is None:
+                file = self._files[name] = (self.folder / name).open("a", encoding="utf-8")
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            raise WriteError(self.folder / name, error) from error
         return file
+
+    def _sync(self, name: str, file: IO[str]) -> None:
+        """What was appended is on the disk, and the file is still where it was: one that was removed takes lines for ever."""
+        path = self.folder / name
+        try:
+            os.fsync(file.fileno())
+            if not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                raise OSError("another file stands there now")
+        except OSError as error:
+            raise WriteError(path, error) from error
 
 
 # ---------------------------------------------------------------------------------------------------- reading
