@@ -24,6 +24,7 @@ from specbench.methods.text.suffix import Suffix, SuffixDraft
 from specbench.methods.text.token_recycling import BY_DEPTH, RecycledDraft, TokenRecycling, likeliest, template
 from specbench.parts.drafts.kept import KeptTexts
 from specbench.parts.shapes.likeliest import Likeliest
+from specbench.run import costs
 from specbench.run.run import run
 
 
@@ -106,6 +107,19 @@ def test_a_repeat_knows_nothing_of_the_answers_of_the_last_one(tmp_path: Path, m
     monkeypatch.setattr(SuffixDraft, "reset", lambda self: None)  # the twin: the second repeat recites the first
     first, second = rounds_of_repeats(tmp_path / "wrong")
     assert len(second) < len(first)
+
+
+def test_an_energy_block_goes_through_the_prompts_as_passes_of_their_own() -> None:
+    calls: list[str] = []
+    record = types.SimpleNamespace(decode_seconds=1.0, prefill_seconds=0.0, output_ids=[1], concurrent_seconds={}, error=None)
+
+    def answer(request: str, **_: object) -> tuple[object, list[object]]:
+        calls.append(request)
+        return record, []
+
+    arm = types.SimpleNamespace(method=types.SimpleNamespace(reset=lambda: calls.append("reset")), run=answer)
+    costs.run_block(arm, ["a", "b"], 4.5, lambda: float(len(calls)))  # type: ignore[arg-type, list-item]
+    assert calls == ["reset", "a", "b", "reset", "a"]
 
 
 def test_sam_copies_where_the_text_repeats_and_drafts_elsewhere() -> None:

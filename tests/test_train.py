@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
 from specbench.measure.theory import formulas, recorded
+from specbench.parts.drafts.datastore import Datastore
 from specbench.parts.heads.rounding import round_mantissa
 from specbench.train import evaluate
 from specbench.train.__main__ import run
@@ -376,6 +377,19 @@ def test_card_says_what_was_measured(pair: Path, monkeypatch: pytest.MonkeyPatch
         assert words in card
     settings.train.measure = False
     assert Path(run(settings)["card"]).read_text() == card
+
+
+def test_a_datastore_holds_the_corpus_and_finds_its_text(pair: Path, source: Path, tmp_path: Path) -> None:
+    settings = settings_for("target", source, tmp_path / "w", tmp_path / "store")
+    settings.part, settings.parts["datastore"] = "datastore", PartSettings(kind="datastore", tokens=4000)
+    settings.pair = PairConfig(target=str(pair / "target"), draft=str(pair / "draft"))
+    facts = run(settings)
+    store = Datastore.load(str(tmp_path / "store"), 300)
+    assert facts["num_tokens"] == len(store.tokens) == len(store.order) <= 4003
+    at = next(place for place in range(50, 200) if store.end_id not in store.tokens[place : place + 12])
+    text = store.tokens[at : at + 12].tolist()
+    length, first, last = store.find_longest(text[:8], longest=8, shortest=2)
+    assert length == 8 and text[8] in store.continuations(length, first, last, 100, 4, 64)[0]
 
 
 def test_wrong_options_are_named(source: Path, tmp_path: Path) -> None:
