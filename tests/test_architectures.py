@@ -19,7 +19,7 @@ from test_oracle_transformers import generate
 import specbench.engine.session as session_module
 from specbench.check import architectures
 from specbench.check.architectures import PAGE, examine, examine_all, main, make, names, page
-from specbench.engine import masks
+from specbench.engine import masks, rotary
 from specbench.engine.model import Model
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
@@ -141,20 +141,21 @@ def test_frequencies_that_depend_on_the_length_are_exact_with_every_architecture
 
     monkeypatch.setattr(architectures, "tiny_config", scaled)
     (exact,) = re.findall(r"## Chains and trees: \d+\n\n(.*?)\.\n", PAGE.read_text(), re.DOTALL)
-    for name in re.split(r",\s+", exact):
-        witness, module = make(name), make(name)
+    for name in set(re.split(r",\s+", exact)) - set(rotary.RECOMPUTED):
+        try:
+            witness, module = make(name), make(name)
+        except ZeroDivisionError:  # NTK scaling has no formula for two rotated dimensions a head
+            continue
         model = Model.wrap(module)
         if not any(type(part).__name__ == "ByRow" for part in module.modules()):
             continue
         ids, cache = architectures.PROMPT + tiny.prompt(21), transformers.DynamicCache()
         with torch.inference_mode():
             rows = [witness(input_ids=torch.tensor([ids[:10]]), past_key_values=cache).logits[0, -1]]
-            rows += [
-                witness(input_ids=torch.tensor([[ids[at]]]), past_key_values=cache, position_ids=torch.tensor([[at]])).logits[
-                    0, -1
-                ]
-                for at in range(10, 40)
-            ]
+            for at in range(10, 40):
+                place = torch.tensor([[at]])
+                output = witness(input_ids=torch.tensor([[ids[at]]]), past_key_values=cache, position_ids=place)
+                rows.append(output.logits[0, -1])
         session = Session(model)
         session.start(64)
         ours = [session.feed(ids[:10], last_only=True), session.feed(ids[10:16])]
@@ -165,4 +166,4 @@ def test_frequencies_that_depend_on_the_length_are_exact_with_every_architecture
         compared.append(name)
         if error > architectures.TOLERANCE:
             wrong[name] = error
-    assert len(compared) > 40 and wrong == {}
+    assert len(compared) > 60 and wrong == {}

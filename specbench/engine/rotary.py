@@ -28,7 +28,10 @@ class ByRow(nn.Module):
         super().__init__()
         self.rotary, self.line = rotary, line
 
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, *more: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+    def __getattr__(self, name: str) -> Any:  # some models ask it for its configuration
+        return getattr(self._modules["rotary"], name) if name not in self._modules else self._modules[name]
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, *more: Any, **named: Any) -> Any:
         """Cosines and sines [1, n, width] of position_ids [1, n]. Rows from position 0 on are a prompt, fed at once."""
         places = position_ids.reshape(-1, position_ids.shape[-1])[0].tolist()
         if places[0] == 0 or max(places) < self.line:
@@ -36,9 +39,11 @@ class ByRow(nn.Module):
         distinct = sorted(set(places))
         alone = [self._forgetful(x, position_ids[..., [places.index(place)]], *more, **named) for place in distinct]
         rows = torch.tensor([distinct.index(place) for place in places], device=position_ids.device)
+        if isinstance(alone[0], torch.Tensor):  # cosines and sines as one complex number
+            return torch.cat(alone, dim=-2).index_select(-2, rows)
         return tuple(torch.cat(kind, dim=-2).index_select(-2, rows) for kind in zip(*alone, strict=True))
 
-    def _forgetful(self, *inputs: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+    def _forgetful(self, *inputs: Any, **named: Any) -> Any:
         """What an embedding says that has seen no other text: a copy, since it keeps the frequencies in its buffers."""
         one = copy.copy(self.rotary)
         one._buffers = dict(self.rotary._buffers)
