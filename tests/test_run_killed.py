@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import resource
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import random_signals
 from preloaded import Started, command
+from run_folders import finished_run
 
 from specbench.measure import summary
 from specbench.measure.records.store import RunStore, find_run_folders, read_rounds, read_run, read_samples
@@ -70,3 +73,21 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(tmp_pat
     samples = read_samples(folder)
     assert len(samples) == 6 * 3 * 2 and set(read_rounds(folder)) == {record.key for record in samples}
     assert {record.key for record in samples if record.session == 0} == {record.key for record in samples[: len(told)]}
+
+
+@pytest.mark.deep
+def test_random_signals_leave_no_trace_and_no_other_ids() -> None:
+    assert random_signals.main(["--trials", "20"]) == 0
+
+
+def test_the_trials_would_see_other_ids_and_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    """The twin."""
+    folder = finished_run(tmp_path / "runs")
+    trials = random_signals.Trials(tmp_path, [], random.Random(0), expected=random_signals.ids_of(folder))
+    assert trials.look(tmp_path / "runs") == []
+    key = next(iter(trials.expected))
+    trials.expected[key] = (*trials.expected[key], 7)
+    assert trials.look(tmp_path / "runs") == [f"other ids for {key}"]
+    (folder / "samples.jsonl").write_text("{}\n")
+    (fault,) = trials.look(tmp_path / "runs")
+    assert fault.startswith("the folder: StoreError")

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -35,7 +34,7 @@ from specbench.processes.child import death, run_module
 from specbench.processes.locks import hold_folder
 
 DRAFT_LENGTH = "method.draft_length"
-OUTCOME_VARIABLE = "SPECBENCH_OUTCOME"  # names the file in which an isolated job leaves its last words
+OUTCOME_VARIABLE = "SPECBENCH_OUTCOME"  # the descriptor of a file in which an isolated job leaves its last words
 _ended: list[Sweep] = []  # Hydra drops what a sweeper returns
 
 
@@ -250,15 +249,16 @@ def config_arguments(argv: Sequence[str]) -> list[str]:
 
 def run_isolated(options: Sequence[str], tracebacks: bool = False) -> str | None:
     """One run in a process of its own, to its end, with tracebacks if wanted. Returns None, or what went wrong."""
-    with tempfile.TemporaryDirectory(prefix="specbench-") as folder:
-        outcome = Path(folder) / "outcome.json"
-        environment = {OUTCOME_VARIABLE: str(outcome), "HYDRA_FULL_ERROR": "1" if tracebacks else "0"}
-        status = run_module(["specbench.front.isolated", *options], environment=environment)
+    with tempfile.TemporaryFile("w+") as outcome:  # without a name: nothing is left of it, whatever ends this process
+        environment = {OUTCOME_VARIABLE: str(outcome.fileno()), "HYDRA_FULL_ERROR": "1" if tracebacks else "0"}
+        arguments = ["specbench.front.isolated", *options]
+        status = run_module(arguments, environment=environment, inherited=[outcome.fileno()])
         assert status is not None, "it was given all the time it wants"
         if status == 0:
             return None
         try:
-            said = json.loads(outcome.read_text())["said"]
+            outcome.seek(0)
+            said = json.load(outcome)["said"]
         except (OSError, ValueError):
             said = []
         return str(said[-1]) if said else f"the job's process {death(status)}"

@@ -52,12 +52,13 @@ def run_module(
     environment: Mapping[str, str] | None = None,
     output: IO[str] | None = None,
     timeout_seconds: float | None = None,
+    inherited: Sequence[int] = (),
 ) -> int | None:
     """`python -m <arguments>` to its end, or until it is stopped: its exit status (see `death`), None after `timeout_seconds`.
 
     Its standard input begins with `order` and is its lifeline. With an `output`, which takes all that it prints, it has a
     process group of its own, which ends with it; without, it has the terminal's: Ctrl-C reaches it there, and it is given time
-    to write down that it was interrupted.
+    to write down that it was interrupted. inherited: descriptors that it has under the same numbers.
     """
     apart = output is not None
     child = subprocess.Popen(
@@ -68,6 +69,7 @@ def run_module(
         text=True,
         env={**os.environ, **(environment or {})},
         start_new_session=apart,
+        pass_fds=inherited,
     )
     assert child.stdin is not None
 
