@@ -97,7 +97,8 @@ def test_overrides_arrive_with_their_types(door: Door) -> None:
 
 
 def test_a_changed_pair_does_not_keep_the_presets_name() -> None:
-    assert compose(["pair.target=a/b", "pair.draft=c/d"]).pair.name == "custom"
+    assert compose(["pair.target=a/b", "pair.draft=/c/d"]).pair.name == "b + d", "by its models"
+    assert compose(["pair.target=a/b", "pair.draft=null"]).pair.name == "b"
     assert compose(["pair.target=a/b", "pair.name=mine"]).pair.name == "mine"
     assert compose(["pair.target_device=cpu"]).pair.name == "builtin"
 

@@ -40,6 +40,16 @@ def test_jobs_are_combined_with_params_and_the_command_line() -> None:
     assert axes == ["data", "method.k"]
 
 
+def test_a_job_of_one_value_goes_with_that_value() -> None:
+    """`data=a` on the command line: the job that is another one on data c, with power, is not planned beside it."""
+    jobs = [["method=x"], ["data=c", "method=x", "power=auto"], ["data=a", "method=floor"]]
+    made, _ = jobs_of(["data=a,b"], jobs, "data=a")
+    assert sorted(" ".join(sorted(line.split())) for line in made) == ["data=a method=floor", "data=a method=x"]
+    assert len(jobs_of(["data=a,b"], jobs)[0]) == 4 and len(jobs_of(["data=a,b"], jobs, "data=c,a")[0]) == 6
+    made, _ = jobs_of(["data=a,b"], jobs, "data=d")
+    assert len(made) == 2, "a job that stands for no other takes the value that was typed"
+
+
 def test_without_jobs_it_is_the_product_of_params() -> None:
     assert jobs_of(["method=x,y"], [], "data=a,b")[0] == [
         "method=x data=a", "method=x data=b", "method=y data=a", "method=y data=b",

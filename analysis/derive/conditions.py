@@ -150,11 +150,13 @@ def _bounded(label: str) -> str:
 
 
 def _pair_names(runs: pd.DataFrame) -> pd.Series[Any]:
-    """The pairs' names, with the target's where one pair was run with several; of a pair put together by hand that alone."""
+    """The pairs' names, with the target's where one pair was run with several; of one target that was run under several names
+    that alone: the draft belongs to the method's row."""
     targets = runs.groupby("pair", dropna=False)["target"].transform("nunique")
-    pairs = (runs["pair"].astype(str) + ", ").replace("custom, ", "")
-    both = pairs + "target " + runs["target"].astype(str).str.removeprefix("builtin:")
-    return runs["pair"].where(targets <= 1, both)
+    target = "target " + runs["target"].astype(str).str.removeprefix("builtin:")
+    both = (runs["pair"].astype(str) + ", ").replace("custom, ", "") + target
+    names = runs["pair"].where(targets <= 1, both)
+    return names.where(names.groupby(runs["target"], dropna=False).transform("nunique") <= 1, target)
 
 
 def _method_labels(runs: pd.DataFrame, facts: Mapping[int, Mapping[str, Any]]) -> list[str]:

@@ -48,7 +48,7 @@ def answer(group: Group, comparisons: Sequence[Comparison]) -> list[tuple[str, s
         f"{b.name} on {b.place}" if b.wins else f"nothing that is surely faster than {baseline} on {b.place}" for b in shown
     ]
     return [
-        ("What was fastest?", f"{_joined(winners)}.{more}"),
+        ("What was fastest?", f"{_joined(winners)[:1].upper()}{_joined(winners)[1:]}.{more}"),
         ("By how much?", " ".join(f"On {b.place}: {_distance(b, baseline)}." for b in shown)),
         ("How sure?", f"{_sureness(shown, comparisons)} {_weight(comparisons)}"),
     ]

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from specbench.analysis.derive.conditions import Group, apart, groups
 from specbench.analysis.derive.derive import Comparison, comparisons, is_ranked
 from specbench.analysis.read.frames import LeftOut, load
+from specbench.analysis.show.answer import answer
 from specbench.analysis.show.members import EMITTED, LOSSLESS, SPEEDUP, TOKENS_PER_SECOND, Member, members
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.analysis.show.table import Column, Table, label_spans, row_of
@@ -28,7 +29,8 @@ _MAX_METHOD = 44
 
 
 def compare(folders: Sequence[str | Path], *, unfinished: bool = False) -> str:
-    """A block per conditions, pair and data set, a row per run; then what was left out and why. Raises ValueError if empty."""
+    """A paragraph that answers what was fastest, a block per conditions, pair and data set, a row per run; then what was left
+    out and why. Raises ValueError if empty."""
     frames = load(folders, unfinished=unfinished)
     lines: list[str] = []
     found = groups(frames)
@@ -36,7 +38,10 @@ def compare(folders: Sequence[str | Path], *, unfinished: bool = False) -> str:
         if len(found) > 1:
             other = "" if group is found[0] else f", not compared with conditions {found[0].number}: "
             lines += wrapped(f"Conditions {group.number}{other}{other and apart(frames, group, found[0])}")
-        for comparison in comparisons(frames, group):
+        cells = comparisons(frames, group)
+        if group is found[0] and (said := answer(group, cells)):
+            lines += [*wrapped(" ".join(f"{head} {text}" for head, text in said)), ""]
+        for comparison in cells:
             lines += [*_block(group, comparison), ""]
             lines += _left_out(comparison.left_out)
         lines += _left_out(group.left_out)

@@ -91,9 +91,14 @@ def to_run_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Ru
     _refuse_appended(config, "")
     changed = {override.partition("=")[0].lstrip("+~") for override in overrides}
     if changed & {"pair.target", "pair.draft"} and "pair.name" not in changed:
-        config.pair.name = "custom"  # it is no longer the pair that the file describes
+        config.pair.name = pair_name(config.pair.target, config.pair.draft)  # no longer the pair that the file describes
     validate(config)
     return config
+
+
+def pair_name(target: str, draft: str | None) -> str:
+    """A pair that no file names, by its models: `Llama-3.1-8B + Llama-3.2-1B`; without what stands before the last slash."""
+    return " + ".join(Path(model).name or model for model in (target, draft) if model)
 
 
 def _refuse_appended(section: Any, prefix: str) -> None:

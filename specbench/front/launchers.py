@@ -76,13 +76,14 @@ def combinations(
     """The options of each job, and the options that vary.
 
     For each of `jobs` (without: one that is empty) every combination of the values in params, in the job's own options and on
-    the command line. An option that is said twice counts where it is nearest to the user: the command line, then the job.
+    the command line. An option that is said twice counts where it is nearest to the user: the command line, then the job. A job
+    that is another one for a certain value of an option in params is left out where the command line does not name that value.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra loads it twice: the later one counts
 
     batch: list[list[str]] = []
     axes: dict[str, None] = {}
-    for job in jobs or [[]]:
+    for job in _wanted(jobs, params, arguments) or [[]]:
         layers = [parse(list(layer)) for layer in (params, job, arguments)]
         keys = [{override.get_key_element().lstrip("+~") for override in layer} for layer in layers]
         kept = [
@@ -95,6 +96,21 @@ def combinations(
         batch += made
         axes |= dict.fromkeys(str(override.get_key_element()) for override in kept if override.is_sweep_override())
     return batch, list(axes)
+
+
+def _wanted(jobs: Sequence[Sequence[str]], params: Sequence[str], arguments: Sequence[str]) -> list[Sequence[str]]:
+    """Without jobs that stand for another, whole but for one option, at a value that the command line has ruled out."""
+    varied, typed = ({key: value for key, _, value in (o.partition("=") for o in said)} for said in (params, arguments))
+
+    def stands_for_another(job: Sequence[str], own: str) -> bool:
+        rest = set(job) - {own}
+        return any(set(other) <= rest and all(o.partition("=")[0] != own.partition("=")[0] for o in other) for other in jobs)
+
+    def is_ruled_out(job: Sequence[str], own: str) -> bool:
+        key, _, value = own.partition("=")
+        return key in varied and key in typed and value not in typed[key].split(",") and stands_for_another(job, own)
+
+    return [job for job in jobs if not any(is_ruled_out(job, own) for own in job)]
 
 
 class SpecbenchSweeper(Sweeper):
