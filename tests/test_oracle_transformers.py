@@ -181,7 +181,7 @@ def test_autoregressive_equals_generate_on_smollm2(smollm2: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["humaneval", "mt_bench", "specbench"])
+@pytest.mark.parametrize("name", ["humaneval", "mt_bench", "specbench", "gsm8k"])
 def test_autoregressive_equals_generate_on_smollm2_and_twenty_prompts_of_each_set(smollm2: Any, name: str) -> None:
     check_smollm2(smollm2, name, 20, TOKENS)
 
