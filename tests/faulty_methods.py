@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import random
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from specbench.engine.sampling import SamplingLaw
 from specbench.method import (
+    RULES,
+    Adapter,
     Contract,
     DraftTree,
     Evidence,
@@ -17,6 +25,7 @@ from specbench.method import (
     Outcome,
     Request,
     Setting,
+    Verdict,
 )
 from specbench.methods.chains.speculative import Speculative
 
@@ -237,3 +246,134 @@ class IidWithoutLaw(_Drafting):
     """Claims draws under a contract that its rule does not accept."""
 
     draft, options = _Mislabelled, {"draft_length": 2, "rule": "ratio"}
+
+
+# ------------------------------------------------------------------------------------------- hooks that do what they must not
+PARTS: dict[str, Callable[[Method], Any]] = {
+    "method": lambda method: method,
+    "drafter": lambda method: method.drafter,
+    "stop": lambda method: method.stop,
+    "schedule": lambda method: method.schedule,
+    "adapter": lambda method: method.adapter,
+    "rule": lambda method: method.rule,
+}
+ACTS: dict[str, Callable[[], Any]] = {}
+
+
+def act(function: Callable[[], Any]) -> Callable[[], Any]:
+    ACTS[function.__name__] = function
+    return function
+
+
+@act
+def raises() -> None:
+    raise KeyError("what the plugin forgot")
+
+
+@act
+def exits() -> None:
+    sys.exit(0)
+
+
+@act
+def vanishes() -> None:
+    os._exit(0)
+
+
+@act
+def hangs() -> None:
+    time.sleep(3600)
+
+
+@act
+def spins() -> None:
+    while True:
+        with contextlib.suppress(Exception):
+            sum(range(1000))
+
+
+class FailsIn(Speculative):
+    """Speculative decoding that does `how` (of ACTS) in a hook ("drafter.propose") from its call number `after` on."""
+
+    def __init__(self, *, hook: str, how: str = "raises", after: int = 0):
+        super().__init__(draft_length=3, rule=replace(RULES["greedy_match"]), adapter=Adapter())
+        part, name = hook.split(".")
+        owner, calls = PARTS[part](self), itertools.count()
+        real = getattr(type(owner), name)
+
+        def faulty(self: Any, *arguments: Any, **options: Any) -> Any:
+            if next(calls) >= after:
+                ACTS[how]()
+            return real(self, *arguments, **options)
+
+        faulty.__code__ = faulty.__code__.replace(co_name=name, co_qualname=f"Faulty{part.title()}.{name}")
+        object.__setattr__(owner, "__class__", type(f"Faulty{part.title()}", (type(owner),), {name: faulty}))
+
+
+class _Forging(ModelDraft):
+    """Proposes what `forge` makes of a good tree."""
+
+    forge: Callable[[DraftTree], DraftTree]
+
+    def propose(self, max_depth: int) -> DraftTree:
+        tree = super().propose(max_depth)
+        return type(self).forge(tree) if tree.tokens else tree
+
+
+FORGED: dict[str, Callable[[DraftTree], DraftTree]] = {
+    "out of range": lambda tree: DraftTree([*tree.tokens[:-1], 10**6]),
+    "negative": lambda tree: DraftTree([-1, *tree.tokens[1:]]),
+    "too many": lambda tree: DraftTree(tree.tokens * 40, [-1] * (40 * len(tree.tokens))),
+    "too deep": lambda tree: DraftTree([*tree.tokens, *tree.tokens], num_forwards=1),
+    "no law": lambda tree: DraftTree(tree.tokens, contract=Contract.WITHOUT_REPLACEMENT),
+}
+
+
+class Forges(_Drafting):
+    """A drafter that breaks its promise. what: of FORGED."""
+
+    draft = _Forging
+
+    def __init__(self, *, what: str, rule: str | None = None):
+        Speculative.__init__(self, draft_length=3, rule=rule)
+        assert isinstance(self.drafter, ModelDraft)
+        kind: Any = type("Forging", (_Forging,), {"forge": staticmethod(FORGED[what])})
+        kind.max_nodes = property(lambda self: 6)
+        self.drafter = kind(self.drafter.shape, self.drafter.stop)
+
+
+JUDGED: dict[str, Callable[[Verdict], Verdict]] = {
+    "another path": lambda verdict: Verdict((7,), (0, *verdict.tokens[-1:])),
+    "other tokens": lambda verdict: Verdict(verdict.path, (*verdict.tokens[:-1], -5)),
+    "too many tokens": lambda verdict: Verdict(verdict.path, (*verdict.tokens, 1)),
+}
+
+
+class Misjudges(Speculative):
+    """A rule whose verdicts are none. what: of JUDGED."""
+
+    def __init__(self, *, what: str):
+        real = RULES["greedy_match"]
+        wrong = replace(real, function=lambda tree, choice: JUDGED[what](real.function(tree, choice)))
+        super().__init__(draft_length=3, rule=wrong)
+
+
+OUTCOMES: dict[str, Callable[[Outcome], Outcome]] = {
+    "no output": lambda outcome: replace(outcome, output_ids=[]),
+    "strings": lambda outcome: replace(outcome, output_ids=["a"] * len(outcome.output_ids)),  # type: ignore[list-item]
+    "too long": lambda outcome: replace(outcome, output_ids=[*outcome.output_ids, 1]),
+    "no reason": lambda outcome: replace(outcome, finish_reason="bored"),
+    "lost rounds": lambda outcome: replace(outcome, rounds=outcome.rounds[1:]),
+    "no outcome": lambda outcome: None,  # type: ignore[dict-item, return-value]
+}
+
+
+class Misreports(Speculative):
+    """What it says of a sample is not so. what: of OUTCOMES."""
+
+    def __init__(self, *, what: str):
+        super().__init__(draft_length=3)
+        self.what = what
+
+    def decode(self, request: Request) -> Outcome:
+        return OUTCOMES[self.what](super().decode(request))

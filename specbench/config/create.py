@@ -58,7 +58,14 @@ def create_part(node: Mapping[str, Any], base: type[Part], more_prefixes: Sequen
     missing = [a for a in accepted if parameters[a].default is inspect.Parameter.empty and a not in options]
     if missing:
         raise ConfigError(f"{key}.{missing[0]}", None, f"{cls.__name__} needs this option; write {key}.{missing[0]}=<value>")
-    return cls(**{name: _inner(value, more_prefixes, f"{key}.{name}") for name, value in options.items()})
+    made = {name: _inner(value, more_prefixes, f"{key}.{name}") for name, value in options.items()}
+    try:
+        return cls(**made)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:  # a plugin's constructor may raise anything; say whose it was
+        why = f"{cls.__name__} cannot be made of these options: {type(error).__name__}: {error}"
+        raise ConfigError(f"{key}._target_", node.get("_target_"), why) from error
 
 
 def _inner(value: Any, more_prefixes: Sequence[str], key: str) -> Any:
@@ -90,7 +97,7 @@ def _load_class(node: Mapping[str, Any], base: type[Part], more_prefixes: Sequen
     module_name, _, class_name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a plugin's code may raise anything while it is imported; say whose it was
+    except (Exception, SystemExit) as error:  # a plugin's code may raise anything while it is imported; say whose it was
         raise ConfigError(name, target, f"{module_name} fails to import: {type(error).__name__}: {error}") from error
     cls = getattr(module, class_name, None)
     # What an option's node names may be of any kind; so that it is not whatever a module happens to import, it is made here.

@@ -100,7 +100,7 @@ class EngineConfig:
 
     attention: str = option("sdpa", one_of, "sdpa", "eager")
     threads: int | None = option(None, whole, 1, null="chosen in the warm-up")  # CPU threads of each arm, chosen by speed
-    # A worker that is silent this long counts as hung.
+    # A worker that is silent this long counts as hung; a method's hook in the run's own process after ten times as long.
     timeout_seconds: float = option(60.0, number, ABOVE_ZERO, math.inf, "a positive number of seconds")
 
 

@@ -25,6 +25,7 @@ class Runtime:
     timeout_seconds: float = 60.0
     trace: bool = False  # methods with workers report spans
     load_draft: Callable[[], Any] | None = None  # makes the draft's Model in a worker's process; picklable
+    alive: Callable[[], None] = lambda: None  # a schedule of one process calls it after every round: who does not, hangs
 
     @property
     def device(self) -> str:

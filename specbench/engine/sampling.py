@@ -27,6 +27,7 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9  # splitmix64's finaliser (Steele, Lea and Fl
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _MAX63 = (1 << 63) - 1
 _UNIT = 2.0**-63
+NO_LAW = "the logits hold NaN or infinity: no token follows from them (broken weights, or a number format that overflowed)"
 _BELOW_ONE = 1.0 - 2.0**-24  # the largest float32 below 1
 
 
@@ -81,19 +82,36 @@ class SamplingLaw:
         return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The law itself: probabilities [..., V] after warping (a one-hot row under the greedy law)."""
-        return self.warp(logits).softmax(dim=-1)
+        """The law itself: probabilities [..., V] after warping (a one-hot row under the greedy law).
+
+        Raises ValueError for logits that make no law (NaN, infinity); costs one host read.
+        """
+        law = self.warp(logits).softmax(dim=-1)
+        if not math.isfinite(float(law[..., 0].sum())):  # one NaN makes its whole row NaN
+            raise ValueError(NO_LAW)
+        return law
 
     def choose(self, logits: Tensor, positions: Sequence[int], noise_key: int) -> list[int]:
         """One token id per row of logits [n, V]; positions[i] is the position in the sequence that row i's token will take.
 
         Costs one host read. A row's choice depends on its own logits, its position and the key, not on the other rows.
+        Raises ValueError for logits that make no law (NaN, infinity).
         """
         assert logits.dim() == 2 and len(positions) == logits.shape[0], "one position per row"
-        if self.greedy:
-            return logits.argmax(dim=-1).tolist()
-        noise = keyed_gumbel(noise_key, positions, logits.shape[-1], logits.device)
-        return (self.warp(logits) + noise).argmax(dim=-1).tolist()
+        scores = logits
+        if not self.greedy:
+            scores = self.warp(logits) + keyed_gumbel(noise_key, positions, logits.shape[-1], logits.device)
+        best = scores.argmax(dim=-1, keepdim=True)
+        found = scores.gather(-1, best)  # NaN counts as the largest: one in a row is what the row's argmax points at
+        if scores.is_cpu:
+            tokens, heights = best[:, 0].tolist(), found[:, 0].tolist()
+        else:  # both in one read; ids are exact in float64
+            tokens, heights = torch.cat([best.double(), found.double()], dim=1).T.tolist()
+            tokens = [int(token) for token in tokens]
+        if not all(map(math.isfinite, heights)):
+            raise ValueError(NO_LAW)
+        chosen: list[int] = tokens
+        return chosen
 
 
 def noise_key(seed: int, sample_id: str, turn: int) -> int:

@@ -59,6 +59,17 @@ class DraftTree:
             assert all(-1 <= p < i for i, p in enumerate(self.parents)), "parents come before their children"
         assert self.q is None or len(self.q) == len(self.tokens), "one q row per node"
 
+    def refuse_impossible(self, max_depth: int, max_nodes: int, vocab_size: int) -> None:
+        """Raise ValueError for a proposal that breaks what its drafter promised or names ids that the target does not have."""
+        if any(not 0 <= token < vocab_size for token in self.tokens):
+            odd = next(token for token in self.tokens if not 0 <= token < vocab_size)
+            raise ValueError(f"id {odd!r} was drafted: the target's are 0 to {vocab_size - 1}")
+        rows = len(self.tokens) + (0 if self.riders is None else len(self.riders))
+        if rows > max_nodes:
+            raise ValueError(f"{rows} nodes and riders were proposed: the drafter's max_nodes is {max_nodes}")
+        if len(self.tokens) > max_depth and self.depth > max_depth:
+            raise ValueError(f"a draft {self.depth} deep was proposed: {max_depth} were asked for")
+
     @property
     def is_chain(self) -> bool:
         return self.parents is None
@@ -150,6 +161,18 @@ class Verdict:
     @property
     def num_accepted(self) -> int:
         return len(self.path)
+
+    def refuse_impossible(self, tree: DraftTree, vocab_size: int) -> None:
+        """Raise ValueError for a verdict that is no path of the tree with one of the target's own ids behind it."""
+        above = -1
+        for node in self.path:
+            if not 0 <= node < len(tree.tokens) or tree.parent(node) != above:
+                raise ValueError(f"the verdict's path {list(self.path)} is none of the draft's ({len(tree.tokens)} nodes)")
+            above = node
+        if list(self.tokens[:-1]) != [tree.tokens[node] for node in self.path] or not 0 <= self.tokens[-1] < vocab_size:
+            raise ValueError(
+                f"the verdict's tokens {list(self.tokens)} are not its path's and one of the target's {vocab_size} ids"
+            )
 
     @property
     def extra(self) -> int:

@@ -7,32 +7,36 @@ it.
 
 from __future__ import annotations
 
-import traceback
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from specbench.engine.request import Request
+from specbench.measure.metrics import IdentityError, RoundTable, check_identities
 from specbench.measure.records.events import Round, SampleRecord
 from specbench.measure.sensors.clock import memory_peak_bytes, reset_memory_peak
 from specbench.method import Method
 from specbench.processes.placement import Placement, available_cores
 from specbench.processes.worker import WorkerError
+from specbench.run.hooks import RAISED, MethodError, Watchdog, name_of, told
 
 
 @dataclass
 class Arm:
-    """name: "method" or "baseline". placement: cores and threads while this arm is on the clock."""
+    """name: "method" or "baseline". placement: cores and threads while this arm is on the clock. watchdog: over its hooks."""
 
     name: str
     method: Method
     device: str
     placement: Placement
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(math.inf))
 
     def run(
         self, request: Request, *, repeat: int, order: int, category: str | None, session: int = 0
     ) -> tuple[SampleRecord, list[Round]]:
-        """Decode one request. Raises WorkerError (nothing can go on then) and KeyboardInterrupt; records other errors."""
+        """Decode one request. Raises WorkerError, MethodError for a hook that hangs (nothing can go on then) and
+        KeyboardInterrupt; records other errors."""
         facts: dict[str, Any] = {
             "sample_id": request.sample_id,
             "turn": request.turn,
@@ -46,16 +50,9 @@ class Arm:
         }
         reset_memory_peak(self.device)
         try:
-            with self.placement.applied():
+            with self.placement.applied(), self.watchdog.over(self.method):
                 outcome = self.method.decode(request)
-        except WorkerError:
-            raise
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{type(error).__name__}: {error} (at {where.name}, line {where.lineno})"
-            return SampleRecord(**facts, output_ids=(), finish_reason="error", error=text), []
-        return (
-            SampleRecord(
+            record = SampleRecord(
                 **facts,
                 output_ids=tuple(outcome.output_ids),
                 finish_reason=outcome.finish_reason,
@@ -67,9 +64,33 @@ class Arm:
                 concurrent_seconds=outcome.concurrent_seconds,
                 started_at=outcome.started_at,
                 spans=tuple(outcome.spans),
-            ),
-            outcome.rounds,
-        )
+            )
+            wrong = contradiction(request, record, outcome.rounds)
+            if wrong is None:
+                return record, outcome.rounds
+            why = f"the outcome of decode of {name_of(self.method)} is wrong: {wrong}"
+        except (WorkerError, MethodError):
+            raise
+        except RAISED as error:
+            why = told(error, self.method)
+        return SampleRecord(**facts, output_ids=(), finish_reason="error", error=why), []
+
+
+def contradiction(request: Request, record: SampleRecord, rounds: list[Round]) -> str | None:
+    """In what an outcome contradicts its request or itself (which would end the run when it is summed up), or None."""
+    ids, ends = record.output_ids, request.eos_ids
+    if not ids or not all(type(token) is int and token >= 0 for token in ids):
+        return "the output is no list of token ids"
+    if len(ids) > request.max_new_tokens or any(token in ends for token in ids[:-1]):
+        return f"the output goes on behind its end: {len(ids)} tokens of {request.max_new_tokens}, or an EOS inside"
+    reason = "eos" if ids[-1] in ends else "length" if len(ids) == request.max_new_tokens else None
+    if record.finish_reason != reason:
+        return f"finish_reason is {record.finish_reason!r} where {reason!r} was due, after {len(ids)} tokens"
+    try:
+        check_identities([record], RoundTable.of({record.key: rounds}))
+    except IdentityError as error:
+        return str(error)
+    return None
 
 
 def thread_candidates(device: str, configured: int | None) -> list[int]:

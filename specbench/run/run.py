@@ -10,6 +10,7 @@ import contextlib
 import gc
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from specbench.run import resume
 from specbench.run.arms import Arm
 from specbench.run.console import final_table
 from specbench.run.costs import NOT_ASKED, device_peaks, footprint, measure_energy, nothing_measured, watch_for
+from specbench.run.hooks import Watchdog, asked, spared
 from specbench.run.passes import Prompts, run_passes, warm_up_all
 from specbench.run.prepare import Prepared, devices, num_devices, pair_uses_draft, prepare, run_facts
 from specbench.run.resume import Opened
@@ -73,6 +75,8 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
                     opened.store.set_status("interrupted")
                 else:
                     opened.store.set_status("failed", error=f"{type(error).__name__}: {error}")
+            if isinstance(error, SystemExit):  # some library's: it would be the exit status of a run that did not end
+                raise RuntimeError(f"the process was told to exit ({error.code}) in the middle of the run") from error
             raise
     print(final_table(summary), file=sys.stderr)
     return summary
@@ -81,36 +85,47 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
 def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -> dict[str, Any]:
     """Load, warm up, run all passes, judge, summarise. The store's status is success afterwards."""
     store = opened.store
+    warnings: list[str] = []
+    watchdog = Watchdog(10 * config.engine.timeout_seconds)  # a prefill on a CPU may take minutes
     try:
         runtime = load(config, prepared)
+        runtime.alive = watchdog.alive
         arms: dict[str, Arm] = {}
         for name, method in prepared.methods.items():
-            method.open(runtime)
-            arms[name] = Arm(name, method, runtime.device, method.placement or Placement((), 1))
+            asked("open", name, method, partial(method.open, runtime))
+            placement = asked("placement", name, method, partial(getattr, method, "placement"))
+            arms[name] = Arm(name, method, runtime.device, placement or Placement((), 1), watchdog)
         prompts = Prompts(config, prepared.tokenizer, runtime, prepared.context)
         chosen = warm_up_all(prompts, prepared.warmup, arms, config.engine.threads, opened.threads)
-        store.write_run({"method_facts": {name: method.facts() for name, method in prepared.methods.items()}})
+        facts = {name: asked("facts", name, method, method.facts) for name, method in prepared.methods.items()}
+        store.write_run({"method_facts": facts})
         store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), **opened.warmup_facts(chosen)})
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
+        for name, arm in arms.items():
+            asked("pids", name, arm.method, arm.method.pids)
         watch = watch_for(arms, prepared.pair, pair_uses_draft(prepared))
         watch.start()
         run_passes(prompts, prepared.samples, arms, store, opened.finished, opened.session, watch.look)
         disturbed = watch.warnings()
         store.write_run({"watch": watch.facts()})
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
-        lossless = judge_output(prepared, runtime, samples)
+        own = prepared.methods["method"]
+        lossless = spared("no lossless verdict", own, partial(judge_output, prepared, runtime, samples), None, warnings)
         longest = max((len(r.prompt_ids) for r in samples), default=0) + config.decoding.max_new_tokens
-        memory = footprint(runtime, arms, longest, device_peaks(samples, arms))
-        energy, warnings = nothing_measured(NOT_ASKED), list[str]()
+        peaks = device_peaks(samples, arms)
+        memory = spared("no memory footprint", own, partial(footprint, runtime, arms, longest, peaks), None, warnings)
+        energy = nothing_measured(NOT_ASKED)
         if config.measure.power != "off":
             requests = {name: prompts.finished_requests(prepared.samples, samples, name) for name in arms}
             if all(requests.values()):
-                energy, warnings = measure_energy(arms, requests, runtime, pair_uses_draft(prepared), store)
+                ask = partial(measure_energy, arms, requests, runtime, pair_uses_draft(prepared), store)
+                energy, more = spared("no energy", own, ask, (nothing_measured("the energy pass failed"), []), warnings)
+                warnings += more
     finally:
         gc.unfreeze()
-        for method in prepared.methods.values():
-            method.close()
+        for name, method in prepared.methods.items():
+            spared(f"close of the {name} arm failed", method, partial(watchdog.watched, method, method.close), None, warnings)
     status = "success" if any_finished(samples) else "failed"
     summary = build_summary(
         {**store.run, "run_folder": str(store.folder), "status": status},

@@ -231,6 +231,9 @@ def load_heads(cls: type[AnyHeads], folder: Path, target: TargetParts, key: str 
         heads.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError) as error:
         raise ConfigError(key, name, f"weights do not fit {DESCRIPTION}: {' '.join(str(error).split())[:200]}") from error
+    for part, weight in heads.named_parameters():
+        if not weight.isfinite().all():
+            raise ConfigError(key, name, f"broken weights: {part} holds NaN or infinity")
     heads.calibration = stored.get("calibration", {})
     return _ready(heads, target)
 

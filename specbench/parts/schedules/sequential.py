@@ -21,6 +21,7 @@ class Sequential(Schedule):
         setting, drafter, stop, adapter = parts.setting, parts.drafter, parts.stop, parts.adapter
         target, rule, law, key = setting.target, setting.rule, setting.runtime.law, request.noise_key
         books, coins = Books(request, clock_for(setting.runtime.device)), rule.coins(key)
+        vocab_size = setting.runtime.target.vocab_size
         drafter.announce(request)
         stop.begin()
         target.start(len(request.prompt_ids) + request.max_new_tokens + drafter.max_nodes + 1)
@@ -38,10 +39,12 @@ class Sequential(Schedule):
         books.decode()
 
         while not books.finished:
-            tree = drafter.propose(stop.budget(books.room))
+            tree = drafter.propose(depth := stop.budget(books.room))
+            tree.refuse_impossible(depth, drafter.max_nodes, vocab_size)
             books.stamp("draft")
             evidence = target.forward(tree)
             verdict = rule.judge(tree, evidence, law, books.position, key, coins)
+            verdict.refuse_impossible(tree, vocab_size)
             books.stamp("verify")
             target.commit(verdict)
             books.round(tree, verdict, target_share=evidence.share)
@@ -53,5 +56,6 @@ class Sequential(Schedule):
                 adapter.learn(feedback)
                 books.draft_version = adapter.version
             books.end_round("learn" if adapter is not None else "other")
+            setting.runtime.alive()
 
         return books.outcome()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from specbench.engine.sampling import NO_LAW
 from specbench.engine.tree import DraftTree
 from specbench.parts.contracts import Shape
 
@@ -36,7 +37,10 @@ def likeliest(scores: Tensor, top_k: int) -> tuple[list[list[int]], list[list[fl
     scores: logits, warped or not; -inf removes a token. `top_k` above V gives all of them. Costs the host read of both.
     """
     values, tokens = scores.float().log_softmax(dim=-1).topk(min(top_k, scores.shape[-1]), dim=-1)
-    return tokens.tolist(), values.tolist()
+    ranked: list[list[float]] = values.tolist()
+    if any(row[0] != row[0] for row in ranked):  # NaN ranks first
+        raise ValueError(NO_LAW)
+    return tokens.tolist(), ranked
 
 
 def next_frontier(first: int, scores: Sequence[float], top_k: int, num_nodes: int) -> list[int]:
