@@ -94,6 +94,9 @@ def _wrong_key_or_value(cause: OmegaConfBaseException, overrides: Sequence[str])
     if isinstance(cause, MissingMandatoryValue):
         return f"{key}=???: must be given; write {key}=<{_expected(key) or 'value'}>"
     if isinstance(cause, ValidationError):
+        inside = next((o for o in overrides if o.lstrip("+~").startswith(f"{key}.")), None)
+        if inside is not None:
+            return f"{inside}: unknown option; {key} takes {_expected(key) or 'a value'}, and has no options of its own"
         options = [name for name in schema_keys() if name.startswith(f"{key}.")]
         if options:
             return f"{_assignment(key, value)}: is a section and takes no value; possible: {', '.join(options)}"

@@ -65,7 +65,7 @@ class DraftTree:
             odd = next(token for token in self.tokens if not 0 <= token < vocab_size)
             raise ValueError(f"id {odd!r} was drafted: the target's are 0 to {vocab_size - 1}")
         rows = len(self.tokens) + (0 if self.riders is None else len(self.riders))
-        if rows > max_nodes:
+        if rows > max(max_nodes, max_depth):  # so much room is kept, and a chain as deep as was asked for always has it
             raise ValueError(f"{rows} nodes and riders were proposed: the drafter's max_nodes is {max_nodes}")
         if len(self.tokens) > max_depth and self.depth > max_depth:
             raise ValueError(f"a draft {self.depth} deep was proposed: {max_depth} were asked for")
