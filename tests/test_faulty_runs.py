@@ -101,7 +101,7 @@ def test_a_hook_that_raises_fails_its_sample_by_name(bare: Any, hook: str, how: 
         ("out of range", "id 1000000 was drafted: the target's are 0 to 23"),
         ("negative", "id -1 was drafted"),
         ("too many", "nodes and riders were proposed: the drafter's max_nodes is 6"),
-        ("too deep", "a draft 6 deep was proposed: 3 were asked for"),
+        ("too deep", "deep was proposed where "),
     ],
 )
 def test_a_proposal_that_breaks_its_promise_is_refused(bare: Any, what: str, said: str) -> None:

@@ -59,16 +59,16 @@ class DraftTree:
             assert all(-1 <= p < i for i, p in enumerate(self.parents)), "parents come before their children"
         assert self.q is None or len(self.q) == len(self.tokens), "one q row per node"
 
-    def refuse_impossible(self, max_depth: int, max_nodes: int, vocab_size: int) -> None:
+    def refuse_impossible(self, room: int, max_nodes: int, vocab_size: int) -> None:
         """Raise ValueError for a proposal that breaks what its drafter promised or names ids that the target does not have."""
         if any(not 0 <= token < vocab_size for token in self.tokens):
             odd = next(token for token in self.tokens if not 0 <= token < vocab_size)
             raise ValueError(f"id {odd!r} was drafted: the target's are 0 to {vocab_size - 1}")
         rows = len(self.tokens) + (0 if self.riders is None else len(self.riders))
-        if rows > max(max_nodes, max_depth):  # so much room is kept, and a chain as deep as was asked for always has it
+        if rows > max(max_nodes, room):  # so much is kept free in the cache, and what can be kept always fits
             raise ValueError(f"{rows} nodes and riders were proposed: the drafter's max_nodes is {max_nodes}")
-        if len(self.tokens) > max_depth and self.depth > max_depth:
-            raise ValueError(f"a draft {self.depth} deep was proposed: {max_depth} were asked for")
+        if len(self.tokens) > room and self.depth > room:
+            raise ValueError(f"a draft {self.depth} deep was proposed where {room} can be kept")
 
     @property
     def is_chain(self) -> bool:

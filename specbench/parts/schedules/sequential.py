@@ -39,8 +39,8 @@ class Sequential(Schedule):
         books.decode()
 
         while not books.finished:
-            tree = drafter.propose(depth := stop.budget(books.room))
-            tree.refuse_impossible(depth, drafter.max_nodes, vocab_size)
+            tree = drafter.propose(stop.budget(books.room))
+            tree.refuse_impossible(books.room, drafter.max_nodes, vocab_size)
             books.stamp("draft")
             evidence = target.forward(tree)
             verdict = rule.judge(tree, evidence, law, books.position, key, coins)
