@@ -237,9 +237,12 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
     room, is_cut, before = console.width - len("where the time went  "), False, ""
     for warning in summary["warnings"]:
         level, line = level_of(warning), visible(" ".join(warning.split()))
-        is_cut = is_cut or len(line) > room
+        is_whole = " samples failed (" in line  # its error stands at its end
+        is_cut = is_cut or (len(line) > room and not is_whole)
         label = "" if level == before else f"  {level}" if before else f"warnings: {level}"
-        table.add_row(label, Text(line, no_wrap=True, overflow="ellipsis"), style=_COLOURS.get(level))
+        table.add_row(
+            label, Text(line, no_wrap=not is_whole, overflow="fold" if is_whole else "ellipsis"), style=_COLOURS.get(level)
+        )
         before = level
     if is_cut:
         table.add_row("", IN_FULL)
