@@ -100,7 +100,8 @@ class Growing(Shape):
         by_level = self.threshold is not None
         least = ABOVE_ZERO if self.threshold is None else self.threshold
         counter = itertools.count()
-        here, below = [Place(-1.0, next(counter), ROOT, 1)], []
+        here = [Place(-1.0, next(counter), ROOT, 1)]
+        below: list[Place] = []
 
         def expand(places: list[Place]) -> None:
             if places[0].parent == ROOT:

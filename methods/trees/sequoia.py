@@ -71,7 +71,7 @@ class Sequoia(Method):
                 raise ConfigError("method.acceptance", acceptance, remedy)
             for chance in acceptance:
                 number("method.acceptance", chance, 0.0, 1.0, remedy.removeprefix("possible: "))
-            if sum(acceptance) > 1.0 + 1e-9 or sorted(acceptance, reverse=True) != list(acceptance):
+            if sum(map(float, acceptance)) > 1.0 + 1e-9 or sorted(acceptance, reverse=True) != list(acceptance):
                 raise ConfigError("method.acceptance", list(acceptance), remedy)
         stop = Stop(draft_length)
         rules = [*exact_rules(trees=True), "recursive_without_replacement"]
@@ -135,7 +135,8 @@ class BestTreeDraft(ModelDraft):
         self.context = fill(self.session, 1)
         rows, (draft_seconds,) = measure_costs(setting.target, [self._draft_once])
         self.session.start(0)
-        best, best_rate = [(0,)], 0.0
+        best: list[Node] = [(0,)]
+        best_rate = 0.0
         for depth in range(1, self.depth + 1):
             levels = [acceptance] * depth
             nodes = build_static_tree(levels, choose_num_nodes(levels, rows, depth * draft_seconds)) or [(0,)]
