@@ -11,6 +11,7 @@ import sys
 import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from analysis_runs import energy_of, write_run
@@ -315,19 +316,15 @@ def test_without_out_the_comparison_is_printed(root: Path, capsys: pytest.Captur
 
 
 # ---------------------------------------------------------------------------------------------------- notebook
-def test_notebook_is_what_its_script_says() -> None:
-    """If this fails: python -m specbench.analysis.reports.notebook"""
-    script = (SOURCE / notebook.SCRIPT).read_text(encoding="utf-8")
-    assert (SOURCE / notebook.NOTEBOOK).read_text(encoding="utf-8") == notebook.build(script)
-
-
-def test_notebook_cells_come_from_the_marks() -> None:
-    cells = notebook.cells_of('# %% [markdown]\n# # Title\n# text\n\n# %% tags=["parameters"]\nx = 1\n\n# %%\nprint(x)\n')
-    assert [cell["cell_type"] for cell in cells] == ["markdown", "code", "code"]
-    assert "".join(cells[0]["source"]) == "# Title\ntext"
-    assert cells[1]["metadata"] == {"tags": ["parameters"]} and "".join(cells[1]["source"]) == "x = 1"
-    built = json.loads(notebook.build("# %%\nx = 1\n"))
-    assert built["metadata"]["kernelspec"]["name"] == "python3"  # papermill asks for a kernel
+def test_the_notebook_is_kept_without_outputs_and_takes_parameters() -> None:
+    made = json.loads((SOURCE / notebook.NOTEBOOK).read_text(encoding="utf-8"))
+    code = [cell for cell in made["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    (parameters,) = (cell for cell in code if cell["metadata"].get("tags") == ["parameters"])
+    given: dict[str, Any] = {}
+    exec("".join(parameters["source"]), given)
+    assert given["runs"] == ["runs"] and given["across"] is None and given["with_reference"] is False
+    assert made["metadata"]["kernelspec"]["name"] == "python3"  # papermill asks for a kernel
 
 
 @pytest.mark.slow

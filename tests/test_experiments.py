@@ -8,16 +8,19 @@ import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from analysis_runs import write_run
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from jinja2 import UndefinedError
 from sweeping import Command
 
 from specbench.analysis.__main__ import main
-from specbench.analysis.read.frames import Frames
+from specbench.analysis.read.frames import Frames, load
 from specbench.analysis.reports import experiments, writing
 from specbench.analysis.reports.study import Chapter, Study
+from specbench.analysis.reports.words import Words
 from specbench.analysis.show.table import Cell, Column, Row, Table
 from specbench.analysis.show.text import table_text
 from specbench.front.launchers import IsolatedLauncher, SerialLauncher, combinations
@@ -198,3 +201,42 @@ def test_the_record_of_a_sweep_of_lists_is_json(command: Command) -> None:
     assert document is not None, err
     assert [(job["method"], job["status"]) for job in document["jobs"]] == [("speculative", "success"), ("amusd", "success")]
     assert json.loads(next(command.runs.rglob("sweep_*.json")).read_text())["num_jobs"] == 2
+
+
+# ------------------------------------------------------------------------------------------------ its words
+def words_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Words:
+    (tmp_path / "spoken").mkdir()
+    (tmp_path / "spoken" / "__init__.py").touch()
+    (tmp_path / "spoken" / "own.yaml").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "spoken", raising=False)
+    return Words("spoken.own")
+
+
+def test_what_an_experiment_says_stands_in_its_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = words_of(
+        tmp_path,
+        monkeypatch,
+        "title: Own\n"
+        "shared: {unit: seconds}\n"
+        "tables:\n"
+        "  own:\n"
+        "    title: T\n"
+        "    caption: In {{ unit }}, {{ n }} rows.\n"
+        "    columns: [{key: a, label: A, of: b.c}, {key: d, label: D}]\n"
+        "sentences: {found: '{{ n }} found'}\n",
+    )
+    chapter: Chapter[Any] = Chapter(load([]), [{"b": {"c": 2.0}, "d": None}, {"b": None, "d": None}])
+    table = words.table(chapter, "own", n=2)
+    assert words.study == {"title": "Own"} and table.caption == "In seconds, 2 rows." and words.say("found", n=3) == "3 found"
+    assert table.to_csv() == 'a\n2.0\n""\n', "nothing is behind a missing part, and a column without an entry is left out"
+    assert len(words.table(chapter, "own", n=2, keep_empty=True).columns) == 2
+    with pytest.raises(UndefinedError, match="'n'"):
+        words.say("found")
+    with pytest.raises(KeyError):
+        words.table(chapter, "other")
+
+
+def test_words_that_nothing_reads_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match="nothing reads figure"):
+        words_of(tmp_path, monkeypatch, "tables: {}\nfigure: {}\n")

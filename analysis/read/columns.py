@@ -1,108 +1,15 @@
-"""The columns of the three frames, by name: what each holds and in which unit."""
+"""The columns of the three frames, by name: what each holds and in which unit, from `columns.yaml`."""
 
 from __future__ import annotations
 
+from importlib.resources import files
+
+import yaml
+
 from specbench.measure.records.events import ROUND_FIELDS
 
-RUNS_COLUMNS = {
-    "folder": "path of the run folder",
-    "status": "started, success, failed, interrupted",
-    "created_at": "ISO time, UTC",
-    "method": "name of the method's file",
-    "baseline": "name of the baseline's",
-    "mode": "paired, or aa (the baseline against itself: the noise floor)",
-    "options": "the method's options as JSON with sorted keys, without _target_",
-    "draft_length": "tokens drafted per round (the setting); NaN where it does not apply or is chosen by the method",
-    "pair": "name of the pair",
-    "target": "name of the target model",
-    "draft": "name of the draft model, None without",
-    "target_sha256": "hash over the target's weights and configuration",
-    "draft_sha256": "the same of the draft",
-    "size_ratio": "parameters of the draft over those of the target; NaN where they were not recorded",
-    "dtype": "the target's number format at work",
-    "device": "the device that the target ran on",
-    "machine": "processor or accelerator, for captions",
-    "data": "name of the data set; stand-in data end in -standin",
-    "data_source": "path, hub or standin",
-    "data_sha256": "hash of the data set's content",
-    "conditions_hash": "code, packages, machine, devices and limits (measure/provenance)",
-    "config_hash": "the configuration",
-    "num_prompts": "prompts paired in both arms (single arm: finished prompts)",
-    "repeats": "passes over the prompts",
-    "tokens_per_second": "decode tokens/s of the method, medians over repeats",
-    "baseline_tokens_per_second": "the same of the baseline, on the same prompts",
-    "tokens_per_second_per_device": "tokens_per_second over the number of devices that the method computes on",
-    "speedup": "ratio of totals of decode tokens/s, method over baseline, paired by prompt",
-    "speedup_low": "lower end of its 95 % bootstrap interval over prompts",
-    "speedup_high": "upper end",
-    "speedup_repeats_low": "lower end of the 95 % t interval over repeats (machine noise)",
-    "speedup_repeats_high": "upper end",
-    "geomean": "geometric mean of per-prompt speed-ups",
-    "end_to_end": "speed-up with prefill included",
-    "end_to_end_low": "lower end of its interval over prompts",
-    "end_to_end_high": "upper end",
-    "worst5": "5th percentile of per-prompt speed-ups",
-    "share_slower": "share of prompts slower than the baseline",
-    "speedup_specbench": "Spec-Bench's own formula (unpaired means of tokens/s, prefill included)",
-    "distinguishable": "the interval excludes 1 (and leaves the noise floor, where one was measured)",
-    "emitted_per_round": "tokens kept per target forward, the target's own included, pooled",
-    "accepted_per_round": "draft tokens kept per target forward, pooled",
-    "accepted_run_length": "draft tokens kept between two rejections, pooled",
-    "acceptance_rate": "accepted over drafted positions",
-    "num_rounds": "target forwards while decoding, all repeats",
-    "decode_tokens": "tokens emitted by them",
-    "rollbacks": "rounds that threw drafts away",
-    "num_discarded": "draft tokens thrown away",
-    "stale_rounds": "rounds whose published draft was made on a left prefix",
-    "num_draft_forwards": "forwards of the draft model",
-    "seconds_draft": "time of the target's process spent drafting",
-    "seconds_verify": "... verifying",
-    "seconds_wait": "... waiting for another process",
-    "seconds_learn": "... changing the draft between rounds; NaN in runs of format version 1",
-    "seconds_other": "... on anything else; they sum to the decode time",
-    "concurrent_draft": "time of other processes spent on drafts that were kept; NaN without other processes",
-    "concurrent_discarded_draft": "... on drafts that were thrown away",
-    "concurrent_idle": "... idle",
-    "claim": "greedy-exact, sampling-exact or lossy",
-    "verdict": "identical, numerical_tie, different, not_compared",
-    "identical": "outputs identical to the baseline's",
-    "compared": "outputs compared",
-    "energy_source": "what the joules come from; none",
-    "joules_per_token": "gross, all devices of the method; NaN where it was not measured",
-    "baseline_joules_per_token": "the same of the baseline",
-    "memory_peak_bytes": "peak device memory; NaN where it was not measured",
-    "num_failed": "samples of which a turn, in any repeat or arm, failed: left out of both arms there",
-    "num_graded": "answers of the method that were graded, over samples and repeats; NaN without data.grade",
-    "num_right": "... that were the data set's",
-    "baseline_num_graded": "answers of the baseline that were graded",
-    "baseline_num_right": "... that were the data set's",
-}  # fmt: skip
+_COLUMNS: dict[str, dict[str, str]] = yaml.safe_load((files(__package__) / "columns.yaml").read_text(encoding="utf-8"))
 
-SAMPLES_COLUMNS = {
-    "run": "number of the run",
-    "sample_id": "the prompt",
-    "turn": "turn of a conversation, from 0",
-    "repeat": "pass over the prompts, from 0",
-    "arm": "method or baseline",
-    "order": "running number over the whole run",
-    "category": "category of the prompt, or None",
-    "finish_reason": "eos, length, prompt_too_long or error",
-    "num_prompt_tokens": "length of the prompt",
-    "num_output_tokens": "length of the output, the prefill's token included",
-    "num_emitted": "decode tokens; NaN for a failed sample",
-    "num_rounds": "target forwards; NaN for a failed sample",
-    "prefill_seconds": "time to first token; NaN for a failed sample",
-    "decode_seconds": "decode time; NaN for a failed sample",
-    "memory_peak_bytes": "NaN where it was not measured",
-    "concurrent_draft": "see RUNS_COLUMNS",
-    "concurrent_discarded_draft": "see RUNS_COLUMNS",
-    "concurrent_idle": "see RUNS_COLUMNS",
-    "error": "what went wrong, or None",
-}
-
-ROUNDS_COLUMNS = {
-    "run": "number of the run",
-    "sample": "row number in samples",
-    "arm": "method or baseline",
-    **dict.fromkeys(ROUND_FIELDS, "see specbench.measure.records.events.Round"),
-}
+RUNS_COLUMNS = _COLUMNS["runs"]
+SAMPLES_COLUMNS = _COLUMNS["samples"]
+ROUNDS_COLUMNS = _COLUMNS["rounds"] | dict.fromkeys(ROUND_FIELDS, "see specbench.measure.records.events.Round")

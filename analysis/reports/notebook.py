@@ -1,45 +1,13 @@
-"""The notebook report.ipynb: built from the script notebook_cells.py, executed by papermill, rendered to HTML.
-
-The script is what people edit and review; `python -m specbench.analysis.reports.notebook` writes the notebook from it.
-"""
+"""The notebook report.ipynb, kept without outputs: executed by papermill, rendered to HTML."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-SCRIPT, NOTEBOOK = "notebook_cells.py", "report.ipynb"
-_MARK = re.compile(r"^# %%( \[markdown\])?(?: tags=(\[.*\]))?$", re.MULTILINE)
-
-
-def cells_of(script: str) -> list[dict[str, Any]]:
-    """The cells of a script in the percent format: `# %%`, `# %% [markdown]`, `# %% tags=["parameters"]`."""
-    _, *parts = _MARK.split(script)
-    cells: list[dict[str, Any]] = []
-    for is_markdown, tags, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        metadata = {"tags": json.loads(tags)} if tags else {}
-        kind = "markdown" if is_markdown else "code"
-        cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": metadata}
-        text = text.strip("\n")
-        if is_markdown:
-            text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in text.splitlines())
-        else:
-            cell |= {"execution_count": None, "outputs": []}
-        cells.append(cell | {"source": text.splitlines(keepends=True)})
-    return cells
-
-
-def build(script: str) -> str:
-    """The notebook as JSON text, without outputs. The kernel's name is in it: papermill asks for one."""
-    metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    return json.dumps({"cells": cells_of(script), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n"
+NOTEBOOK = "report.ipynb"
 
 
 def execute(runs: Iterable[str | Path], out: Path, **parameters: Any) -> Path:
@@ -65,13 +33,3 @@ def execute(runs: Iterable[str | Path], out: Path, **parameters: Any) -> Path:
     page = out / "notebook.html"
     page.write_text(body, encoding="utf-8")
     return page
-
-
-def main() -> None:
-    """Rewrite report.ipynb from the script, beside this file."""
-    here = Path(__file__).parent
-    (here / NOTEBOOK).write_text(build((here / SCRIPT).read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

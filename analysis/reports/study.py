@@ -34,8 +34,6 @@ class OfData(Protocol):
 C = TypeVar("C")
 D = TypeVar("D", bound=OfData)
 
-DATA = Column("data", "data", merge=True, text=True, of=lambda case: case.data)
-
 
 @dataclass(frozen=True)
 class Case(Member):
@@ -51,6 +49,10 @@ class Case(Member):
     @property
     def data(self) -> str:
         return self.comparison.data
+
+    @property
+    def lossless(self) -> str:
+        return captions.verdict_text(self.facts)
 
     def condition(self, name: str) -> Any:
         return self.group.conditions.get(name)
@@ -76,10 +78,10 @@ class Chapter(Generic[C]):
     def table(
         self, name: str, title: str, columns: Iterable[Column], caption: str, notes: Iterable[str] = (), items: Any = None
     ) -> Table:
-        """A row per case (or item), nothing ranked; columns in which none has anything are left out."""
+        """A row per case (or item), nothing ranked."""
         columns = list(columns)
         rows = [row_of(columns, item, ranked=False) for item in (self.cases if items is None else items)]
-        return Table(name, title, columns, rows, caption, list(dict.fromkeys(notes))).drop_empty_columns()
+        return Table(name, title, columns, rows, caption, list(dict.fromkeys(notes)))
 
 
 @dataclass(frozen=True, kw_only=True)

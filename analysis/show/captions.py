@@ -5,9 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from specbench.analysis.derive.derive import Comparison
 
@@ -25,46 +27,8 @@ class Word:
         return f"{self.term}: {self.meaning}"
 
 
-DEFINITIONS = {
-    key: Word(key, term, meaning)
-    for key, term, meaning in (
-        (
-            "speedup",
-            "Speed-up",
-            "ratio of totals of decode tokens/s, method over its baseline in the same run, on the same prompts, prefill "
-            "excluded; brackets: 95 % paired bootstrap interval over prompts.",
-        ),
-        (
-            "distinguishable",
-            "Distinguishable",
-            "the interval of the speed-up excludes 1 and leaves the noise floor, where one was measured.",
-        ),
-        ("end_to_end", "End to end", "the same ratio with prefill included."),
-        ("by_prompt", "Geom. mean and worst 5 %", "of the speed-ups of single prompts."),
-        ("ms_per_token", "ms/token", "decode time over decode tokens, both summed over prompts, medians over repeats."),
-        ("tokens_per_second", "Tokens/s", "decode tokens over decode time, prefill excluded, medians over repeats."),
-        (
-            "emitted_per_round",
-            "Emitted per round",
-            "tokens kept per target forward, the target's own token included, pooled over rounds (autoregressive = 1).",
-        ),
-        ("accepted_per_round", "Accepted per round", "draft tokens kept per target forward, pooled over rounds."),
-        (
-            "accepted_run_length",
-            "Accepted run",
-            "draft tokens kept between two rejections, across rounds, pooled (PEARL's count).",
-        ),
-        ("acceptance_rate", "Acceptance", "accepted over drafted positions."),
-        ("rollbacks", "Rollbacks", "rounds that threw drafts away, per 100 decode tokens."),
-        (
-            "lossless",
-            "Lossless",
-            "ids compared with the baseline's: identical; numerical tie (they part where the two best logits all but tie); "
-            "DIFFERENT; or not compared.",
-        ),
-        ("bold", "Bold", "best of the methods whose output is the target's."),
-    )
-}
+_SAID: dict[str, dict[str, str]] = yaml.safe_load((files(__package__) / "definitions.yaml").read_text(encoding="utf-8"))
+DEFINITIONS = {key: Word(key, **said) for key, said in _SAID.items()}
 
 
 def definitions(*names: str) -> str:

@@ -3,9 +3,10 @@
     python -m specbench experiment=NAME                                  runs its jobs, then writes runs/sweeps/NAME/report/
     python -m specbench.analysis runs/sweeps/NAME --experiment NAME      the same report again
 
-An experiment is two files of one name: conf/experiment/<name>.yaml says what is run, <name>.py here what is made of it. Without
-the second one the front door writes the standard report. The second file ends in `STUDY`, a `study.Study`: title, which runs
-make a chapter, the table, the figures, what is said. What every experiment has is in `study` and is written there, once.
+An experiment is three files of one name: conf/experiment/<name>.yaml says what is run, <name>.py here what is made of it, and
+<name>.yaml beside it what is said: titles, columns, captions, sentences (see `words`). Without the two here the front door
+writes the standard report. <name>.py ends in `STUDY`, a `study.Study`: which runs make a chapter, the table, the figures. What
+every experiment has is in `study` and is written there, once.
 
 What is added here must hold to the rules of the whole analysis: numbers from the frames alone; runs under different conditions
 may stand side by side but are never averaged or ranked (see `conditions.groups`: each temperature and each baseline is a group

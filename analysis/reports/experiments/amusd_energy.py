@@ -18,22 +18,20 @@ from specbench.analysis.derive.families import BASELINE
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
+from specbench.analysis.reports.words import Words
 from specbench.analysis.show import check_tables
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import Drawing, Ladder, filled, legend_below, new_figure, styled
-from specbench.analysis.show.table import Cell, Column, Table, row_of
+from specbench.analysis.show.table import Cell, Table
 from specbench.measure.attribution import PARTS, parts_of_work
 from specbench.measure.records.events import PARTS as TIME_PARTS
 
-LABELS = {
-    "verify": "verifying", "draft": "drafting, kept", "discarded_draft": "drafting, thrown away", "prefill": "prefill",
-    "wait": "waiting, idle",
-}  # fmt: skip
+WORDS = Words(__name__)
+LABELS = WORDS["labels"]
 FILLS = {"verify": 2, "draft": 4, "discarded_draft": 5, "prefill": 3, "wait": 6}
-ROLES = {"target": "target's device", "draft": "draft's own device"}
+ROLES = ("target", "draft")
 ORDER = {"autoregressive": 0, "speculative": 1}  # and then the others
 assert set(LABELS) == set(PARTS)
-METHOD = Column("method", "method", text=True, of=lambda arm: arm.label)
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,14 @@ class Arm(study.Case):
     def entry(self, name: str) -> Any:
         """An entry of the run's energy summary for this arm; None without it."""
         return self.energy.get(name if self.arm == "method" or name == "source" else f"baseline_{name}")
+
+    @property
+    def source(self) -> str:
+        return str(self.entry("source") or "none")
+
+    @property
+    def net_joules_per_token(self) -> float | None:
+        return self.entry("net_joules_per_token")
 
     @property
     def per_token(self) -> Cell:
@@ -97,6 +103,10 @@ class Arm(study.Case):
             out[f"{role} wait"] = max(0.0, whole - sum(parts.values())) / tokens
         return out
 
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        return {part: 1e3 * seconds for part, seconds in self.seconds.items()}
+
     def of_all_devices(self, part: str) -> float:
         return sum(self.seconds.get(f"{role} {part}", 0.0) for role in ROLES)
 
@@ -114,8 +124,7 @@ def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Arm]:
 
 def say(doc: Document, chapter: Chapter[Arm]) -> None:
     if all(arm.per_token.number is None for arm in chapter.cases):
-        why = check_tables.why_no_energy(chapter.frames)
-        doc.warning(f"No energy could be measured: the joules below are missing, not zero. {why}")
+        doc.warning(WORDS.say("no_energy", why=check_tables.why_no_energy(chapter.frames)))
 
 
 def _setting(chapter: Chapter[Arm]) -> str:
@@ -133,53 +142,17 @@ def joules_table(chapter: Chapter[Arm]) -> Table:
         ours, theirs = arm.per_token.number, other.per_token.number
         return None if other is arm or ours is None or not theirs else 100 * (1 - ours / theirs)
 
-    def part(name: str) -> Column:
-        return Column(name, LABELS[name], "of the gross", digits=3, of=lambda arm: arm.joules.get(name))
-
-    columns = [
-        study.DATA,
-        METHOD,
-        Column("joules_per_token", "gross", "J/token", of=lambda arm: arm.per_token),
-        Column("net_joules_per_token", "net of idle", "J/token", digits=3, of=lambda arm: arm.entry("net_joules_per_token")),
-        *map(part, LABELS),
-        Column("saving_percent", "saving over speculative, %", digits=1, of=saving),
-        Column("source", "source", text=True, of=lambda arm: str(arm.entry("source") or "none")),
-        Column("why", "missing because", text=True, of=lambda arm: arm.why),
-    ]
-    rows = [row_of(columns, arm, ranked=False) for arm in chapter.cases]
     rules = [str((summary.get("energy") or {}).get("attribution_rule") or "") for summary in chapter.frames.summaries.values()]
-    return Table(
-        "amusd_energy",
-        "Joules per output token by what they were spent on",
-        columns if any(arm.why for arm in chapter.cases) else columns[:-1],
-        rows,
-        "Energy pass apart from the timed ones, blocks of whole prompts in the order method, baseline, baseline, method; every "
-        "device of the method is charged, whether it works or waits. Brackets: the smallest and largest block, no interval. "
-        "Savings over speculative decoding are paired where both stand in one run (AMUSD with speculative as its baseline). "
-        + _setting(chapter),
-        [rule for rule in dict.fromkeys(rules) if rule],
-    )
+    notes, setting = [rule for rule in dict.fromkeys(rules) if rule], _setting(chapter)
+    table = WORDS.table(chapter, "amusd_energy", notes, of={"saving_percent": saving}, keep_empty=True, setting=setting)
+    if not any(arm.why for arm in chapter.cases):
+        table.columns.pop()
+    return table
 
 
 def seconds_table(chapter: Chapter[Arm]) -> Table:
     """The split of time that the rule parts the joules by."""
-
-    def milliseconds(role: str, part: str) -> Column:
-        key = f"{role} {part}"
-        return Column(
-            key, LABELS[part], f"{ROLES[role]}, ms/token", digits=3,
-            of=lambda arm: 1e3 * arm.seconds[key] if key in arm.seconds else None,
-        )  # fmt: skip
-
-    return chapter.table(
-        "amusd_energy_time",
-        "The split of time that the attribution rule uses",
-        [study.DATA, METHOD, *(milliseconds(role, part) for role in ROLES for part in LABELS)],
-        "Seconds of each device per output token by what it did, from the timed passes: time, no energy. The rule charges a "
-        "device's joules by these seconds (idle power through all of them, what is drawn above it to the parts that compute). "
-        "Without a process of its own the draft works on the target's device. Bookkeeping on the host counts as waiting. "
-        + _setting(chapter),
-    )
+    return WORDS.table(chapter, "amusd_energy_time", setting=_setting(chapter))
 
 
 # ---------------------------------------------------------------------------------------------------- figure
@@ -204,21 +177,12 @@ def figure_of(chapter: Chapter[Arm]) -> Drawing:
         ladder.label(axis, margin=0.0)
         axis.set_xlabel("joules per output token (gross)" if measured else "device time per output token, ms (no energy)")
         legend_below(figure)
-    what = (
-        "Gross joules per output token by what they were spent on, every device charged."
-        if measured
-        else "Not energy: no joules could be measured. Device time per output token by what the device did, both devices "
-        "added where the draft has one of its own: what the attribution rule would part the joules by."
-    )
     name = "energy_by_part" if measured else "device_time_by_part"
-    title = "Energy by part" if measured else "Device time by part (no energy was measured)"
-    return Drawing(name, title, figure, frame, f"{what} {_setting(chapter)}")
+    return WORDS.drawing(name, figure, frame, setting=_setting(chapter))
 
 
 STUDY = study.Study(
-    title="Where the energy of a token goes",
-    heading="Joules by part",
-    nothing="no paired run: there are no two arms whose energy could be compared",
+    **WORDS.study,
     chapters=study.by_family(cases_of, BASELINE),
     say=say,
     table=joules_table,

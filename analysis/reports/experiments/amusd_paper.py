@@ -23,18 +23,15 @@ from specbench.analysis.read.frames import Frames
 from specbench.analysis.read.run_rows import entry
 from specbench.analysis.reports import reference, study
 from specbench.analysis.reports.study import Case, Chapter
+from specbench.analysis.reports.words import Words
 from specbench.analysis.show import check_tables, figures_power, figures_speed
-from specbench.analysis.show.captions import definitions, verdict_text
+from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.table import Column, Table
+from specbench.analysis.show.table import Table
 from specbench.measure.pairing import ArmTimes, FloatArray, PairedTimes
 
 SOURCE = "AMUSD"  # what the reference file's sources begin with
-BOUNDARIES = (
-    "Paper's boundaries: autoregressive and AMUSD timed from before the prefill, speculative decoding from after both prefills "
-    "and with a draft that never sees the bonus token (compat=amusd); each divided by all output tokens. The published "
-    "figures also hold each method's cold start, which warm runs do not have, and AMUSD's second prefill of the draft."
-)
+WORDS = Words(__name__)
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -71,7 +68,7 @@ def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Beside]:
         }
         if any(runs.values()):
             absent = [name for name, case in (runs | direct).items() if case is None]
-            missing = f"{data}: no run of {', '.join(absent)}" if absent else ""
+            missing = WORDS.say("missing", data=data, absent=absent) if absent else ""
             for method, entries in _entries(comparison, runs, direct).items():
                 entries |= {"data": data, "method": method} | _published(published, method, data)
                 made.append(Beside(comparison, first.group, missing, entries))
@@ -123,38 +120,16 @@ def _span(values: list[float]) -> float | str | None:
     return " to ".join(ends) if len(set(ends)) > 1 else values[0] if values else None
 
 
-def _times(of: str, group: str) -> list[Column]:
-    names = (("ms_per_token", "ms/token"), ("speedup", "speed-up"), ("over_speculative", "over speculative"))
-    return [Column(f"{of}{key}", label, group) for key, label in names]
-
-
-COLUMNS = (
-    Column("data", "data", merge=True, text=True),
-    Column("method", "method", text=True),
-    *_times("", "equal boundaries"),
-    *_times("paper_", "paper's boundaries"),
-    Column("lossless", "lossless", text=True),
-    *_times("published_", "published, other hardware and models"),
-)
-
-
 def table_of(chapter: Chapter[Beside]) -> Table:
     """Data set and method down; ms/token and speed-up with both boundaries, AMUSD over speculative, and the published ones."""
     shown = study.comparisons_of(chapter.cases)
     standins = ", ".join(c.data for c in shown if c.data.endswith("-standin"))
-    notes = [f"Published figures are for the sets themselves, ours for other prompts: {standins}."] if standins else []
-    missing = [case.missing for case in chapter.cases if case.missing]
-    return chapter.table(
-        "amusd_paper",
-        "AMUSD's table, ours beside the published one",
-        COLUMNS,
-        f"{study.setting_of(chapter.cases)} Equal boundaries: decoding alone, prefill excluded, for every method. "
-        f"{definitions('ms_per_token', 'speedup')} Over speculative: AMUSD with speculative decoding as the baseline of the "
-        f"same run, same interval. {BOUNDARIES} Brackets there: 95 % paired bootstrap over prompts. Every run measures its own "
-        f"baseline; where they differ the autoregressive row shows their span. {definitions('lossless')} Published: "
-        f"{', '.join(dict.fromkeys(_of_paper(reference.load())['source']))}; nothing is ranked against it.",
-        [*notes, *missing, *study.notes_of(chapter.cases)],
-        [case.entries for case in chapter.cases],
+    notes = [WORDS.say("standins", names=standins)] if standins else []
+    notes += [case.missing for case in chapter.cases if case.missing]
+    notes += study.notes_of(chapter.cases)
+    sources, setting = ", ".join(dict.fromkeys(_of_paper(reference.load())["source"])), study.setting_of(chapter.cases)
+    return WORDS.table(
+        chapter, "amusd_paper", notes, [case.entries for case in chapter.cases], sources=sources, setting=setting
     )
 
 
@@ -200,20 +175,9 @@ def _published(published: pd.DataFrame, method: str, data: str) -> dict[str, Any
 
 
 # ---------------------------------------------------------------------------------------------------- power
-POWER = (
-    Column("origin", "origin", merge=True, text=True),
-    Column("data", "data", text=True),
-    Column("method", "method", text=True),
-    Column("watts_target", "target's device", "mean watts", digits=1),
-    Column("watts_draft", "draft's device", "mean watts", digits=1),
-    Column("joules_per_token", "J/token"),
-    Column("source", "source", text=True),
-)
-
-
 def power(doc: Document, chapters: Sequence[Chapter[Beside]]) -> None:
     """The figure, or why there is none, and the table."""
-    doc.heading("Power and energy (the paper's figure 5)")
+    doc.heading(WORDS.say("power"))
     frames, drawn = chapters[0].frames, False
     for chapter in chapters:
         for group in chapter.groups:
@@ -224,7 +188,7 @@ def power(doc: Document, chapters: Sequence[Chapter[Beside]]) -> None:
                 doc.add(drawing)
                 drawn = True
     if not drawn:
-        doc.text(f"No figure: no run holds a power trace. {check_tables.why_no_energy(frames)}")
+        doc.text(WORDS.say("no_figure", why=check_tables.why_no_energy(frames)))
     doc.add(power_table(chapters[0]))
 
 
@@ -240,22 +204,16 @@ def power_table(chapter: Chapter[Beside]) -> Table:
                 row = {"origin": "measured", "data": case.data, "method": label, "source": str(case.energy.get("source"))}
                 measured.append(row | watts | {"joules_per_token": joules})
     rows, published = list(measured), _of_paper(reference.load())
-    published = published[published["metric"].isin([column.key for column in POWER])]
+    published = published[published["metric"].isin([column.key for column in WORDS.columns("amusd_power")])]
     for (method, data), values in published.groupby(["method", "dataset"], sort=False):
         row = {"origin": "published, other hardware", "data": data, "method": method, "source": values["source"].iloc[0]}
         rows.append(row | dict(zip(values["metric"], values["value"].astype(float), strict=True)))
-    return chapter.table(
-        "amusd_power", "Mean power by device and energy per token", POWER,
-        "Joules over seconds of the energy pass by device (an idle device is charged too), gross joules per output token. "
-        "Published: one prompt of RefactorChat, mean power x total time, both devices charged; other hardware, never ranked.",
-        [] if measured else [f"No measured row. {check_tables.why_no_energy(chapter.frames)}"], rows,
-    )  # fmt: skip
+    notes = [] if measured else [WORDS.say("no_row", why=check_tables.why_no_energy(chapter.frames))]
+    return WORDS.table(chapter, "amusd_power", notes, rows)
 
 
 STUDY = study.Study(
-    title="AMUSD's paper: autoregressive, speculative and asynchronous decoding",
-    heading="The paper's table",
-    nothing="no run of amusd or speculative over autoregressive decoding: the paper's table needs one",
+    **WORDS.study,
     chapters=study.by_family(cases_of, BASELINE),
     table=table_of,
     shown=(study.standard(figures_speed.forest),),

@@ -16,14 +16,14 @@ from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
+from specbench.analysis.reports.words import Words
 from specbench.analysis.show import check_tables, figures_speed
-from specbench.analysis.show.captions import definitions
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.members import EMITTED, LOSSLESS
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.analysis.show.style import Drawing, new_panels, styled
-from specbench.analysis.show.table import Cell, Column, Table, mark_columns
+from specbench.analysis.show.table import Cell, Table, mark_columns
 
+WORDS = Words(__name__)
 METHOD = "amusd"
 MARKS = {"best": "\nbest", "not told apart": "\n≈ best"}  # in the map, by what the table says
 
@@ -49,6 +49,14 @@ class Point(study.Case):
         """Measured time of a draft forward over the target's time per token."""
         times = theory(self.comparison.frames, pd.Index([self.run]))
         return float(times["t_draft_ms"].iloc[0] / times["t_ar_ms"].iloc[0]) if len(times) else np.nan
+
+    @property
+    def told_from_1(self) -> str | None:
+        return told_from_one(self.group, self.comparison, self.run)
+
+    @property
+    def emitted_per_round(self) -> float | None:
+        return self.per_round("emitted_per_round")
 
     @property
     def size(self) -> float:
@@ -87,19 +95,22 @@ def judged(points: Sequence[Point]) -> list[Point]:
     best = max(ranked, key=lambda point: point.gain.value)
     against = {point.run: _against(best, point) for point in ranked}
     equal = [point.name for point in ranked if point is not best and not against[point.run].startswith("less")]
-    size = "" if np.isnan(best.size_ratio) else f", a ratio of 1 : {1 / best.size_ratio:.1f} in parameters"
-    cost = "" if np.isnan(best.cost_ratio) else f" and 1 : {1 / best.cost_ratio:.1f} in time per forward"
-    gain = Cell.of(best.gain.value, best.gain.low, best.gain.high).text()
-    said = f"{best.data}: the largest speed-up is {gain} with {best.name}{size}{cost}."
-    if best.gain.low is not None and best.gain.low <= 1 <= (best.gain.high or 1.0):
-        said += " It is not told from 1: no ratio can be called a gain here."
-    if len(ranked) == 1:
-        said += " There is no other ratio to compare it with."
-    elif equal:
-        said += f" Not distinguishable from it on these prompts: {', '.join(equal)}."
-    else:
-        said += " Every other ratio is told apart from it."
+    said = WORDS.say(
+        "best",
+        best=best,
+        gain=Cell.of(best.gain.value, best.gain.low, best.gain.high).text(),
+        size=_one_to(best.size_ratio),
+        cost=_one_to(best.cost_ratio),
+        not_told_from_1=best.gain.low is not None and best.gain.low <= 1 <= (best.gain.high or 1.0),
+        alone=len(ranked) == 1,
+        equal=equal,
+    )
     return [replace(p, against=against.get(p.run, p.against), said=said if p is best else "") for p in points]
+
+
+def _one_to(ratio: float) -> str:
+    """The number that a ratio below 1 is one to; empty where the ratio is not known."""
+    return "" if np.isnan(ratio) else f"{1 / ratio:.1f}"
 
 
 def _against(best: Point, other: Point) -> str:
@@ -119,43 +130,15 @@ def say(doc: Document, chapter: Chapter[Point]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- table
-COLUMNS = (
-    study.DATA,
-    Column("target", "target", merge=True, text=True, of=lambda p: p.target),
-    Column("draft", "draft", text=True, of=lambda p: p.draft),
-    Column("size_ratio", "parameters", "draft : target", of=lambda p: p.size_ratio),
-    Column("cost_ratio", "time", "draft : target", of=lambda p: p.cost_ratio),
-    Column("speedup", "speed-up", best="largest", of=lambda p: p.gain),
-    Column("told_from_1", "told from 1", text=True, of=lambda p: told_from_one(p.group, p.comparison, p.run)),
-    Column("against_best", "against the best", text=True, of=lambda p: p.against),
-    replace(EMITTED, best=""),
-    Column("acceptance_percent", "acceptance %", digits=1, of=lambda p: p.acceptance_percent),
-    Column("rollbacks_per_100", "rollbacks/100 tok.", digits=1, of=lambda p: p.figures["rollbacks_per_100"]),
-    Column("joules_per_token", "J/token", digits=3, of=lambda p: p.energy.get("joules_per_token")),
-    Column("baseline_joules_per_token", "J/token, baseline", digits=3, of=lambda p: p.energy.get("baseline_joules_per_token")),
-    LOSSLESS,
-)
-
-
 def table_of(chapter: Chapter[Point]) -> Table:
     points, notes = chapter.cases, study.notes_of(chapter.cases)
     if all(point.energy.get("joules_per_token") is None for point in points):
-        notes.append(f"Energy: not measured. {check_tables.why_no_energy(chapter.frames)}")
-    table = chapter.table(
-        "amusd_ratio",
-        "Speed-up of asynchronous drafting by size of draft and target",
-        COLUMNS,
-        "Draft : target in parameters, and in measured time: a forward of the draft over the baseline's time per token. "
-        "Against the best: ratio of the best speed-up of the data set over this one, each over its own run's baseline, paired "
-        "by prompt; not told apart where its 95 % interval contains 1. Speed-ups of other targets have other baselines: the "
-        "smaller target's is faster, and its text another. Rollbacks: rounds that threw drafts away, per 100 decode tokens. "
-        f"{definitions('speedup', 'emitted_per_round', 'acceptance_rate', 'lossless', 'bold')} {study.setting_of(points)}",
-        notes,
-    )
+        notes.append(WORDS.say("no_energy", why=check_tables.why_no_energy(chapter.frames)))
+    table = WORDS.table(chapter, "amusd_ratio", notes, setting=study.setting_of(points))
     for row, point in zip(table.rows, points, strict=True):
         row.ranked = point.is_ranked
     for data in study.data_of(points):
-        mark_columns(COLUMNS, [row for row in table.rows if row.cell("data").text() == data])
+        mark_columns(table.columns, [row for row in table.rows if row.cell("data").text() == data])
     return table
 
 
@@ -193,19 +176,12 @@ def map_figure(chapter: Chapter[Point]) -> Drawing:
         | {"speedup": p.gain.value, "low": p.gain.low, "high": p.gain.high, "ranked": p.is_ranked}
         for p in points
     ]
-    stars = "" if all(p.is_ranked for p in points) else " Starred: not ranked, the output is not the target's."
-    return Drawing(
-        "speedup_by_ratio", "Speed-up by draft and target", panels.figure, pd.DataFrame(rows),
-        "Speed-up with its 95 % interval over prompts, darker where larger (one scale for all panels); drafts from small to "
-        f"large. ≈ best: not distinguishable from the best of its data set.{stars} {definitions('speedup')} "
-        + study.setting_of(points),
-    )  # fmt: skip
+    starred, setting = not all(p.is_ranked for p in points), study.setting_of(points)
+    return WORDS.drawing("speedup_by_ratio", panels.figure, pd.DataFrame(rows), starred=starred, setting=setting)
 
 
 STUDY = study.Study(
-    title="Draft size against target size in asynchronous drafting",
-    heading="Ratios",
-    nothing="no run of amusd with a speed-up: no ratio can be told",
+    **WORDS.study,
     chapters=study.by_family(cases_of),
     say=say,
     table=table_of,

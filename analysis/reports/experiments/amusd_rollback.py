@@ -17,19 +17,14 @@ from specbench.analysis.derive.rollback_counts import Rollbacks, rollbacks_of
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
-from specbench.analysis.show.captions import definitions, verdict_text
+from specbench.analysis.reports.words import Words
+from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.figures_rounds import drafting_runs
 from specbench.analysis.show.style import Drawing, errors, legend_below, new_figure, new_panels, series, styled
-from specbench.analysis.show.table import Column, Table
+from specbench.analysis.show.table import Table
 
 MIN_ROLLBACKS = 20  # a distribution of fewer is not drawn
-WORDS = (
-    "Rollback: a round because of which drafted tokens were thrown away; depth: how many tokens a rollback threw away. Stale: "
-    "rounds whose published draft stood on a prefix that the target had left. Drafting thrown away: the draft's time for those "
-    "tokens; with a process of its own it runs beside the target, otherwise (speculative) on the target's path. Extra wait: "
-    "the target's wait for drafts in the round after a rollback over its wait in other rounds; % is of the decode time. "
-    "Brackets: 95 % bootstrap interval over prompts."
-)
+WORDS = Words(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,10 @@ class Drafting(study.Case):
         name, _, tags = str(self.facts["label"]).partition(" (")
         kept = [tag for tag in tags.removesuffix(")").split(", ") if tag not in ("", "stale=plain")]
         return name + (f" ({', '.join(kept)})" if kept else "") + (f", T={self.temperature:g}" if self.temperature else "")
+
+    @property
+    def shown(self) -> str:
+        return self.label + ("" if is_ranked(self.facts) else " (not ranked)")
 
     @cached_property
     def counts(self) -> Rollbacks:
@@ -71,27 +70,9 @@ def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Drafting]:
 
 
 def table_of(chapter: Chapter[Drafting]) -> Table:
-    columns = (
-        study.DATA,
-        Column("method", "method", text=True, of=lambda c: c.label + ("" if is_ranked(c.facts) else " (not ranked)")),
-        Column("rollbacks_per_100", "per 100 tokens", "rollbacks", digits=1, of=lambda c: c.counts.per_100_tokens),
-        Column("share_percent", "% of rounds", "rollbacks", digits=0, of=lambda c: c.share_percent),
-        Column("depth", "mean", "depth in tokens", digits=1, of=lambda c: c.counts.depth),
-        Column("largest", "largest", "depth in tokens", digits=0, of=lambda c: c.counts.largest),
-        Column("discarded_per_100", "thrown away per 100", "tokens", digits=0, of=lambda c: c.counts.discarded_per_100),
-        Column("stale_per_100", "stale rounds per 100", "tokens", digits=1, of=lambda c: c.counts.stale_per_100),
-        Column("thrown_ms_per_token", "drafting thrown away, ms/token", "time", of=lambda c: c.counts.thrown_ms_per_token),
-        Column("extra_wait_ms", "extra wait per rollback, ms", "time", of=lambda c: c.counts.extra_wait_ms),
-        Column("wait_percent", "% of decode time", "time", digits=1, of=lambda c: c.counts.wait_percent),
-        Column("speedup", "speed-up", of=lambda c: c.speedup),
-        Column("lossless", "output", text=True, of=lambda c: c.output),
-    )
     sampled = len({case.temperature for case in chapter.cases}) > 1
-    law = " Rows with T are sampled and have baselines of their own." if sampled else ""
-    return chapter.table(
-        "amusd_rollback", "Rollbacks: frequency, depth, cost, and the output under them", columns,
-        f"{WORDS} {definitions('speedup', 'lossless')}{law} {_setting(chapter)}", study.notes_of(chapter.cases),
-    )  # fmt: skip
+    notes = study.notes_of(chapter.cases)
+    return WORDS.table(chapter, "amusd_rollback", notes, sampled=sampled, setting=_setting(chapter))
 
 
 def _setting(chapter: Chapter[Drafting]) -> str:
@@ -132,10 +113,7 @@ def cost_figure(chapter: Chapter[Drafting]) -> Drawing:
             axis.tick_params(axis="y", length=0)
             axis.grid(axis="y", visible=False)
         legend_below(figure)
-    return Drawing(
-        "rollback_cost", "What rollbacks cost", figure, frame.drop(columns="y"),
-        f"{WORDS} The two costs in time fall on different processes and do not add up. {_setting(chapter)}",
-    )  # fmt: skip
+    return WORDS.drawing("rollback_cost", figure, frame.drop(columns="y"), setting=_setting(chapter))
 
 
 def depth_figure(chapter: Chapter[Drafting]) -> Drawing | None:
@@ -166,17 +144,11 @@ def depth_figure(chapter: Chapter[Drafting]) -> Drawing | None:
         for axis in panels.left:
             axis.set_ylabel("share of rollbacks ≥ k")
         legend_below(panels.figure)
-    return Drawing(
-        "rollback_depth", "How deep rollbacks are", panels.figure, frame,
-        f"Share of rollbacks that throw away at least k drafted tokens. Runs with fewer than {MIN_ROLLBACKS} rollbacks are not "
-        f"drawn. {_setting(chapter)}",
-    )  # fmt: skip
+    return WORDS.drawing("rollback_depth", panels.figure, frame, least=MIN_ROLLBACKS, setting=_setting(chapter))
 
 
 STUDY = study.Study(
-    title="Rollbacks of asynchronous drafting",
-    heading="Rollbacks by data set",
-    nothing="no run drafted anything: there is nothing to roll back",
+    **WORDS.study,
     chapters=study.by_family(cases_of, TEMPERATURE),
     table=table_of,
     shown=(cost_figure, depth_figure),

@@ -16,24 +16,16 @@ from specbench.analysis.derive.outputs import Agreement, Distance, Key, Output, 
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
+from specbench.analysis.reports.words import Words
 from specbench.analysis.show.captions import setting
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import COLOURS, Drawing, Ladder, legend_below, new_figure, styled
-from specbench.analysis.show.table import Column, Table
+from specbench.analysis.show.table import Table
 
 VARIED = ("decoding.temperature", "decoding.seed")
-ORDERS = ((1, "tokens"), (2, "bigrams"))
+ORDERS = {"tokens": 1, "bigrams": 2}
 NOISE = 0.05  # p-values below say that the two texts hardly come from one law
-WANTED = {"ids": "same ids", "law": "same law", None: "nothing"}
-WORDS = (
-    "Each row sets one arm's outputs beside another's, prompt by prompt. Identical: outputs equal id for id, all repeats. "
-    "First divergence: median position, in output tokens from 0, of the first difference in outputs that differ. TV: "
-    "total-variation distance of the token and bigram frequencies, pooled over prompts, first repeat (0: equal, 1: disjoint); "
-    "JS: Jensen-Shannon divergence of the bigram frequencies in bits. By chance: mean TV after exchanging the two texts of a "
-    "prompt at random, that is, the distance of two samples of this size from one law; p: share of exchanges at least as far "
-    "apart as the texts are. "
-    "Distinct-n: different n-grams over all, of the row's own text and of what it is compared with. "
-)
+WORDS = Words(__name__)
 
 
 @dataclass
@@ -57,16 +49,31 @@ class Texts:
         return [(a.ids, b.ids) for a, b in outputs.same_prompts(self.ours, self.theirs)]
 
     @cached_property
-    def distances(self) -> dict[int, Distance | None]:
-        return {n: outputs.distance(self.pairs, n) for n, _ in ORDERS}
+    def distances(self) -> dict[str, Distance | None]:
+        return {name: outputs.distance(self.pairs, n) for name, n in ORDERS.items()}
 
     @property
     def js(self) -> float | None:
         found = outputs.distance(self.pairs, 2, outputs.jensen_shannon)
         return None if found is None else found.value
 
-    def distinct(self, side: int, n: int) -> float | None:
-        return outputs.distinct([pair[side] for pair in self.pairs], n)
+    @property
+    def distinct(self) -> dict[str, float | None]:
+        """Distinct-n of the own text and of the other one, by side and n."""
+        sides = {"own": 0, "other": 1}
+        return {
+            f"{name}_{n}": outputs.distinct([pair[side] for pair in self.pairs], n)
+            for name, side in sides.items()
+            for n in ORDERS.values()
+        }
+
+    @property
+    def claimed(self) -> str:
+        return f"same {self.wanted}" if self.wanted else "nothing"
+
+    @property
+    def identical(self) -> str:
+        return self.agreement.text()
 
     @property
     def is_kept(self) -> bool | None:
@@ -114,59 +121,19 @@ def _law(temperature: float) -> str:
 
 def say(doc: Document, chapter: Chapter[Texts]) -> None:
     """What was wanted and found, in a sentence each, and aloud where it was not."""
-    for wanted, text in (
-        ("ids", "comparisons of methods that claim the baseline's own ids found every output identical"),
-        ("law", "comparisons of methods that claim the baseline's law found distances that chance makes too"),
-    ):
+    for wanted in ("ids", "law"):
         kept = [case.is_kept for case in chapter.cases if case.wanted == wanted and case.is_kept is not None]
         if kept:
-            doc.text(f"{sum(kept)} of {len(kept)} {text}.")
+            doc.text(WORDS.say(wanted, kept=sum(kept), compared=len(kept)))
     for case in chapter.cases:
         if case.is_kept is False:
-            found = case.agreement
-            why = (
-                f"{found.compared - found.identical} of {found.compared} outputs differ from the "
-                "baseline's (the run's lossless verdict tells numerical ties from faults)"
-                if case.wanted == "ids"
-                else f"its n-gram frequencies lie further from the baseline's than chance makes likely (p < {NOISE})"
-            )
-            doc.warning(f"{case.label}, {case.law}, {case.data}: {why}.")
-
-
-def _distance(n: int, name: str, key: str, label: str, part: str) -> Column:
-    return Column(f"tv_{name}{key}", label, f"TV of {name}", digits=3, of=lambda c: getattr(c.distances[n], part, None))
-
-
-def _distinct(n: int, key: str, label: str, side: int) -> Column:
-    return Column(f"distinct_{n}{key}", label, f"distinct-{n}", of=lambda c: c.distinct(side, n))
-
-
-COLUMNS = (
-    study.DATA,
-    Column("law", "decoding", merge=True, text=True, of=lambda c: c.law),
-    Column("label", "text", text=True, of=lambda c: c.label),
-    Column("wanted", "claimed", text=True, of=lambda c: WANTED[c.wanted]),
-    Column("identical", "identical", of=lambda c: c.agreement.text()),
-    Column("first_divergence", "first divergence", digits=0, of=lambda c: c.agreement.median_position),
-    *(
-        _distance(n, name, *part)
-        for n, name in ORDERS
-        for part in (("", "found", "value"), ("_chance", "by chance", "expected"), ("_p", "p", "p_value"))
-    ),
-    Column("js_bigrams", "JS of bigrams", digits=3, of=lambda c: c.js),
-    *(_distinct(n, *side) for n, _ in ORDERS for side in (("", "own", 0), ("_other", "other", 1))),
-)
+            doc.warning(WORDS.say(f"not_{case.wanted}", case=case, noise=NOISE))
 
 
 def table_of(chapter: Chapter[Texts]) -> Table:
     other = sum(case.agreement.other_prompt for case in chapter.cases)
-    notes = [f"{other} pairs of outputs were not compared: their prompts differ, because the conversation before did"]
-    return chapter.table(
-        "output_consistency", "Output against autoregressive decoding", COLUMNS,
-        f"{WORDS}Rows that claim nothing set the baseline beside itself under another seed: as far as two samples of the law "
-        f"itself lie apart. {_setting(chapter)}",
-        notes if other else [],
-    )  # fmt: skip
+    notes = [WORDS.say("other_prompts", number=other)] if other else []
+    return WORDS.table(chapter, "output_consistency", notes, setting=_setting(chapter))
 
 
 def _setting(chapter: Chapter[Texts]) -> str:
@@ -188,8 +155,8 @@ def figure_of(chapter: Chapter[Texts]) -> Drawing:
             {"data": case.data, "decoding": case.law, "text": case.label}
             | {"identical": np.nan if case.agreement.share is None else case.agreement.share}
             | {
-                f"tv_{name}{key}": getattr(case.distances[n], part, np.nan)
-                for n, name in ORDERS
+                f"tv_{name}{key}": getattr(case.distances[name], part, np.nan)
+                for name in ORDERS
                 for key, part in (("", "value"), ("_chance", "expected"), ("_chance_upper", "upper"))
             }
         )
@@ -199,7 +166,7 @@ def figure_of(chapter: Chapter[Texts]) -> Drawing:
         first, *rest = axes.flat
         first.barh(places, frame["identical"], height=0.55, color="#9ECAE1", edgecolor=COLOURS[2])
         first.set(xlim=(0, 1.02), xlabel="share of\nidentical outputs")
-        for axis, (_, name) in zip(rest, ORDERS, strict=True):
+        for axis, name in zip(rest, ORDERS, strict=True):
             for at, low, high in zip(places, frame[f"tv_{name}_chance"], frame[f"tv_{name}_chance_upper"], strict=True):
                 axis.plot([0, high], [at, at], color="#CCCCCC", linewidth=6, solid_capstyle="butt")
                 axis.plot(low, at, color="#777777", marker="|", markersize=8)
@@ -209,17 +176,11 @@ def figure_of(chapter: Chapter[Texts]) -> Drawing:
         rest[0].plot([], [], color="#CCCCCC", linewidth=6, label="by chance (95 %, mean)")
         ladder.label(axes)
         legend_below(figure)
-    return Drawing(
-        "output_distances", "Distance of the output from the baseline's", figure, frame,
-        f"{WORDS}Grey: distances up to the 95 % quantile of random exchanges, stroke at their mean; texts that are equal have "
-        f"none. {_setting(chapter)}",
-    )  # fmt: skip
+    return WORDS.drawing("output_distances", figure, frame, setting=_setting(chapter))
 
 
 STUDY = study.Study(
-    title="Consistency of the output",
-    heading="Output against autoregressive decoding",
-    nothing="no run has a method beside its baseline: there are no two texts to compare",
+    **WORDS.study,
     chapters=study.by_family(cases_of, VARIED),
     say=say,
     table=table_of,

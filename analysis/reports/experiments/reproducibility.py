@@ -18,20 +18,13 @@ from specbench.analysis.read.frames import Frames
 from specbench.analysis.read.run_rows import entry
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
+from specbench.analysis.reports.words import Words
 from specbench.analysis.show.captions import repeats_text, verdict_text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import COLOURS, Drawing, Ladder, legend_below, new_figure, series, styled
-from specbench.analysis.show.table import Column, Table
+from specbench.analysis.show.table import Table
 
-WORDS = (
-    "The first row of each part is the reference. Same output: outputs equal, id for id, to the reference's first repeat (in "
-    "the reference's own row: its later repeats to its first). First divergence: median position, in output tokens from 0, "
-    "where they differ. Same rounds: outputs whose rounds all drafted, accepted and emitted the same numbers of tokens. "
-    "Accepted per round: draft tokens kept per target forward, pooled. ms/token: decode time over decode tokens, median over "
-    "repeats; spread: largest less smallest over the median, over the repeats of a run. Over reference: ms/token over the "
-    "reference's. Speed-up: over the run's own baseline, ratio of totals, 95 % interval over prompts. Own verdict: the run's "
-    "lossless verdict, against its own baseline under the same configuration."
-)
+WORDS = Words(__name__)
 
 
 @dataclass
@@ -52,6 +45,14 @@ class Configured:
     @cached_property
     def agreement(self) -> Agreement:
         return reduce(add, (repetitions.moved(one, self.reference[0]) for one in self.recorded))
+
+    @property
+    def same_output(self) -> str:
+        return self.agreement.text()
+
+    @property
+    def verdict(self) -> str | None:
+        return None if self.facts is None else verdict_text(self.facts)
 
     @property
     def same_rounds(self) -> str:
@@ -96,7 +97,7 @@ def chapters(frames: Frames) -> Iterator[Chapter[Configured]]:
     for runs in sorted(works.values(), key=len, reverse=True):
         cases = cases_of(frames, runs)
         several = len({case.label for case in cases}) > 1
-        heading = f"What moves: {frames.runs.at[runs[0], 'data']}, {frames.runs.at[runs[0], 'target']}"
+        heading = WORDS.say("heading", **frames.runs.loc[runs[0], ["data", "target"]])
         yield Chapter(frames, cases if several else [], heading=heading)
 
 
@@ -142,40 +143,19 @@ def say(doc: Document, chapter: Chapter[Configured]) -> None:
     """What moved, in a sentence each."""
     others = [case for case in chapter.cases if case.agreement.compared]
     kept = [case for case in others if case.agreement.identical == case.agreement.compared]
-    doc.text(f"In {len(kept)} of {len(others)} rows every output is the reference's, id for id.")
+    doc.text(WORDS.say("identical", kept=len(kept), rows=len(others)))
     for case in others:
-        found = case.agreement
-        if found.identical < found.compared:
-            doc.text(
-                f"{case.part}, {case.label}: {found.compared - found.identical} of {found.compared} outputs differ from the "
-                f"reference's, first at token {min(found.positions)}."
-            )
+        if case.agreement.identical < case.agreement.compared:
+            doc.text(WORDS.say("differs", case=case))
     moving = [case.part for case in kept if case.agreement.rounds_same < case.agreement.compared]
     if moving:
-        names = ", ".join(dict.fromkeys(moving))
-        doc.text(f"Same output by other rounds: {names}. Who was when where decided the rounds, and not the text.")
-
-
-COLUMNS = (
-    Column("method", "method", merge=True, text=True, of=lambda c: c.part),
-    Column("configuration", "configuration", text=True, of=lambda c: c.shown),
-    Column("same_output", "same output", of=lambda c: c.agreement.text()),
-    Column("first_divergence", "first divergence", digits=0, of=lambda c: c.agreement.median_position),
-    Column("same_rounds", "same rounds", of=lambda c: c.same_rounds),
-    Column("accepted_per_round", "accepted/round", digits=3, of=lambda c: c.accepted_per_round),
-    Column("ms_per_token", "ms/token", of=lambda c: c.ms_per_token),
-    Column("spread_percent", "spread, %", digits=1, of=lambda c: c.spread_percent),
-    Column("over_reference", "over reference", of=lambda c: c.over_reference),
-    Column("speedup", "speed-up", of=lambda c: c.speedup),
-    Column("verdict", "own verdict", text=True, of=lambda c: None if c.facts is None else verdict_text(c.facts)),
-)
+        doc.text(WORDS.say("other_rounds", names=dict.fromkeys(moving)))
 
 
 def table_of(chapter: Chapter[Configured]) -> Table:
     other = sum(case.agreement.other_prompt for case in chapter.cases)
-    notes = [f"{other} outputs were not compared: their prompts differ, because the conversation before did"] if other else []
-    caption = f"{WORDS} {_setting(chapter)}"
-    return chapter.table("reproducibility", "What moves between configurations", COLUMNS, caption, notes)
+    notes = [WORDS.say("other_prompts", number=other)] if other else []
+    return WORDS.table(chapter, "reproducibility", notes, setting=_setting(chapter))
 
 
 def _setting(chapter: Chapter[Configured]) -> str:
@@ -220,16 +200,11 @@ def figure_of(chapter: Chapter[Configured]) -> Drawing:
         right.set_xlabel("ms per token,\none mark per repeat")
         ladder.label(axes, margin=0.2)
         legend_below(figure)
-    return Drawing(
-        "reproducibility", "What moves between configurations", figure, frame.drop(columns="y"),
-        "Left: share of outputs that equal the reference's id for id (bars), and of those whose rounds had the same counts "
-        "(diamonds); no bar for a reference without a second repeat. Right: decode time per token of every repeat.",
-    )  # fmt: skip
+    return WORDS.drawing("reproducibility", figure, frame.drop(columns="y"))
 
 
 STUDY = study.Study(
-    title="Reproducibility",
-    nothing="no work was done under two configurations: vary engine.threads, pair.target_dtype, measure.seed ...",
+    **WORDS.study,
     chapters=chapters,
     say=say,
     table=table_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -15,11 +15,10 @@ from specbench.analysis.derive.scripted import CLOSED_FORMS, Scripted, scripted
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
-from specbench.analysis.show.captions import definitions, verdict_text
+from specbench.analysis.reports.words import Words
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.members import LOSSLESS, SPEEDUP
 from specbench.analysis.show.style import Drawing, errors, legend_below, new_figure, series, styled
-from specbench.analysis.show.table import Column, Table
+from specbench.analysis.show.table import Table
 from specbench.config.draft_errors import DraftErrors
 from specbench.measure.theory import formulas
 from specbench.measure.theory.played import Times, free_running
@@ -27,18 +26,7 @@ from specbench.measure.theory.played import Times, free_running
 GRID = np.linspace(0.0, 1.0, 21)
 CURVE_TOKENS, CURVE_SAMPLES = 64, 30  # of the free-running schedule's curve, which has no formula
 ORDER = (formulas.SEQUENTIAL, formulas.LOCKSTEP, formulas.FREE_RUNNING)
-WORDS = (
-    "The draft replays the target's own text, wrong where its script says, at the cost of the pair's real draft: acceptance is "
-    "set, not measured. Draft errors: never; always; iid:r, each position by itself with probability r; every:k, each k-th "
-    "position; bursts:a+b, a right ones, then b wrong ones; end:s, the last share s of the length limit. Acceptance set: share "
-    "of right positions; measured: accepted over judged drafts, with a 95 % Wilson interval over the drafts judged in one pass "
-    "(drafts behind an error are not judged: where errors come in patterns, the two may differ). "
-)
-PLAYED = (
-    "Played: the same script through the method's schedule, with the times that the run measured (per baseline token, draft "
-    "forward and verifying forward, messages free). Formula: Leviathan's for speculative, PEARL's for pearl, both for errors "
-    "that fall independently; for amusd the bound t_AR / t_draft. Reached: measured over played. "
-)
+WORDS = Words(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +49,10 @@ class Replay(study.Case):
         return "independent" if DraftErrors.parse(self.found.errors).kind in CLOSED_FORMS else "patterned"
 
     @property
+    def as_scripted(self) -> str:
+        return f"{self.found.as_scripted}/{self.found.num_rounds}"
+
+    @property
     def reached(self) -> float | None:
         script = self.found.speedup_scripted
         return None if self.speedup is None or script is None else self.speedup.value / script
@@ -81,45 +73,16 @@ def say(doc: Document, chapter: Chapter[Replay]) -> None:
     cases = chapter.cases
     rounds, good = sum(case.found.num_rounds for case in cases), sum(case.found.as_scripted for case in cases)
     same = sum(case.facts["verdict"] == "identical" for case in cases)
-    doc.text(
-        f"{good:,} of {rounds:,} rounds accepted exactly what their script says; the output was the target's, id for id, in "
-        f"{same} of {len(cases)} runs."
-    )
+    doc.text(WORDS.say("as_scripted", good=good, rounds=rounds, same=same, runs=len(cases)))
     for case in cases:
-        wrong = case.found.num_rounds - case.found.as_scripted
-        if wrong or case.facts["verdict"] == "different":
-            doc.warning(
-                f"{case.method} with {case.found.errors}: {wrong} rounds did not accept what their script says; output: "
-                f"{verdict_text(case.facts)}. After a numerical tie the text has left the script; anything else is a fault of "
-                "the method."
-            )
-
-
-COLUMNS = (
-    Column("method", "method", merge=True, text=True, of=lambda c: c.method),
-    Column("errors", "draft errors", text=True, of=lambda c: c.found.errors),
-    Column("acceptance_set", "set", "acceptance", digits=3, of=lambda c: c.found.set_acceptance),
-    Column("acceptance", "measured", "acceptance", digits=3, of=lambda c: c.found.acceptance),
-    Column("as_scripted", "as scripted", "rounds", of=lambda c: f"{c.found.as_scripted}/{c.found.num_rounds}"),
-    Column("emitted_per_round", "measured", "tokens per round", of=lambda c: c.found.emitted),
-    Column("emitted_played", "played", "tokens per round", of=lambda c: c.found.emitted_scripted),
-    Column("emitted_formula", "formula", "tokens per round", of=lambda c: c.found.closed_emitted),
-    replace(SPEEDUP, label="measured", group="speed-up"),
-    Column("speedup_played", "played", "speed-up", of=lambda c: c.found.speedup_scripted),
-    Column("speedup_formula", "formula", "speed-up", of=lambda c: c.found.closed_speedup),
-    Column("reached", "reached", "speed-up", of=lambda c: c.reached),
-    replace(LOSSLESS, label="output"),
-)
+        if case.found.num_rounds > case.found.as_scripted or case.facts["verdict"] == "different":
+            doc.warning(WORDS.say("not_as_scripted", case=case))
 
 
 def table_of(chapter: Chapter[Replay]) -> Table:
-    lengths = ", ".join(dict.fromkeys(f"{case.method} {case.found.gamma}" for case in chapter.cases))
-    return chapter.table(
-        "rollback_stress", "Acceptance, tokens per round and speed-up: measured and expected", COLUMNS,
-        f"{WORDS}{PLAYED}Draft length: {lengths}. {definitions('emitted_per_round', 'speedup', 'lossless')} "
-        + study.setting_of(chapter.cases),
-        study.notes_of(chapter.cases),
-    )  # fmt: skip
+    lengths = list(dict.fromkeys(f"{case.method} {case.found.gamma}" for case in chapter.cases))
+    notes, setting = study.notes_of(chapter.cases), study.setting_of(chapter.cases)
+    return WORDS.table(chapter, "rollback_stress", notes, lengths=lengths, setting=setting)
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -166,14 +129,7 @@ def against_acceptance(chapter: Chapter[Replay]) -> Drawing:
             left.annotate("t_AR / t_draft", (0.0, bound), **at)
             left.set_ylim(0, max(left.get_ylim()[1], 1.1 * bound))
         legend_below(figure)
-    return Drawing(
-        "speedup_by_acceptance", "Speed-up against acceptance", figure, frame,
-        "Filled: errors that fall independently of each other (never, always, iid); open: patterns (every k-th, bursts, end) "
-        "at the mean acceptance of their script. Lines: theory with the medians of the measured times: Leviathan's formula, "
-        "PEARL's formula, and for amusd, which has none, its schedule played in virtual time over independent errors; dotted: "
-        "amusd's bound t_AR / t_draft. Outputs end inside a round, which the formulas do not know: near acceptance 1 they "
-        "promise more. Bars: 95 % over prompts. " + study.setting_of(chapter.cases),
-    )  # fmt: skip
+    return WORDS.drawing("speedup_by_acceptance", figure, frame, setting=study.setting_of(chapter.cases))
 
 
 def _measured(cases: Sequence[Replay]) -> list[tuple[Times, float]]:
@@ -238,16 +194,11 @@ def by_pattern(chapter: Chapter[Replay]) -> Drawing:
         largest = float(np.nanmax(frame[["speedup", "speedup_high", "speedup_played"]].to_numpy()))
         axes[0, 0].set_xlim(0, 1.06 * max(1.0, largest))
         legend_below(figure)
-    return Drawing(
-        "speedup_by_errors", "Speed-up by pattern of errors", figure, frame,
-        "Marks: measured, with 95 % intervals over prompts; grey strokes: the same script played through the method's schedule "
-        "with the run's measured times. Patterns in order of falling acceptance. " + study.setting_of(chapter.cases),
-    )  # fmt: skip
+    return WORDS.drawing("speedup_by_errors", figure, frame, setting=study.setting_of(chapter.cases))
 
 
 STUDY = study.Study(
-    title="Drafts that are wrong on purpose",
-    nothing="no run has drafts that are wrong on purpose: set pair.draft_errors",
+    **WORDS.study,
     chapters=chapters,
     say=say,
     table=table_of,
