@@ -25,6 +25,7 @@ from specbench.method import (
     Outcome,
     Request,
     Setting,
+    Stop,
     Verdict,
 )
 from specbench.methods.chains.speculative import Speculative
@@ -213,6 +214,14 @@ class UndeclaredTaps(Method):
 
 class TakesAnything(Method):
     """Does not look at its options."""
+
+    def __init__(self, *, width: int = 3):
+        super().__init__()
+        self.width = width
+
+
+class Loose(Stop):
+    """A part that does not look at its options."""
 
     def __init__(self, *, width: int = 3):
         super().__init__()

@@ -81,8 +81,18 @@ def test_a_faulty_method_is_found(
         benches.clear()
 
 
+def test_wrong_options_are_looked_for_in_parts_too(pair: PairSpec, benches: dict[str, Bench]) -> None:
+    node = {"_target_": "specbench.methods.chains.speculative.Speculative", "draft_length": 4}
+    loose = {**node, "stop": {"_target_": "faulty_methods.Loose"}}
+    for name, made, status in (("sound", node, PASS), ("loose", loose, FAIL)):
+        benches[name] = BareBench(made, pair, PROMPTS, allow_targets=["faulty_methods"])
+        result = run_check(benches[name], CHECKS["wrong options"])
+        assert result.status == status, result.detail
+    assert "stop.width='no such thing' is accepted" in result.detail
+
+
 def test_every_check_has_a_method_that_it_finds() -> None:
-    assert {check for _, check, _ in FAULTS} == set(CHECKS)
+    assert {check for _, check, _ in FAULTS} == set(CHECKS) - {"drafted ranks"}, "which test_heads.py puts to the test"
     assert {name for name, _, _ in FAULTS} <= set(vars(faulty_methods))
 
 

@@ -16,9 +16,10 @@ from miniature import TINY, Miniature
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from specbench.check import GREEDY, PASS, SAMPLED, Bench
+from specbench.check import FAIL, GREEDY, PASS, SAMPLED, Bench
 from specbench.check.identity import greedy_identity, sampled_identity
 from specbench.check.law import sampled_law
+from specbench.check.ranks import drafted_ranks
 from specbench.check.tiny import PROMPTS, make_tiny_pair
 from specbench.check.tiny_heads import make_tiny_heads, with_tiny_heads
 from specbench.config.options import ConfigError
@@ -136,6 +137,8 @@ def test_where_there_are_no_heads_the_command_is_named(tmp_path: Path) -> None:
         assert caught.value.key == "method.heads"
     with pytest.raises(ConfigError, match=r"specbench.train part=heads method=medusa"):
         find_heads("medusa", None, "somebody/model")
+    with pytest.raises(ConfigError, match=r"method=<as here> allow_targets=<as here>"):  # a plugin's family is no method's name
+        find_heads("of_a_plugin", None, "somebody/model")
     assert find_heads("medusa", str(tmp_path), "somebody/model") == tmp_path
 
 
@@ -269,6 +272,21 @@ def test_any_tree_gives_the_targets_own_output(name: str, tree: Any, pair: PairS
         assert max(r.num_drafted for r in rounds) >= 1
     finally:
         bench.close()
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_heads_that_draft_other_than_they_are_judged_by_are_found(
+    name: str, pair: PairSpec, heads_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if `fill` took the hidden state, or the pending token, of another place than `ranks` does."""
+    bench = bench_of(name, pair, heads_folder, tree=[[0], [1], [0, 0], [0, 2]])
+    assert drafted_ranks(bench).status == PASS
+    heads = bench.method(GREEDY).drafter.heads
+    fill = heads.fill
+    monkeypatch.setattr(heads, "fill", lambda hidden, *rest: fill(hidden.flip(0), *rest))
+    result = drafted_ranks(bench)
+    assert result.status == FAIL and "drafted are candidates" in result.detail
+    bench.close()
 
 
 @pytest.mark.parametrize("name", NODES)

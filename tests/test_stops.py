@@ -193,8 +193,10 @@ class Empty(LockstepDraft):
 
 def test_a_block_of_nothing_is_a_deadlock() -> None:
     case = replace(test_pearl.Case.drawn(0), max_new_tokens=17, eos_rate=0.0)
+    nothing = Stop()
+    nothing.draft_length = 0
     with pytest.raises(test_pearl.Deadlock):
-        test_pearl.Play(case, drafter=lambda *given: Empty(*given, stop=Stop(0))).sample(1, case.request())  # type: ignore[arg-type]
+        test_pearl.Play(case, drafter=lambda *given: Empty(*given, stop=nothing)).sample(1, case.request())  # type: ignore[arg-type]
 
 
 def test_stops_forget_the_sample_before_in_a_worker_too() -> None:

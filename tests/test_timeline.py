@@ -111,21 +111,21 @@ LLAMA_8B = {
 
 def test_predicted_footprint_of_a_known_model() -> None:
     """Llama-3.1-8B in bfloat16: 8.03e9 parameters, 128 KiB of keys and values a token, 16 GB of weights."""
-    target = memory.ModelShape.of(LLAMA_8B, 8_030_261_248, "torch.bfloat16")
+    target = memory.Dimensions.of(LLAMA_8B, 8_030_261_248, "torch.bfloat16")
     assert target.kv_bytes(1) == 128 * 1024 and target.kv_bytes(8192) == 2**30
     assert target.weight_bytes == 16_060_522_496
     parts = memory.predict(target, target, max_tokens=1024, num_rows=6)
     assert parts["target_logits"] == 6 * 128_256 * 6 and parts["draft_kv"] == 2**27
     assert "draft_kv" not in memory.predict(target, None, max_tokens=1, num_rows=1)
-    gpt2 = memory.ModelShape.of({"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257}, 1, "float32")
+    gpt2 = memory.Dimensions.of({"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257}, 1, "float32")
     assert gpt2.kv_bytes(1) == 2 * 12 * 768 * 4
 
 
 def test_unusual_caches_and_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="kv_lora_rank"):
-        memory.ModelShape.of({**LLAMA_8B, "kv_lora_rank": 512}, 1, "float32")
+        memory.Dimensions.of({**LLAMA_8B, "kv_lora_rank": 512}, 1, "float32")
     with pytest.raises(ValueError, match="int3"):
-        memory.ModelShape.of(LLAMA_8B, 1, "int3").kv_bytes(1)
+        memory.Dimensions.of(LLAMA_8B, 1, "int3").kv_bytes(1)
 
 
 def test_footprint_table_side_by_side() -> None:

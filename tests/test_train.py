@@ -446,7 +446,7 @@ def test_round_mantissa_of_all_bits_changes_nothing_and_none_is_refused() -> Non
 
 
 def test_saved_weights_keep_the_bits_asked_for_and_load(tmp_path: Path) -> None:
-    model = new_llama(TrainSettings(width=32, heads=2, feed_forward=48), PartSettings(layers=2), 300)
+    model = new_llama(TrainSettings(width=32, attention_heads=2, feed_forward=48), PartSettings(layers=2), 300)
     sizes = {}
     for bits in (7, 4):
         save_model(model, tmp_path / str(bits), mantissa_bits=bits)

@@ -6,12 +6,16 @@ import contextlib
 import inspect
 import multiprocessing
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from specbench.check.bench import GREEDY, SAMPLED, Bench
 from specbench.check.result import SKIP, Result
+from specbench.config.create import create_part
 from specbench.config.options import ConfigError
 from specbench.method import create_method
+from specbench.parts.stops import STOPS
 
 NONSENSE = "no such thing"
 
@@ -42,15 +46,22 @@ def declared_needs(bench: Bench) -> Result:
 
 
 def wrong_options(bench: Bench) -> Result:
-    """Every option refuses nonsense with a ConfigError that names it, in the constructor or when it is opened."""
+    """Every option refuses nonsense with a ConfigError that names it, in the constructor or when it is opened.
+
+    So do the options of parts: of those that the configuration's own nodes name, and of every stop that the method takes.
+    """
     cls = type(bench.create())
     tried = 0
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD or (name == "draft_length" and bench.node.get(name) is None):
+    for name, value in _nonsense_for(cls):
+        if name == "draft_length" and bench.node.get(name) is None:
             continue  # null says that the length does not apply
-        number = isinstance(parameter.default, (int, float)) and not isinstance(parameter.default, bool)
-        for value in (NONSENSE, -1) if number else (NONSENSE,):
-            problem = _accepts(bench, name, value)
+        problem = _accepts(bench, name, {name: value}, value)
+        if problem:
+            return Result.of(problem, "")
+        tried += 1
+    for option, node in _nodes(bench, cls):
+        for name, value in _nonsense_for(type(create_part(node, object, bench.allow_targets, f"method.{option}"))):
+            problem = _accepts(bench, f"{option}.{name}", {option: {**node, name: value}}, value)
             if problem:
                 return Result.of(problem, "")
             tried += 1
@@ -61,10 +72,32 @@ def wrong_options(bench: Bench) -> Result:
     return Result.of("it takes options that it does not know", "")
 
 
-def _accepts(bench: Bench, name: str, value: object) -> str | None:
+def _nonsense_for(cls: type) -> Iterator[tuple[str, object]]:
+    """Every option of a class with a wrong value; numbers with a negative one too."""
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is not parameter.VAR_KEYWORD and name != "key":  # a part's place in the configuration, no option
+            yield name, NONSENSE
+            if isinstance(parameter.default, (int, float)) and not isinstance(parameter.default, bool):
+                yield name, -1
+
+
+def _nodes(bench: Bench, cls: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The options whose values are nodes of their own, and stops by their nodes where the method takes them."""
+    for option, value in bench.node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            yield option, value
+    for stop in STOPS.values() if "stop" in inspect.signature(cls).parameters else ():
+        node = {"_target_": f"{stop.__module__}.{stop.__qualname__}"}
+        with contextlib.suppress(ConfigError):  # one that this method does not take
+            bench.create(stop=node).close()
+            yield "stop", node
+
+
+def _accepts(bench: Bench, name: str, changes: Mapping[str, object], value: object) -> str | None:
+    """What is wrong with how the method, with these changes to its node, takes a wrong value; None where it refuses it."""
     with contextlib.ExitStack() as made:
         try:
-            method = bench.create(**{name: value})
+            method = bench.create(**changes)
             method.rule_for(GREEDY)
             made.callback(method.close)
             method.open(bench.runtime(GREEDY))

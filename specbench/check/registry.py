@@ -8,6 +8,7 @@ from specbench.check.bench import Bench
 from specbench.check.conduct import closing, declared_needs, label, wrong_options
 from specbench.check.identity import eos_anywhere, fresh_state, greedy_identity, length_cut, same_seed, sampled_identity
 from specbench.check.law import sampled_law
+from specbench.check.ranks import drafted_ranks
 from specbench.check.result import FAIL, Result
 from specbench.check.state import caches
 
@@ -25,6 +26,7 @@ CHECKS: dict[str, Check] = {
     "same seed": same_seed,
     "fresh state": fresh_state,
     "caches": caches,
+    "drafted ranks": drafted_ranks,
     "declared needs": declared_needs,
     "wrong options": wrong_options,
     "closing": closing,  # the last one: it closes what the others use

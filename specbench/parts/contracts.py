@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from specbench.config.options import whole
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 
 if TYPE_CHECKING:
@@ -167,11 +168,12 @@ class Shape:
 class Stop:
     """How much is drafted: before a round, and after every drafted token. Called in the process that drafts.
 
-    draft_length: tokens at most; None until a recipe fills in its own. Whether a drawn token is shown to the target must not
-    depend on its value (ratio rules): a stop decides about the next one.
+    draft_length: tokens at most; None until a recipe fills in its own. Raises ConfigError (method.stop.draft_length).
+    Whether a drawn token is shown to the target must not depend on its value (ratio rules): a stop decides about the next one.
     """
 
     def __init__(self, draft_length: int | None = None):
+        whole("method.stop.draft_length", draft_length, 1, null="the method's")
         self.draft_length = draft_length
 
     def begin(self) -> None:

@@ -30,7 +30,7 @@ from specbench.config.say import say
 from specbench.measure.records.masking import mask_argv
 
 FOLDER_VARIABLE = "SPECBENCH_LOCKS"
-MODES = ("wait", "refuse", "off")
+POLICIES = ("wait", "refuse", "off")
 POLL_SECONDS = 0.2
 REMIND_SECONDS = 60.0
 _MET = "another run measured on {key} at the same time, with device_lock=off"
@@ -93,14 +93,14 @@ def file_name(key: str, kind: str) -> str:
 
 @contextlib.contextmanager
 def hold(
-    devices: Iterable[str], mode: str = "wait", say: Callable[[str], None] = say, folder: Path | None = None
+    devices: Iterable[str], policy: str = "wait", say: Callable[[str], None] = say, folder: Path | None = None
 ) -> Iterator[Held]:
     """Have torch devices ("cpu", "cuda:0") to oneself.
 
-    mode: wait (say who has it, wait until it is free), refuse, off (measure beside others; both sides' `shared()` tell).
+    policy: wait (say who has it, wait until it is free), refuse, off (measure beside others; both sides' `shared()` tell).
     Raises ConfigError when refused, and where locks can be kept nowhere.
     """
-    assert mode in MODES, mode
+    assert policy in POLICIES, policy
     keys = sorted({device_key(device) for device in devices})  # one order for all: two runs never wait for each other
     places = [folder] if folder is not None else lock_folders()
     with contextlib.ExitStack() as stack:
@@ -108,7 +108,7 @@ def hold(
         for number, place in enumerate(places):
             try:
                 with contextlib.ExitStack() as tried:
-                    held = _hold_in(place, number == 0 and len(places) > 1, keys, mode, say, tried)
+                    held = _hold_in(place, number == 0 and len(places) > 1, keys, policy, say, tried)
                     stack.enter_context(tried.pop_all())
                     break
             except OSError as error:
@@ -121,7 +121,7 @@ def hold(
 
 
 def _hold_in(
-    place: Path, public: bool, keys: Sequence[str], mode: str, say: Callable[[str], None], stack: contextlib.ExitStack
+    place: Path, public: bool, keys: Sequence[str], policy: str, say: Callable[[str], None], stack: contextlib.ExitStack
 ) -> Held:
     """public: the folder is for all users, in a place where each of them may have made it."""
     with contextlib.suppress(FileExistsError):
@@ -130,15 +130,15 @@ def _hold_in(
             place.chmod(0o1777)  # the mode of mkdir passes the umask
     folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | (os.O_NOFOLLOW if public else 0))
     stack.callback(os.close, folder)
-    held = Held(keys, folder, exclusive=mode != "off")
+    held = Held(keys, folder, exclusive=policy != "off")
     for key in keys:
-        _beside(held, key, stack) if mode == "off" else _alone(held, key, mode, say, stack)
+        _beside(held, key, stack) if policy == "off" else _alone(held, key, policy, say, stack)
     return held
 
 
-def _alone(held: Held, key: str, mode: str, say: Callable[[str], None], stack: contextlib.ExitStack) -> None:
+def _alone(held: Held, key: str, policy: str, say: Callable[[str], None], stack: contextlib.ExitStack) -> None:
     file = stack.enter_context(_open(held.folder, file_name(key, "lock")))
-    _take(file, key, mode, say)
+    _take(file, key, policy, say)
     _sign(file)
     stack.callback(os.ftruncate, file, 0)
     held.known[key] = held.length(key)
@@ -207,12 +207,14 @@ def _is_held(folder: int, name: str) -> bool:
     return False
 
 
-def _take(descriptor: int, key: str, mode: str, say: Callable[[str], None]) -> None:
+def _take(descriptor: int, key: str, policy: str, say: Callable[[str], None]) -> None:
     said = None
     while not _try(descriptor):
         who = _holder(descriptor)
-        if mode == "refuse":
-            raise ConfigError("device_lock", mode, f"another run measures on {key} ({who}); device_lock=wait waits for its end")
+        if policy == "refuse":
+            raise ConfigError(
+                "device_lock", policy, f"another run measures on {key} ({who}); device_lock=wait waits for its end"
+            )
         if said is None or time.monotonic() - said > REMIND_SECONDS:
             say(f"waiting for {key}: another run measures on it ({who}); device_lock=off would measure beside it")
             said = time.monotonic()

@@ -141,8 +141,8 @@ def footprint(
     try:
         draft = None
         if runtime.pair.draft is not None and method.needs.draft != "none":
-            draft = shape_of(runtime.pair.draft)
-        target = shape_of(runtime.pair.target, runtime.target.num_parameters)
+            draft = dimensions_of(runtime.pair.draft)
+        target = dimensions_of(runtime.pair.target, runtime.target.num_parameters)
         predicted = memory.predict(target, draft, max_tokens=most_tokens, num_rows=1 + method.max_nodes)
     except (ValueError, KeyError) as error:
         why["predicted"] = str(error)
@@ -162,7 +162,7 @@ def weight_bytes(model: Any) -> int:
     return sum(p.numel() * p.element_size() for p in model.module.parameters())
 
 
-def shape_of(spec: Any, num_parameters: int | None = None) -> memory.ModelShape:
+def dimensions_of(spec: Any, num_parameters: int | None = None) -> memory.Dimensions:
     """A model's shape from its configuration; parameters are counted on weightless tensors where it is not loaded here."""
     from specbench.pair.load import read_config
 
@@ -174,4 +174,4 @@ def shape_of(spec: Any, num_parameters: int | None = None) -> memory.ModelShape:
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
         num_parameters = sum(p.numel() for p in empty.parameters())
-    return memory.ModelShape.of(config.to_dict(), num_parameters, spec.dtype)
+    return memory.Dimensions.of(config.to_dict(), num_parameters, spec.dtype)

@@ -64,9 +64,10 @@ def train_heads(settings: Settings) -> dict[str, Any]:
     name = f"heads_{cls.family}"
     loss = partial(heads_loss, heads, autocast=teacher.autocast)
     history, complete = fit(settings, name, heads, loss, teacher.batches)
+    allowed = f" allow_targets=[{','.join(settings.allow_targets)}]" if settings.allow_targets else ""
     report = facts_of(settings, name, heads, (heads.max_depth, heads.target.width), history, complete) | {
         "family": cls.family,
-        "command": f"python -m specbench.train part={settings.part} method={settings.method_name} pair=<pair>",
+        "command": f"python -m specbench.train part={settings.part} method={settings.method_name} pair=<pair>{allowed}",
         "options": heads.options,
         "distilled_from": pair.target,
         "target_sha256": heads.target.sha256,

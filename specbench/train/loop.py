@@ -155,30 +155,30 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def use_autocast(mode: bool | str, device: torch.device) -> bool:
+def use_autocast(choice: bool | str, device: torch.device) -> bool:
     """`train.autocast`: whether products are taken in bfloat16. auto: on CUDA, and on a CPU that has instructions for them.
 
     A CPU without them emulates bfloat16: a product of 0.14 s in float32 took 9 s on one with AVX2 only.
-    Raises ValueError for another mode.
+    Raises ValueError for another choice.
     """
-    if mode not in (True, False, "auto"):
-        raise ValueError(f"train.autocast={mode!r}: choose auto, true or false")
-    if mode != "auto":
-        return bool(mode)
+    if choice not in (True, False, "auto"):
+        raise ValueError(f"train.autocast={choice!r}: choose auto, true or false")
+    if choice != "auto":
+        return bool(choice)
     ask = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that pyproject.toml allows
     able: Mapping[str, Any] = ask() if ask is not None else {}
     return device.type == "cuda" or bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
 
 
-def compiled(function: LossFunction, model: nn.Module, mode: str) -> LossFunction:
-    """The loss `function` of `model`, compiled when `mode` is on, or auto and a C++ compiler is present.
+def compiled(function: LossFunction, model: nn.Module, choice: str) -> LossFunction:
+    """The loss `function` of `model`, compiled when `choice` is on, or auto and a C++ compiler is present.
 
     On a CPU the whole function is compiled (twice as fast). On CUDA the decoder layers are, in place: they share one code, so
     that a deep model compiles in the time of one layer, and the rest is a few large products.
     """
-    if mode not in ("auto", "on", "off"):
-        raise ValueError(f"train.compile={mode!r}: choose auto, on or off")
-    if not (mode == "on" or (mode == "auto" and shutil.which("g++") is not None)):
+    if choice not in ("auto", "on", "off"):
+        raise ValueError(f"train.compile={choice!r}: choose auto, on or off")
+    if not (choice == "on" or (choice == "auto" and shutil.which("g++") is not None)):
         return function
     if next(model.parameters()).device.type == "cpu":
         return torch.compile(function, dynamic=False)

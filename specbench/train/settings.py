@@ -23,8 +23,8 @@ class PartSettings:
     tokens: int = 1_000_000
     folder: str = "draft"  # name under train.out's default, specbench/models/builtin
     copy_layers: list[int] | None = None  # layers of the target that a draft starts from; None: spread evenly
-    width: int | None = None  # None: train.width; also heads and feed_forward
-    heads: int | None = None
+    width: int | None = None  # None: train.width; also attention_heads and feed_forward
+    attention_heads: int | None = None
     feed_forward: int | None = None
     init: str | None = None  # None: train.init
     own_text: float = 0.75  # share of distillation rows that are the target's own continuations, the rest is corpus text
@@ -46,7 +46,7 @@ class TrainSettings:
     tokens: int | None = None
     layers: int | None = None
     width: int = 128
-    heads: int = 4
+    attention_heads: int = 4
     feed_forward: int = 384
     vocab_size: int = 4096
     max_positions: int = 16_384

@@ -20,14 +20,14 @@ from specbench.train.settings import PartSettings, TrainSettings
 def new_llama(settings: TrainSettings, part: PartSettings, vocab_size: int) -> LlamaForCausalLM:
     """A Llama of the part's shape (or the settings' where the part says none) with tied embeddings, drawn from `train.seed`."""
     torch.manual_seed(settings.seed)
-    heads = part.heads or settings.heads
+    attention_heads = part.attention_heads or settings.attention_heads
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=part.width or settings.width,
         intermediate_size=part.feed_forward or settings.feed_forward,
         num_hidden_layers=part.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_attention_heads=attention_heads,
+        num_key_value_heads=attention_heads,
         max_position_embeddings=settings.max_positions,
         tie_word_embeddings=True,
         bos_token_id=None,

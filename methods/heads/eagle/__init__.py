@@ -98,11 +98,11 @@ class EagleDraft(Drafter):
             raise ConfigError(
                 "method.top_k", self.top_k, f"the target takes chains only ({runtime.target.tree_refusal}); use 1"
             )
-        heads, folder = open_heads(EagleHeads, self.heads_name, runtime)
-        self.draft = FeatureDraft(heads, min(runtime.target.vocab_size, heads.target.vocab_size))
+        self.heads, folder = open_heads(EagleHeads, self.heads_name, runtime)
+        self.draft = FeatureDraft(self.heads, min(runtime.target.vocab_size, self.heads.target.vocab_size))
         self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
         if self.num_nodes == "auto":
-            self.size, self.levels = self._measured_size(heads.calibration.get("accuracies"))
+            self.size, self.levels = self._measured_size(self.heads.calibration.get("accuracies"))
         self.shape, self.stop = Dynamic(self.top_k, self.size), Stop()
         self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.draft.device)
 

@@ -22,7 +22,7 @@ def dtype_bytes(dtype: str) -> int:
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class Dimensions:
     """What a model's memory follows from. `config` below is a Hugging Face configuration as a dictionary."""
 
     num_parameters: int
@@ -33,7 +33,7 @@ class ModelShape:
     vocab_size: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], num_parameters: int, dtype: str) -> ModelShape:
+    def of(cls, config: Mapping[str, Any], num_parameters: int, dtype: str) -> Dimensions:
         """Raises ValueError where the cache's shape does not follow from these keys (latent attention, recurrent state)."""
         config = config.get("text_config") or config
         unusual = [key for key in ("kv_lora_rank", "linear_num_value_heads", "mamba_d_state", "state_size") if config.get(key)]
@@ -66,7 +66,7 @@ class ModelShape:
         return num_rows * self.vocab_size * (own if own == 4 else own + 4)
 
 
-def predict(target: ModelShape, draft: ModelShape | None, *, max_tokens: int, num_rows: int) -> dict[str, int]:
+def predict(target: Dimensions, draft: Dimensions | None, *, max_tokens: int, num_rows: int) -> dict[str, int]:
     """Bytes by part. max_tokens: capacity of a cache (prompt + output); num_rows: most rows of a target forward in decoding."""
     parts = {
         "target_weights": target.weight_bytes,

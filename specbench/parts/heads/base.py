@@ -1,7 +1,8 @@
 """The contract of trained heads: small modules that draft from the target's last hidden states (Medusa, Hydra, EAGLE ...).
 
 A family is a subclass of `Heads`; a method names it as its `heads_class`, and from that alone `python -m specbench.train
-part=heads method=<name>` can train it, `method.heads=<folder>` load it and the checks make a tiny one. What belongs to the
+part=heads method=<name>` can train it, `method.heads=<folder>` load it and the checks make a tiny one. A drafter holds them as
+`heads`: so the checks compare what it drafts with `ranks`. What belongs to the
 target (LM head, embedding, last norm) is lent to the heads through `TargetParts`: used, frozen, never saved with them.
 
 Positions, everywhere: h[t] is the LM head's input after the text's token t. Token t + 1 is the target's own choice from h[t],

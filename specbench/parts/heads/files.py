@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench.config.options import ConfigError
-from specbench.config.paths import MODELS_DIR
+from specbench.config.paths import CONF_DIR, MODELS_DIR
 
 if TYPE_CHECKING:
     from specbench.config.specs import ModelSpec
@@ -23,8 +23,10 @@ def builtin_folder(family: str) -> Path:
 
 
 def training_command(family: str) -> str:
-    """How heads of a family are made."""
-    return f"python -m specbench.train part=heads method={family} pair=<pair> train.out=<folder>, then {KEY}=<folder>"
+    """How heads of a family are made: by the shipped method of its name, else by a plugin's, which its user knows."""
+    shipped = (CONF_DIR / "method" / f"{family}.yaml").is_file()
+    whose = f"method={family}" if shipped else "method=<as here> allow_targets=<as here>"
+    return f"python -m specbench.train part=heads {whose} pair=<pair> train.out=<folder>, then {KEY}=<folder>"
 
 
 def find_heads(family: str, name: str | None, target_name: str) -> Path:

@@ -15,6 +15,7 @@ from specbench.engine.request import Outcome
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Needs, Schedule, Setting
 from specbench.parts.schedules.books import Books
+from specbench.parts.schedules.sides import SideReport
 from specbench.processes.mailbox import Mailbox, PeerLost
 from specbench.processes.placement import split
 from specbench.processes.steps import Order, Side, drive
@@ -87,14 +88,19 @@ class TwoSides(Schedule):
             raise
         return Exchange(start, end, self.worker.result())
 
-    def outcome(self, books: Books, done: Exchange, concurrent_seconds: dict[str, float]) -> Outcome:
+    def outcome(self, books: Books, done: Exchange) -> Outcome:
         """The sample's outcome; spans come out on the rounds' clock, without what lies outside the decoding."""
         zero, end = books.decode_start, done.end
-        inside = [(a, b, what) for a, b, what in sorted(done.report.spans) if zero < b and a < end]
+        report: SideReport = done.report
+        inside = [(a, b, what) for a, b, what in sorted(report.spans) if zero < b and a < end]
         return books.outcome(
             prefill_seconds=zero - done.start,
             decode_seconds=end - zero,
-            concurrent_seconds=concurrent_seconds,
+            concurrent_seconds={
+                "draft": report.draft_seconds,
+                "discarded_draft": report.discarded_seconds,
+                "idle": report.idle_seconds,
+            },
             started_at=zero,
             spans=[(max(0.0, a - zero), min(b, end) - zero, what) for a, b, what in inside],
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from specbench.config.options import number, whole
+from specbench.config.options import number
 from specbench.parts.contracts import Stop
 
 
@@ -12,7 +12,6 @@ class Confidence(Stop):
     """threshold: drafting goes on behind a token of at least this probability under the draft's own softmax."""
 
     def __init__(self, *, draft_length: int | None = None, threshold: float = 0.4):
-        whole("method.stop.draft_length", draft_length, 1, null="the method's")
         number("method.stop.threshold", threshold, 0.0, 1.0, "a probability")
         super().__init__(draft_length)
         self.threshold = threshold

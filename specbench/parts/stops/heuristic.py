@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from specbench.config.options import whole
 from specbench.parts.contracts import Stop
 
 
@@ -10,7 +9,6 @@ class Heuristic(Stop):
     """draft_length: the length that every sample begins with; 4 where the method has none of its own."""
 
     def __init__(self, *, draft_length: int | None = None):
-        whole("method.stop.draft_length", draft_length, 1, null="the method's")
         super().__init__(draft_length)
         self.length = 0
 

@@ -7,41 +7,33 @@ the agreed prefix, cache included, and on from the target's own token.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.session import Session
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Stop
+from specbench.parts.schedules.sides import Drafting, SideReport
 from specbench.processes.mailbox import DONE, Mailbox
-from specbench.processes.steps import Order, Progress, drive
+from specbench.processes.steps import Order, Progress
 
 
 @dataclass
-class DraftReport:
-    """What the draft's process did during one sample; the three durations do not overlap.
+class DraftReport(SideReport):
+    """discards: (position, number of tokens) of every cut: the output position whose committed token contradicted the draft."""
 
-    discards: (position, number of tokens) of every cut: the output position whose committed token contradicted the draft.
-    """
-
-    num_forwards: int = 0
     discards: list[tuple[int, int]] = field(default_factory=list)
-    prefill_seconds: float = 0.0
-    draft_seconds: float = 0.0  # for tokens that stand in the output
-    discarded_seconds: float = 0.0
-    idle_seconds: float = 0.0
-    spans: list[tuple[float, float, str]] = field(default_factory=list)  # on the machine's monotonic clock; with trace
 
     @property
     def num_discarded(self) -> int:
         return sum(count for _, count in self.discards)
 
 
-class DraftSide:
-    """Look for verdicts, draft one token, look again, publish. A `Program` for `processes.worker.Worker` and a `Side`.
+class DraftSide(Drafting):
+    """Look for verdicts, draft one token, look again, publish.
 
     stop: may hold the draft back until the next verdict, but never below the `waited_for` drafts that the target waits for.
     """
+
+    report: DraftReport
 
     def __init__(
         self,
@@ -52,48 +44,17 @@ class DraftSide:
         stop: Stop | None = None,
         waited_for: int = 0,
     ):
-        self.inbox, self.drafts = mailbox.committed, mailbox.drafts
-        self.law, self.max_lookahead, self.trace = law, max_lookahead, trace
-        self.stop_policy, self.waited_for = stop if stop is not None else Stop(), waited_for
-
-    def open(self, model: Any) -> None:
-        self.session: Any = Session(model)
+        super().__init__(mailbox, law, trace, stop)
+        self.max_lookahead, self.waited_for = max_lookahead, waited_for
 
     def prepare(self, order: Order) -> None:
-        self.order, request = order, order.request
-        self.session.start(len(request.prompt_ids) + request.max_new_tokens + self.max_lookahead + 2)
-        self.tokens: list[int] = []  # the output as this side sees it: committed tokens, then own drafts
-        self.forwards: list[tuple[float, float] | None] = []  # when each of them was drafted; None: it came from the target
-        self.verified = 0  # so many of them are known to be committed
-        self.published = 0  # so many of them stand in the drafts slot as they are here
-        self.epoch = 0  # of the last verdict seen
-        self.seen_version = -1
+        self.begin(order, self.max_lookahead + 2, self._look)
         self.report = DraftReport()
+        self.forwards: list[tuple[float, float] | None] = []  # when each token was drafted; None: it came from the target
+        self.verified = 0  # so many tokens are known to be committed
+        self.epoch = 0  # of the last verdict seen
         self.finished = False
         self.paused = False  # the stop wants a verdict before another token
-        self.stop_policy.begin()
-        self._next = self._prefill
-
-    def run(self) -> DraftReport:
-        # No limit to the wait: a target may think for long, and a dead one takes this process with it.
-        drive(self, lambda: None, float("inf"))
-        return self.report
-
-    def waited(self, seconds: float) -> None:
-        self.report.idle_seconds += seconds
-        if self.trace:
-            end = now()
-            self.report.spans.append((end - seconds, end, "idle"))
-
-    def step(self) -> Progress:
-        return self._next()
-
-    def _prefill(self) -> Progress:
-        start = now()
-        self.session.feed(self.order.request.prompt_ids, last_only=True)
-        self.report.prefill_seconds = now() - start
-        self._next = self._look
-        return Progress.WORKED
 
     def _look(self) -> Progress:
         """Take in verdicts; go on drafting if there is a reason to."""
@@ -106,7 +67,7 @@ class DraftSide:
         return Progress.WORKED
 
     def _may_draft(self) -> bool:
-        request, length = self.order.request, len(self.tokens)
+        request, length = self.request, len(self.tokens)
         ahead = length - self.verified
         if self.verified == 0 or ahead >= self.max_lookahead:
             return False
@@ -117,9 +78,9 @@ class DraftSide:
 
     def _draft(self) -> Progress:
         start = now()
-        prompt_length, position = len(self.order.request.prompt_ids), len(self.tokens)
+        prompt_length, position = len(self.request.prompt_ids), len(self.tokens)
         logits = self.session.feed(self.tokens[self.session.length - prompt_length :], last_only=True)
-        self.tokens.append(self.law.choose(logits, [position], self.order.request.noise_key)[0])
+        self.tokens.append(self.law.choose(logits, [position], self.request.noise_key)[0])
         self.paused = not self.stop_policy.goes_on(logits, self.tokens[-1])
         self.forwards.append((start, now()))
         self.report.num_forwards += 1
@@ -177,7 +138,7 @@ class DraftSide:
             self.report.discarded_seconds += self._close_books(index, "discarded_draft")
             del self.tokens[index:], self.forwards[index:]
         self.published = min(self.published, index)
-        keep = len(self.order.request.prompt_ids) + index
+        keep = len(self.request.prompt_ids) + index
         self.session.rollback(min(self.session.length, keep))
 
     def _close_books(self, index: int, name: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from specbench.engine.request import Outcome, Request
 from specbench.parts.contracts import Parts, Setting, Stop
-from specbench.parts.schedules.free_running.draft import DraftReport, DraftSide
+from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.parts.schedules.free_running.verify import Verifier, book_draft_report
 from specbench.parts.schedules.two_sides import TwoSides
 from specbench.processes.mailbox import Mailbox
@@ -39,11 +39,5 @@ class FreeRunning(TwoSides):
     def run(self, parts: Parts, request: Request) -> Outcome:
         self.number += 1
         done = self.exchange(self.verifier, Order(self.number, request))
-        report: DraftReport = done.report
-        book_draft_report(self.verifier.books, report)
-        concurrent_seconds = {
-            "draft": report.draft_seconds,
-            "discarded_draft": report.discarded_seconds,
-            "idle": report.idle_seconds,
-        }
-        return self.outcome(self.verifier.books, done, concurrent_seconds)
+        book_draft_report(self.verifier.books, done.report)
+        return self.outcome(self.verifier.books, done)

@@ -15,63 +15,37 @@ from specbench.measure.sensors.clock import now
 from specbench.parts.rules.rule import Rule
 from specbench.parts.schedules.books import Books
 from specbench.parts.schedules.free_running.draft import DraftReport
+from specbench.parts.schedules.sides import Deciding
 from specbench.processes.mailbox import DONE, OPEN, Mailbox
 from specbench.processes.steps import Order, Progress
 
 STALE_POLICIES = ("plain", "wait")
 
 
-class Verifier:
-    """Look for drafts, verify what is there, publish the verdict. A `Side`; one for all samples of a run.
+class Verifier(Deciding):
+    """Look for drafts, verify what is there, publish the verdict.
 
     draft_length: drafts it waits for before it verifies (0: it never waits). stale, when a draft turns out to stand on an
     abandoned prefix: "plain" takes one plain step while the draft rolls back; "wait" waits for the new one.
     """
 
     def __init__(self, mailbox: Mailbox, law: SamplingLaw, rule: Rule, draft_length: int, stale: str, session: Any):
-        self.committed, self.inbox = mailbox.committed, mailbox.drafts
-        self.law, self.rule, self.draft_length, self.stale_policy = law, rule, draft_length, stale
-        self.session = session
+        super().__init__(mailbox, law, session)
+        self.rule, self.draft_length, self.stale_policy = rule, draft_length, stale
 
     def prepare(self, order: Order) -> None:
-        self.order, request = order, order.request
-        self.session.start(len(request.prompt_ids) + request.max_new_tokens + 2)
-        self.books = Books(request)
+        self.begin(order, 2, self._look)
         self.agreed = 0  # the drafts slot holds the committed tokens up to here, and the draft will not take that back
-        self.epoch = 0  # contradictions between published drafts and committed tokens so far
         self.contradicted = -1  # output position of the last one
         self.num_forwards = self.forwards_seen = 0  # the draft's forwards, as its last message said
-        self.seen_version = -1
         self.tree = DraftTree([])
         self.stale = False
-        self._next = self._prefill
-
-    def step(self) -> Progress:
-        return self._next()
-
-    def waited(self, seconds: float) -> None:
-        self.books.add("wait", seconds)
-
-    def stop(self) -> None:
-        """End the sample here, whatever happened, so that the draft stops too and is ready for the next."""
-        self.committed.publish(self.order.number, self.epoch, 0, self.books.output, flag=DONE)
-
-    def _prefill(self) -> Progress:
-        request = self.order.request
-        self.books.start()
-        first = self.law.choose(self.session.prefill(request.prompt_ids).logits, [0], request.noise_key)[0]
-        self.session.pending = first
-        self.books.first(first)
-        self.committed.publish(self.order.number, 0, 0, self.books.output, flag=DONE if self.books.finished else OPEN)
-        self.books.decode()
-        self._next = self._look
-        return Progress.FINISHED if self.books.finished else Progress.WORKED
 
     def _look(self) -> Progress:
         """Decide what the next forward verifies; IDLE when it is worth waiting for drafts."""
         usable = self._usable_drafts()
         room = self.books.room
-        complete = bool(usable) and usable[-1] in self.order.request.eos_ids  # the draft stops behind an EOS
+        complete = bool(usable) and usable[-1] in self.request.eos_ids  # the draft stops behind an EOS
         plain = self.stale and self.stale_policy == "plain" and not usable
         if not (len(usable) >= min(self.draft_length, room) or complete or plain):
             return Progress.IDLE
@@ -103,7 +77,7 @@ class Verifier:
         self.contradicted = index
 
     def _verify(self) -> Progress:
-        key, start = self.order.request.noise_key, now()
+        key, start = self.request.noise_key, now()
         evidence = self.session.forward(self.tree)
         self.verdict: Verdict = self.rule.judge(self.tree, evidence, self.law, self.books.position, key, None)
         self.books.add("verify", now() - start)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.session import Session
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Stop
 from specbench.parts.drafts.choice import OWN_STREAM
@@ -16,32 +15,26 @@ from specbench.parts.rules.rule import TorchRng
 from specbench.parts.schedules.lockstep.calibration import Calibration, forward_seconds
 from specbench.parts.schedules.lockstep.plan import KEPT, Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
+from specbench.parts.schedules.sides import Drafting, SideReport
 from specbench.processes.mailbox import DONE, Mailbox
-from specbench.processes.steps import Progress, drive
+from specbench.processes.steps import Progress
 
 
 @dataclass
-class DraftReport:
-    """What the draft's process did during one sample. `discarded_seconds` is part of `draft_seconds`.
+class DraftReport(SideReport):
+    """idle_seconds: without the wait for the target's prefill."""
 
-    idle_seconds: waits for verdicts after the first one. spans: (start, end, what) on the machine's clock, if asked for.
-    """
-
-    num_forwards: int = 0
     num_discarded: int = 0
-    prefill_seconds: float = 0.0
-    draft_seconds: float = 0.0
-    discarded_seconds: float = 0.0
-    idle_seconds: float = 0.0
-    spans: list[tuple[float, float, str]] = field(default_factory=list)
 
 
-class DraftSide:
-    """Look for the verdict, draft a block token by token, publish it. A `Program` for `processes.worker.Worker` and a `Side`.
+class DraftSide(Drafting):
+    """Look for the verdict, draft a block token by token, publish it.
 
     choice: "keyed" (the target's own noise) or "greedy". rows: where the laws of drawn tokens go; tokens are then drawn from
     these laws with a stream of the draft's own, whatever `choice` says. stop: may end a block early, behind its first token.
     """
+
+    report: DraftReport
 
     def __init__(
         self,
@@ -52,56 +45,32 @@ class DraftSide:
         trace: bool = False,
         stop: Stop | None = None,
     ):
-        self.stop = stop if stop is not None else Stop()
-        self.inbox, self.drafts = mailbox.committed, mailbox.drafts
-        self.law, self.rows, self.trace = law, rows, trace
+        super().__init__(mailbox, law, trace, stop)
+        self.rows = rows
         self.token_law = SamplingLaw() if choice == "greedy" else law
-
-    def open(self, model: Any) -> None:
-        self.session: Any = Session(model)
 
     def prepare(self, order: Plan | Calibration) -> None:
         self.calibration = order if isinstance(order, Calibration) else None
         if isinstance(order, Calibration):
             return
-        self.plan, self.request = order, order.request
-        self.session.start(len(self.request.prompt_ids) + self.request.max_new_tokens + 1)
-        self.tokens: list[int] = []  # the output as this side sees it: committed tokens, then own drafts
-        self.costs: list[float] = []  # seconds that drafting each of them took (0 for the target's own)
+        self.plan = order
+        self.begin(order, 1, self._look)
+        self.report = DraftReport()
+        self.costs: list[float] = []  # seconds that drafting each token took (0 for the target's own)
         self.laws: list[torch.Tensor] = []  # of the block that is being drafted
         self.committed = 0
-        self.published = 0  # so many of them stand in the drafts slot as they are here
         self.step_number = 0
-        self.seen_version = -1
-        self.report = DraftReport()
         self.rng: Any = TorchRng.seeded(self.request.noise_key ^ OWN_STREAM)
-        self.stop.begin()
-        self._next = self._prefill
 
     def run(self) -> Any:
         """The report of a sample, or the seconds per forward of a calibration."""
         if self.calibration is not None:
             return forward_seconds(self.session, self.calibration, num_rows=1)
-        # No limit to the wait: a target may think for long, and a dead one takes this process with it.
-        drive(self, lambda: None, float("inf"))
-        return self.report
+        return super().run()
 
     def waited(self, seconds: float) -> None:
         if self.committed:  # the target's prefill is not decoding
-            self.report.idle_seconds += seconds
-            if self.trace:
-                end = now()
-                self.report.spans.append((end - seconds, end, "idle"))
-
-    def step(self) -> Progress:
-        return self._next()
-
-    def _prefill(self) -> Progress:
-        start = now()
-        self.session.feed(self.request.prompt_ids, last_only=True)
-        self.report.prefill_seconds = now() - start
-        self._next = self._look
-        return Progress.WORKED
+            super().waited(seconds)
 
     def _look(self) -> Progress:
         """Take in the verdict of the last step; IDLE until it is there, or while there is nothing to draft."""
@@ -115,7 +84,7 @@ class DraftSide:
         if message.flag == DONE:
             return Progress.FINISHED
         self.room = self.plan.block_length(self.tokens, len(self.tokens) - self.committed)
-        self.room = min(self.room, max(1, self.stop.budget(self.room)))
+        self.room = min(self.room, max(1, self.stop_policy.budget(self.room)))
         self.block_start = len(self.tokens)
         if self.room == 0:
             self.step_number += 1
@@ -135,7 +104,7 @@ class DraftSide:
         if self.trace:
             self.report.spans.append((start, end, "draft"))
         complete = len(self.tokens) - self.block_start == self.room or self.tokens[-1] in self.request.eos_ids
-        complete = complete or not self.stop.goes_on(logits, self.tokens[-1])
+        complete = complete or not self.stop_policy.goes_on(logits, self.tokens[-1])
         self._next = self._publish if complete else self._draft
         return Progress.WORKED
 
@@ -166,7 +135,7 @@ class DraftSide:
         if self.committed and len(self.tokens) > self.committed:
             # A block accepted on trust counts by what of it is known; the rest when that is.
             judged = length - self.committed if kept else len(self.tokens) - self.committed
-            self.stop.learn(judged, agreed - self.committed)
+            self.stop_policy.learn(judged, agreed - self.committed)
         if not kept:
             self._discard_from(agreed)
             adopted = news[agreed - self.committed :]
@@ -181,7 +150,9 @@ class DraftSide:
     def _discard_from(self, index: int) -> None:
         if index < len(self.tokens):
             self.report.num_discarded += len(self.tokens) - index
-            self.report.discarded_seconds += sum(self.costs[index:])
+            wasted = sum(self.costs[index:])
+            self.report.draft_seconds -= wasted
+            self.report.discarded_seconds += wasted
             if self.trace:
                 self._mark_discarded(len(self.tokens) - index)
             del self.tokens[index:], self.costs[index:]

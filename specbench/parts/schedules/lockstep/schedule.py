@@ -8,7 +8,7 @@ from specbench.engine.request import Outcome, Request
 from specbench.parts.contracts import Parts, Setting, Stop
 from specbench.parts.rules.rule import Rule
 from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH, Calibration, balanced_length, forward_seconds
-from specbench.parts.schedules.lockstep.draft import DraftReport, DraftSide
+from specbench.parts.schedules.lockstep.draft import DraftSide
 from specbench.parts.schedules.lockstep.plan import Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.parts.schedules.lockstep.verify import Verifier
@@ -85,13 +85,7 @@ class Lockstep(TwoSides):
         self.number += 1
         plan = Plan(self.number, request, self.draft_length, self.pre_verify, self.post_verify)
         done = self.exchange(self.verifier, plan)
-        report: DraftReport = done.report
-        concurrent_seconds = {
-            "draft": report.draft_seconds - report.discarded_seconds,
-            "discarded_draft": report.discarded_seconds,
-            "idle": report.idle_seconds,
-        }
-        return self.outcome(self.verifier.books, done, concurrent_seconds)
+        return self.outcome(self.verifier.books, done)
 
     def facts(self) -> dict[str, float | int | str]:
         return self._facts

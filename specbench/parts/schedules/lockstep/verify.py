@@ -15,15 +15,15 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import Contract, DraftTree, Verdict
 from specbench.measure.sensors.clock import clock_for, now
 from specbench.parts.rules.rule import RULES, Rule, TorchRng
-from specbench.parts.schedules.books import Books
 from specbench.parts.schedules.lockstep.plan import CUT, KEPT, Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
+from specbench.parts.schedules.sides import Deciding
 from specbench.processes.mailbox import DONE, Mailbox
 from specbench.processes.steps import Progress
 
 
-class Verifier:
-    """Forward, meet the draft, conclude. A `Side`; one for all samples of a run.
+class Verifier(Deciding):
+    """Forward, meet the draft, conclude.
 
     rule: greedy_match, sample_match and delta decide by the target's own tokens; lockstep_ratio needs the draft's laws, `rows`.
     """
@@ -37,42 +37,21 @@ class Verifier:
         rows: RowBuffer | None = None,
         device: str = "cpu",
     ):
-        self.committed, self.inbox = mailbox.committed, mailbox.drafts
-        self.law, self.rule, self.session, self.rows, self.device = law, rule, session, rows, device
+        super().__init__(mailbox, law, session)
+        self.rule, self.rows, self.device = rule, rows, device
         self.clock = clock_for(device)
 
     def prepare(self, plan: Plan) -> None:
-        self.plan, self.request = plan, plan.request
-        self.session.start(len(self.request.prompt_ids) + self.request.max_new_tokens + 1)
-        self.books = Books(self.request)
+        self.begin(plan, 1, self._forward)
+        self.plan = plan
         self.unverified: list[int] = []  # accepted on trust: the rest of a block whose first token stood
         self.unverified_laws: list[torch.Tensor] = []
         self.step_number = 0
-        self.epoch = 0  # blocks thrown away so far
-        self.seen_version = -1
         self.rng: Any = TorchRng.seeded(self.request.noise_key)
         self.num_drafted = 0  # forwards of the draft since the last round
-        self._next = self._prefill
-
-    def step(self) -> Progress:
-        return self._next()
-
-    def waited(self, seconds: float) -> None:
-        self.books.add("wait", seconds)
 
     def stop(self) -> None:
-        """End the sample here, whatever happened, so that the draft stops too and is ready for the next."""
         self.committed.publish(self.plan.number, self.step_number + 1, 0, self.books.output, flag=DONE)
-
-    def _prefill(self) -> Progress:
-        self.books.start()
-        first = self.law.choose(self.session.prefill(self.request.prompt_ids).logits, [0], self.request.noise_key)[0]
-        self.session.pending = first
-        self.books.first(first)
-        self.committed.publish(self.plan.number, 0, 0, self.books.output, flag=DONE if self.books.finished else CUT)
-        self.books.decode()
-        self._next = self._forward
-        return Progress.FINISHED if self.books.finished else Progress.WORKED
 
     def _forward(self) -> Progress:
         """Verify what is there while the draft drafts on."""
