@@ -23,7 +23,15 @@ FUNCTION = '''def area_{n}(width: float, height: float) -> float:
 
 
 '''
-TINY = {"width": 32, "heads": 2, "feed_forward": 48, "vocab_size": 300, "max_positions": 4096, "rows": 2, "length": 64}
+TINY = {
+    "width": 32,
+    "attention_heads": 2,
+    "feed_forward": 48,
+    "vocab_size": 300,
+    "max_positions": 4096,
+    "rows": 2,
+    "length": 64,
+}
 TINY |= {"threads": 1, "compile": "off", "autocast": False, "generate_rows": 4, "pool_rows": 8, "new_tokens": 16}
 
 

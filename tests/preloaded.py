@@ -1,15 +1,18 @@
 """Processes that begin with torch, transformers and specbench loaded: forked from a server that has imported them once.
 
 For tests of what a process does; those of how one is started, and each worker of a process that is killed, spawn as users do.
+The server is started with the import of this module and gets ready beside the tests that come first.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker_programs", "specbench.run.run", "transformers.models.llama.modeling_llama"])
+forkserver.ensure_running()
 
 
 def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +70,12 @@ def command(arguments: Sequence[str]) -> None:
 
     sys.argv = ["specbench", *arguments]
     sys.exit(main())
+
+
+def module(name: str, arguments: Sequence[str]) -> None:
+    """What `python -m <name>` does with these arguments."""
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _begin(files: Sequence[Path], cwd: str, function: Callable[..., Any], arguments: Sequence[Any]) -> None:

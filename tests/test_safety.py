@@ -11,10 +11,11 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from preloaded import Started, command
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for room in ("specbench", "methods", "analysis") for path in sorted((ROOT / room).rglob("*.py"))]
@@ -108,17 +109,16 @@ sys.addaudithook(_note)
 """
 
 
+CLEARED = ("XDG_", "HF_HOME", "SPECBENCH_", "TORCHINDUCTOR_", "TRITON_")  # variables that name other places to write to
+
+
 def written(folder: Path, arguments: list[str]) -> Iterator[Path]:
     """What a Python command and all its Python children write to, with home, cache and temporary folder below `folder`."""
     for name in ("hook", "home", "tmp", "work"):
         (folder / name).mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(textwrap.dedent(HOOK))
     places = {"HOME": "home", "TMPDIR": "tmp", "PYTHONPATH": "hook", "AUDIT_LOG": "log"}
-    cleared = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("XDG_", "HF_HOME", "SPECBENCH_", "TORCHINDUCTOR_", "TRITON_"))
-    }
+    cleared = {name: value for name, value in os.environ.items() if not name.startswith(CLEARED)}
     variables = {**cleared, **{name: str(folder / place) for name, place in places.items()}, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -134,13 +134,42 @@ def written(folder: Path, arguments: list[str]) -> Iterator[Path]:
         yield Path(line)
 
 
-@pytest.mark.parametrize("method", ["speculative", pytest.param("amusd", marks=pytest.mark.deep)])
-def test_a_run_writes_in_its_folder_the_caches_and_the_locks_alone(tmp_path: Path, method: str) -> None:
+def hooked(places: dict[str, str], arguments: list[str]) -> None:
+    """`python -m specbench` under the hook, in a forked process that has imported everything before it."""
+    for name in [name for name in os.environ if name.startswith(CLEARED)]:
+        del os.environ[name]
+    os.environ |= places
+    exec(HOOK, {})
+    command(arguments)
+
+
+def written_by_a_forked_one(folder: Path, arguments: list[str]) -> Iterator[Path]:
+    """As `written`, without what imports write."""
+    for name in ("home", "tmp", "work"):
+        (folder / name).mkdir()
+    places = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "AUDIT_LOG": str(folder / "log")}
+    started = Started(folder / "said", hooked, places, arguments, cwd=folder / "work")
+    assert started.ended(300) == 0, started.err
+    for line in sorted(set((folder / "log").read_text().splitlines())):
+        yield Path(line)
+
+
+@pytest.mark.parametrize(
+    ("method", "watched"),
+    [
+        ("speculative", written_by_a_forked_one),
+        pytest.param("speculative", written, marks=pytest.mark.slow),
+        pytest.param("amusd", written, marks=pytest.mark.deep),
+    ],
+)
+def test_a_run_writes_in_its_folder_the_caches_and_the_locks_alone(
+    tmp_path: Path, method: str, watched: Callable[[Path, list[str]], Iterator[Path]]
+) -> None:
     options = [
         *(f"method={method}", "data=humaneval", "data.source=standin", "data.limit=1", "decoding.max_new_tokens=6"),
         *("measure.repeats=1", "measure.warmup=1", "measure.trace=true", f"runs_dir={tmp_path / 'runs'}"),
     ]
-    paths = list(written(tmp_path, ["-m", "specbench", *options]))
+    paths = list(watched(tmp_path, options if watched is written_by_a_forked_one else ["-m", "specbench", *options]))
     runs = [path for path in paths if path.is_relative_to(tmp_path / "runs")]
     assert any(path.name == "samples.jsonl" for path in runs) and any(path.name.startswith("trace.json") for path in runs)
     allowed = (tmp_path / "runs", tmp_path / "home" / ".cache", tmp_path / "tmp", Path("/dev"), Path("/proc"))

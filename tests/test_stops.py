@@ -186,7 +186,7 @@ class Empty(LockstepDraft):
 
     def _look(self) -> Any:
         progress = super()._look()
-        if self._next == self._draft and self.stop.budget(9) == 0:
+        if self._next == self._draft and self.stop_policy.budget(9) == 0:
             self._next = self._look
         return progress
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from miniature import FUNCTION, TINY, Miniature, settings_for
+from preloaded import Started, module
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specbench.config.options import ConfigError
@@ -64,11 +63,10 @@ def test_target_and_draft_load_and_share_a_tokenizer(pair: Path) -> None:
 def test_command_line_trains_a_target(source: Path, tmp_path: Path) -> None:
     options = {name: str(value) for name, value in TINY.items()} | {"source": str(source), "source_licence": "MIT"}
     options |= {"work": str(tmp_path / "work"), "out": str(tmp_path / "out"), "tokens": "256", "layers": "1"}
-    command = [sys.executable, "-m", "specbench.train", "part=target", "pair=builtin"]
-    command += [f"train.{name}={value}" for name, value in options.items()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["history"]["tokens_seen"] == 256
+    arguments = ["part=target", "pair=builtin", *(f"train.{name}={value}" for name, value in options.items())]
+    done = Started(tmp_path / "said", module, "specbench.train", arguments, cwd=tmp_path)
+    assert done.ended(120) == 0, done.err
+    assert json.loads(done.out.splitlines()[-1])["history"]["tokens_seen"] == 256
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert not list(tmp_path.rglob("*.log")), "a file that nobody asked for"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import preloaded
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +26,7 @@ def expected(tree: Path) -> set[str]:
     names = set()
     for folder, inside in (MAPPED | DATA).items():
         for path in (tree / folder).rglob("*"):
-            if path.suffix in ({".py", ".csv", ".ipynb", ".j2"} if folder in MAPPED else SUFFIXES):
+            if path.suffix in ({".py", ".csv", ".ipynb", ".j2", ".yaml"} if folder in MAPPED else SUFFIXES):
                 names.add(f"{inside}/{path.relative_to(tree / folder).as_posix()}")
     for path in (tree / "specbench" / "models").rglob("*"):
         if path.is_file():
@@ -124,13 +126,41 @@ def test_the_installed_wheel_finds_its_own_files(elsewhere: tuple[dict[str, str]
         assert place.startswith(environment["PYTHONPATH"]) and Path(place).exists()
 
 
-def test_the_installed_wheel_runs_a_job(elsewhere: tuple[dict[str, str], Path]) -> None:
+OPTIONS = [
+    *("data=humaneval", "data.source=standin", "data.limit=1", "measure.repeats=1", "measure.warmup=1"),
+    "decoding.max_new_tokens=8",
+]
+
+
+def from_wheel(site: str, arguments: list[str]) -> None:
+    """`python -m specbench` of the wheel's files, in a forked process whose other packages are imported already."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "specbench"]:
+        del sys.modules[name]
+    sys.path.insert(0, site)
+    os.environ.pop("SPECBENCH_DATA", None)
+    importlib.invalidate_caches()
+    preloaded.module("specbench", arguments)
+
+
+def test_the_installed_wheel_runs_a_job(elsewhere: tuple[dict[str, str], Path], tmp_path: Path) -> None:
     environment, cwd = elsewhere
-    options = ["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1", "measure.repeats=1", "measure.warmup=1"]
-    command = [sys.executable, "-m", "specbench", *options, "decoding.max_new_tokens=8"]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    arguments = ["method=speculative", *OPTIONS]
+    started = preloaded.Started(tmp_path, from_wheel, environment["PYTHONPATH"], arguments, cwd=cwd)
+    assert started.ended(120) == 0, started.err
+    check_job(cwd, started.out)
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_runs_a_job_with_a_worker(elsewhere: tuple[dict[str, str], Path]) -> None:
+    environment, cwd = elsewhere
+    line = [sys.executable, "-m", "specbench", "method=amusd", *OPTIONS]
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
+    check_job(cwd, done.stdout)
+
+
+def check_job(cwd: Path, out: str) -> None:
+    summary = json.loads(out.splitlines()[-1])
     assert summary["status"] == "success"
     assert summary["lossless"]["verdict"] == "identical"
     assert (cwd / summary["run_folder"] / "run.json").is_file()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,29 +199,31 @@ LOST = [  # what it does, engine.timeout_seconds, the words of the error
 ]
 
 
+@pytest.mark.parametrize("start", [fork_workers, pytest.param(None, marks=pytest.mark.slow)], ids=["forked", "spawned"])
 @pytest.mark.parametrize(("what", "timeout_seconds", "words"), LOST, ids=[case[0] for case in LOST])
 def test_a_lost_draft_ends_the_run_in_its_own_words(
     pair: PairSpec,
     what: str,
     timeout_seconds: float,
     words: str,
+    start: Callable[[pytest.MonkeyPatch], None] | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It dies, is killed, runs out of memory, hangs: within seconds an error says which, and no process is left."""
-    if "died" not in words:
-        fork_workers(monkeypatch)
+    if start is not None:
+        start(monkeypatch)
     monkeypatch.setattr(SharedSlot, "MIDWAY_SECONDS", 1.0)
     with opened(pair, timeout_seconds=timeout_seconds) as (method, _):
         pid = method.worker.pid
-        start = time.monotonic()
+        begun = time.monotonic()
         with pytest.raises(WorkerError, match=words) as caught:
             method.decode(request(0, what))
-        assert time.monotonic() - start < 20.0
+        assert time.monotonic() - begun < 20.0
         if "Memory" in words:
             assert any("in misbehave" in note for note in caught.value.__notes__)
         with pytest.raises(WorkerError, match="worker draft"):
             method.decode(request(0))  # asked again it says so again, and at once
-        assert time.monotonic() - start < 25.0
+        assert time.monotonic() - begun < 25.0
     assert gone(pid, 0.0), "a process is left"
 
 
@@ -296,23 +299,27 @@ def test_whoever_was_stopped_itself_accuses_nobody(monkeypatch: pytest.MonkeyPat
     assert not listen(5.0)
 
 
-def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     assert pair.draft is not None
+    fork_workers(monkeypatch)
     spec = replace(pair.draft, path=str(tmp_path / "nowhere"), name="nowhere")
     program = DraftSide(Mailbox.shared(8), SamplingLaw(), 4)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"worker draft: ConfigError: pair\.draft='nowhere': "):
         Worker("draft", partial(load_model, spec), program, Placement((), 1), 60.0)
     assert time.monotonic() - start < 60.0
-    assert not [child for child in children(os.getpid()) if "spawn_main" in command(child)], "a process is left"
+    assert not multiprocessing.active_children(), "a process is left"
 
 
-def test_a_run_whose_draft_fails_has_status_failed_and_the_drafts_words(tmp_path: Path) -> None:
+def test_a_run_whose_draft_fails_has_status_failed_and_the_drafts_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from specbench.config.compose import compose
     from specbench.run.run import run
 
+    fork_workers(monkeypatch)
     config = compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1", "measure.warmup=0"])
     config.method = {**config.method, "_target_": "worker_programs.FailingAmusd"}
     config.allow_targets, config.runs_dir = ["worker_programs"], str(tmp_path)
@@ -323,7 +330,7 @@ def test_a_run_whose_draft_fails_has_status_failed_and_the_drafts_words(tmp_path
     facts = json.loads(written.read_text())
     assert facts["status"] == "failed"
     assert "worker draft: RuntimeError: the draft stumbled over token 3" in facts["error"]
-    assert not [child for child in children(os.getpid()) if "spawn_main" in command(child)], "a process is left"
+    assert not multiprocessing.active_children(), "a process is left"
 
 
 # ------------------------------------------------------------------------------------------------ the parent goes
@@ -372,7 +379,9 @@ def test_ctrl_c_ends_a_run_as_interrupted_and_leaves_nobody(tmp_path: Path) -> N
     assert all(gone(child, 5.0) for child in below), "a process is left"
 
 
-@pytest.mark.parametrize(("how", "stopped"), [(signal.SIGTERM, False), (signal.SIGKILL, True)])
+@pytest.mark.parametrize(
+    ("how", "stopped"), [pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow), (signal.SIGKILL, True)]
+)
 def test_the_worker_goes_with_its_parent(pair: PairSpec, how: signal.Signals, stopped: bool, tmp_path: Path) -> None:
     parent = Started(tmp_path, worker_programs.decode_for_ever, str(Path(pair.target.path).parent))
     try:

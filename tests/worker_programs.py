@@ -17,7 +17,7 @@ from mailbox_peers import begin_message
 from specbench.config.specs import ModelSpec, PairSpec
 from specbench.engine.request import Request
 from specbench.engine.runtime import Runtime
-from specbench.engine.sampling import SamplingLaw
+from specbench.engine.sampling import SamplingLaw, keyed_gumbel, noise_key
 from specbench.engine.tree import DraftTree
 from specbench.methods.overlap.amusd import Amusd
 from specbench.pair.load import draft_loader, load_model
@@ -28,6 +28,16 @@ from specbench.processes.steps import Progress
 from specbench.processes.worker import Worker
 
 SLOW_SECONDS = 0.004
+
+
+def noise_of(*sample: Any) -> tuple[str, str]:
+    """The key of a seed, sample and turn, and every bit of a sum over some of its noise."""
+    key = noise_key(*sample)
+    return str(key), keyed_gumbel(key, [4, 5], 64).double().sum().item().hex()
+
+
+def say_noise(*sample: Any) -> None:
+    print(*noise_of(*sample), hash(sample[1]), flush=True)
 
 
 class ScriptedDrafter(DraftSide):
