@@ -49,6 +49,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = 1
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server that `preloaded` forks from, where it will be wanted: it imports while other tests run."""
+    modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
+    if any({"preloaded", "Started", "fork_workers"} & set(vars(module)) for module in modules):
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` on a machine without one."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -1,7 +1,7 @@
 """Processes that begin with torch, transformers and specbench loaded: forked from a server that has imported them once.
 
 For tests of what a process does; those of how one is started, and each worker of a process that is killed, spawn as users do.
-The server is started with the import of this module and gets ready beside the tests that come first.
+Where tests of it are among those to be run, the server gets ready beside the ones that come first (conftest.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker_programs", "specbench.run.run", "transformers.models.llama.modeling_llama"])
-forkserver.ensure_running()
 
 
 def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import ast
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,6 +140,7 @@ def hooked(places: dict[str, str], arguments: list[str]) -> None:
     for name in [name for name in os.environ if name.startswith(CLEARED)]:
         del os.environ[name]
     os.environ |= places
+    tempfile.tempdir = None  # what the server was told
     exec(HOOK, {})
     command(arguments)
 
