@@ -134,6 +134,11 @@ class Method:
         """Continue one prompt."""
         return self.schedule.run(self, request)
 
+    def settle(self) -> None:
+        """The process has got another number of threads for good: what was chosen by measured costs is chosen anew."""
+        for part in self._parts:
+            part.settle()
+
     def reset(self) -> None:
         """A pass over the prompts begins: all parts forget what they keep between samples."""
         for part in self._parts:

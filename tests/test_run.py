@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import specbench.run.passes as passes
 import specbench.run.prepare as prepare_module
@@ -306,8 +307,17 @@ def test_the_arms_of_an_aa_run_have_one_thread_count(mode: str, monkeypatch: pyt
         arm.placement = Placement((), threads or min(found, key=lambda count: found[count]))
         return {}
 
+    threads: list[int] = [1]  # of the opening
+    settled: list[Any] = []
     monkeypatch.setattr(passes, "warm_up", warm_up)
-    arms: Any = {name: types.SimpleNamespace(placement=None) for name in ("method", "baseline")}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+
+    def arm(name: str) -> Any:
+        method = types.SimpleNamespace(settle=lambda: settled.append((name, threads[-1])))
+        return types.SimpleNamespace(placement=None, method=method, run=lambda *_, **__: settled.append((name, "warm")))
+
+    arms: Any = {name: arm(name) for name in ("method", "baseline")}
     conversation: Any = types.SimpleNamespace(
         config=RunConfig(measure=MeasureConfig(mode=mode)),
         request=lambda *_: None,
@@ -316,6 +326,8 @@ def test_the_arms_of_an_aa_run_have_one_thread_count(mode: str, monkeypatch: pyt
     )
     chosen = passes.warm_up_all(conversation, [None], arms, None)  # type: ignore[list-item]
     assert [entry["threads"] for entry in chosen.values()] == ([1, 1] if mode == "aa" else [1, 2])
+    # What rests on measured costs is measured again with the count that was chosen, if it is another than that of the opening.
+    assert settled == ([] if mode == "aa" else [("baseline", 2), ("baseline", "warm")]) and threads[-1] == 1
 
 
 class DriftingArm:

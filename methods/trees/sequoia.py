@@ -89,10 +89,14 @@ class BestTreeDraft(ModelDraft):
 
     def open(self, setting: Setting) -> None:
         super().open(setting)
-        acceptance = self._measured(setting) if isinstance(self.given, str) else list(self.given)
-        nodes, self._facts = self._best(setting, acceptance)
+        self.target = setting.target
+        self.acceptance = self._measured(setting) if isinstance(self.given, str) else list(self.given)
+        self.settle()
+
+    def settle(self) -> None:
+        nodes, self._facts = self._best(self.acceptance)
         self.shape = Drawn(nodes, Contract.WITHOUT_REPLACEMENT)
-        self._facts |= {f"acceptance_of_rank_{rank}": round(chance, 4) for rank, chance in enumerate(acceptance)}
+        self._facts |= {f"acceptance_of_rank_{rank}": round(chance, 4) for rank, chance in enumerate(self.acceptance)}
 
     @torch.inference_mode()
     def _measured(self, setting: Setting) -> list[float]:
@@ -127,13 +131,13 @@ class BestTreeDraft(ModelDraft):
         # A tree takes ranks in order: where chance made a later one look better, both get the mean.
         return [-value for value in never_falling([-count / judged for count in counts])]
 
-    def _best(self, setting: Setting, acceptance: list[float]) -> tuple[list[Node], dict[str, float | int | str]]:
+    def _best(self, acceptance: list[float]) -> tuple[list[Node], dict[str, float | int | str]]:
         """The nodes, and what they were chosen by. One node at least: this is a method that drafts."""
         if isinstance(self.num_nodes, int):
             nodes = build_static_tree([acceptance] * self.depth, self.num_nodes) or [(0,)]
             return nodes, {"tree_nodes": len(nodes), "tree_depth": max(map(len, nodes))}
         self.context = fill(self.session, 1)
-        rows, (draft_seconds,) = measure_costs(setting.target, [self._draft_once])
+        rows, (draft_seconds,) = measure_costs(self.target, [self._draft_once])
         self.session.start(0)
         best: list[Node] = [(0,)]
         best_rate = 0.0

@@ -86,6 +86,9 @@ class Part:
     def close(self) -> None:
         """Free what `open` took; also after an `open` that failed, or none."""
 
+    def settle(self) -> None:
+        """The process has got another number of threads for good, off the clock: measure anew what rests on costs."""
+
     def reset(self) -> None:
         """A pass over the prompts begins, off the clock: forget what is kept between samples (scope="session")."""
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from specbench import data
 from specbench.config.schema import RunConfig
 from specbench.data import Sample
@@ -22,6 +24,7 @@ from specbench.measure.records.events import Round, SampleRecord
 from specbench.measure.records.store import RunStore
 from specbench.run.arms import Arm, warm_up
 from specbench.run.console import Progress
+from specbench.run.hooks import asked
 
 
 class Prompts:
@@ -120,7 +123,12 @@ def warm_up_all(
             count = (earlier or {}).get(name, threads)
             if same and chosen:
                 count = next(iter(chosen.values()))["threads"]
+            opened_with = torch.get_num_threads()
             tried = warm_up(arm, requests, count)
+            if arm.placement.threads != opened_with:  # trees were sized by what rows cost with the threads of the opening
+                with arm.placement.applied():
+                    asked("settle", name, arm.method, arm.method.settle)
+                arm.run(requests[0], repeat=-1, order=-1, category=None)
             chosen[name] = {"seconds_per_token_by_threads": tried, "threads": arm.placement.threads}
     return chosen
 

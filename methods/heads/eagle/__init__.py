@@ -101,10 +101,13 @@ class EagleDraft(Drafter):
         self.heads, folder = open_heads(EagleHeads, self.heads_name, runtime)
         self.draft = FeatureDraft(self.heads, min(runtime.target.vocab_size, self.heads.target.vocab_size))
         self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
+        self.settle()
+        self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.draft.device)
+
+    def settle(self) -> None:
         if self.num_nodes == "auto":
             self.size, self.levels = self._measured_size(self.heads.calibration.get("accuracies"))
         self.shape, self.stop = Dynamic(self.top_k, self.size), Stop()
-        self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.draft.device)
 
     def _measured_size(self, accuracies: list[list[float]] | None) -> tuple[int, int]:
         """Nodes and levels that emit most tokens per second if the tree were a static one of these accuracies.

@@ -79,8 +79,15 @@ class HeadDraft(Drafter):
         self.shares_noise = not runtime.law.greedy and setting.rule.reads == "choice"
         self.noise = None
         self.vocab_size = min(runtime.target.vocab_size, self.heads.target.vocab_size)
-        nodes = self.given if self.given is not None else self._build()
-        chains_only = runtime.target.tree_refusal
+        self._draft_by(self.given if self.given is not None else self._build())
+
+    def settle(self) -> None:
+        if self.given is None and self.num_nodes == "auto":
+            self._draft_by(self._build())
+
+    def _draft_by(self, nodes: list[Node]) -> None:
+        """Raises ConfigError for a tree that these heads, or this target, cannot fill."""
+        chains_only = self.target.model.tree_refusal
         if chains_only is not None and any(choice for node in nodes for choice in node):
             raise ConfigError("method.tree", "given", f"the target takes draft chains only ({chains_only}): use tree=auto")
         deepest, widest = max(map(len, nodes)), 1 + max(map(max, nodes))
@@ -88,7 +95,7 @@ class HeadDraft(Drafter):
             raise ConfigError("method.tree", deepest, f"a tree of depth {deepest}, and {self.heads.max_depth} heads")
         if widest > self.vocab_size:
             raise ConfigError("method.tree", widest, f"{widest} candidates of a head, and {self.vocab_size} tokens")
-        self.plan = TreePlan(nodes, runtime.target.device)
+        self.plan = TreePlan(nodes, self.target.model.device)
         self._facts |= {"tree_nodes": len(nodes), "tree_depth": deepest}
 
     def _build(self) -> list[Node]:
