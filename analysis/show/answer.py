@@ -44,11 +44,11 @@ def answer(group: Group, comparisons: Sequence[Comparison]) -> list[tuple[str, s
         return []
     baseline, shown = str(group.conditions.get("baseline")), found[:MAX_CELLS]
     more = f" And {len(found) - len(shown)} more below." if len(found) > len(shown) else ""
-    winners = [
-        f"{b.name} on {b.place}" if b.wins else f"nothing that is surely faster than {baseline} on {b.place}" for b in shown
-    ]
+    fastest = "; ".join(
+        f"on {b.place} {b.name}" if b.wins else f"on {b.place} nothing that is surely faster than {baseline}" for b in shown
+    )
     return [
-        ("What was fastest?", f"{_joined(winners)[:1].upper()}{_joined(winners)[1:]}.{more}"),
+        ("What was fastest?", f"{fastest[:1].upper()}{fastest[1:]}.{more}"),
         ("By how much?", " ".join(f"On {b.place}: {_distance(b, baseline)}." for b in shown)),
         ("How sure?", f"{_sureness(shown, comparisons)} {_weight(comparisons)}"),
     ]
