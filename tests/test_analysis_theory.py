@@ -136,10 +136,10 @@ def test_published_rows_stand_apart(tmp_path: Path) -> None:
     group = groups(frames)[0]
     table = reference.reference_table(group, comparisons(frames, group))
     ours, theirs = table.rows[0], table.rows[1:]
-    assert ours.cell("origin").text() == "Measured" and ours.cell("data").text() == "humaneval-standin"
-    assert {row.cell("origin").text() for row in theirs} == {reference.PUBLISHED}
+    assert ours.cell("origin").text() == "measured" and ours.cell("data").text() == "humaneval-standin"
+    assert {row.cell("origin").text().split(" [")[0] for row in theirs} == {reference.PUBLISHED}
     assert {row.cell("data").text() for row in theirs} == {"humaneval"}
     assert not any(row.ranked or row.cell("speedup").bold for row in table.rows)
     assert any(row.cell("speedup").number == 1.57 and row.cell("ms_per_token").number == 14.08 for row in theirs)
-    assert "other prompts" in table.notes[0]
+    assert any("other prompts" in note for note in table.notes)
     assert "speed-ups and times do not" in table.caption

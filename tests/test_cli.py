@@ -139,7 +139,7 @@ REFUSED = [
     (["metod=amusd"], "metod=amusd: unknown option", "did you mean method?"),
     (["+foo=1"], "foo=1: unknown option", "method@baseline"),
     (["+decoding.foo=1"], "decoding.foo=1: unknown option", "decoding.top_p"),
-    (["method=amsd"], "method=amsd: unknown choice", "did you mean amusd? possible: amusd, autoregressive"),
+    (["method=amsd"], "method=amsd: unknown choice", "did you mean amusd or rasd? possible: amusd, autoregressive"),
     (["method@baseline=foo"], "method@baseline=foo: unknown choice", "speculative"),
     (["method@basline=amusd"], "method@basline=amusd:", "method@baseline"),
     (["data=foo"], "data=foo: unknown choice", "humaneval"),

@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,15 @@ class Interrupt(BaseException):
 
 
 def interrupted(slot: SharedSlot, after: int, use: Any) -> bool:
-    """Call `use`, interrupted before the `after`th line that the slot executes; False if it has fewer."""
+    """Call `use`, interrupted before the `after`th line that the slot executes; False if it has fewer.
+
+    In a thread of its own: what a trace function raises inside a handler stays in its thread as the exception being handled.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_interrupted, after, use).result()
+
+
+def _interrupted(after: int, use: Any) -> bool:
     lines = 0
 
     def trace(frame: Any, event: str, _: Any) -> Any:

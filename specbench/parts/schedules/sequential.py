@@ -39,7 +39,7 @@ class Sequential(Schedule):
         books.decode()
 
         while not books.finished:
-            tree = drafter.propose(stop.budget(books.room))
+            tree = drafter.propose(min(books.room, stop.budget(books.room)))
             tree.refuse_impossible(books.room, drafter.max_nodes, vocab_size)
             books.stamp("draft")
             evidence = target.forward(tree)
