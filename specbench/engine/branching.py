@@ -17,11 +17,38 @@ from specbench.engine.model import Model
 from specbench.engine.session import Session
 
 
-class BranchingSession(Session):
-    """Rows below the trunk are numbered in the order in which they are grown, -1 is the trunk.
+class Branching(Session):
+    """What branches on every backend. Rows below the trunk are numbered in the order in which they are grown, -1 is the trunk."""
 
-    Raises ValueError for a model that takes chains only.
-    """
+    def branch(self) -> None:
+        """What is fed now is the trunk of the next tree."""
+        self.trunk = self.length
+        self.row_parents: list[int] = []
+
+    def _append(self, parents: Sequence[int]) -> int:
+        """Take in the parents of rows that are about to be grown; where the first of them goes."""
+        old = len(self.row_parents)
+        assert self.length == self.trunk + old, "branch first"
+        assert all(parent < old for parent in parents), "a row's parent was grown by an earlier call"
+        self.row_parents += parents
+        return self.trunk + old
+
+    def grow(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Append rows below the trunk; logits [n, vocab] after them."""
+        raise NotImplementedError
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make a path of the grown rows, ascending, part of the sequence and forget the others."""
+        self.cache.keep_rows(self.trunk, list(rows))
+        self.branch()
+
+    def rollback(self, length: int) -> None:
+        super().rollback(length)
+        self.branch()
+
+
+class BranchingSession(Branching):
+    """On transformers' own forward. Raises ValueError for a model that takes chains only."""
 
     def __init__(self, model: Model, taps: Sequence[int] = ()):
         if model.tree_refusal is not None:
@@ -30,19 +57,16 @@ class BranchingSession(Session):
         self.branch()
 
     def branch(self) -> None:
-        """What is fed now is the trunk of the next tree."""
-        self.trunk = self.length
+        super().branch()
         self._row_depths: list[int] = []
         self._visible = torch.zeros((0, 0), dtype=self.model.dtype, device=self.model.device)  # among the grown rows, additive
 
     @torch.inference_mode()
     def grow(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
-        """Append rows below the trunk; logits [n, vocab] after them."""
-        model, rows, old = self.model, len(ids), len(self._row_depths)
-        assert self.length == self.trunk + old, "branch first"
+        model, rows, past = self.model, len(ids), self._append(parents)
+        old = past - self.trunk
         own = torch.full((rows, old + rows), torch.finfo(model.dtype).min, dtype=model.dtype, device=model.device)
         for row, parent in enumerate(parents):
-            assert parent < old, "a row's parent was grown by an earlier call"
             if parent >= 0:
                 own[row, :old] = self._visible[parent, :old]
         own[:, old:].fill_diagonal_(0.0)
@@ -52,7 +76,6 @@ class BranchingSession(Session):
         self._row_depths += [0 if parent < 0 else self._row_depths[parent] + 1 for parent in parents]
         depths = self._row_depths[old:]
         positions = torch.tensor([[self.trunk + depth for depth in depths]], device=model.device)
-        past = self.trunk + old
         fed = [i if i < model.num_rows else 0 for i in ids]
         output = model.module(
             input_ids=torch.tensor([fed], device=model.device),
@@ -76,12 +99,3 @@ class BranchingSession(Session):
         far = positions[:, None] - keys[None] >= plan.window
         sliding = full.masked_fill(far[None, None], torch.finfo(own.dtype).min)
         return sliding if plan.layer_types == (SLIDING,) else {FULL: full, SLIDING: sliding}
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Make a path of the grown rows, ascending, part of the sequence and forget the others."""
-        self.cache.keep_rows(self.trunk, list(rows))
-        self.branch()
-
-    def rollback(self, length: int) -> None:
-        super().rollback(length)
-        self.branch()

@@ -98,6 +98,11 @@ class KVCache(Cache):
         return self.layers[0].length
 
     @property
+    def lengths(self) -> list[int]:
+        """The same of each layer: sessions on a part of the model feed their own layers alone."""
+        return [layer.length for layer in self.layers]
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
         return sum(t.nbytes for layer in self.layers for t in (layer.keys, layer.values) if t is not None)
@@ -109,8 +114,12 @@ class KVCache(Cache):
     def rollback(self, length: int) -> None:
         """Forget every position from `length` on: O(1) per layer, no copy."""
         assert 0 <= length <= self.length, f"rollback to {length} of {self.length}"
-        for layer in self.layers:
-            layer.length = length
+        self.cut(length, range(len(self.layers)))
+
+    def cut(self, length: int, layers: Sequence[int]) -> None:
+        """The same for some of the layers."""
+        for number in layers:
+            self.layers[number].length = length
 
     def keep_rows(self, start: int, rows: Sequence[int]) -> None:
         """Of the positions from `start` on keep `rows` (relative, ascending); a leading run needs no copy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,7 @@ class Model:
     is_recurrent: bool = False  # keeps a state instead of a cache: see engine.backends.recurrent
     is_draft: bool = False
     recomputed_at: int | None = None
+    native: Any = None  # its packed weights where engine.backends.native computes it: see `run_natively`
 
     @classmethod
     def wrap(cls, module: Any, vocab_size: int | None = None) -> Model:
@@ -63,6 +64,28 @@ class Model:
             is_recurrent=is_recurrent,
             recomputed_at=rotary.recomputed_at(config),
         )
+
+    def run_natively(self, instructions: str | None = None) -> Model:
+        """From now on sessions on this model compute with `engine.backends.native`. Raises CannotBuildError."""
+        from specbench.engine.backends.native.weights import NativeWeights
+
+        self.native = NativeWeights(self.module, self.plan, instructions)
+        return self
+
+    def with_module(self, module: Any) -> Model:
+        """The same around a module of the same shape, on the same backend."""
+        made = replace(self, module=module, native=None)
+        return made if self.native is None else made.run_natively()
+
+    def refresh(self) -> None:
+        """The module's weights have changed: what a backend keeps of them is made anew."""
+        if self.native is not None:
+            self.native.pack(self.module)
+
+    @property
+    def backend(self) -> str:
+        """Which of `engine.target`'s runs its forwards."""
+        return "recurrent" if self.is_recurrent else "eager" if self.native is None else "native"
 
     @property
     def device(self) -> torch.device:

@@ -54,7 +54,7 @@ class Session:
     @property
     def length(self) -> int:
         """Number of tokens fed (in the cache of its first layer)."""
-        return self.cache.layers[self.layers[0]].length
+        return self.cache.lengths[self.layers[0]]
 
     @property
     def nbytes(self) -> int:
@@ -135,19 +135,18 @@ class Session:
     def rollback(self, length: int) -> None:
         """Forget every fed token from `length` on (O(1))."""
         assert 0 <= length <= self.length, f"rollback to {length} of {self.length}"
-        for number in self.layers:
-            self.cache.layers[number].length = length
+        self.cache.cut(length, self.layers)
 
     def mark(self) -> Mark:
         """Where it stands now, for `restore`."""
-        return self.pending, tuple(layer.length for layer in self.cache.layers)
+        return self.pending, tuple(self.cache.lengths)
 
     def restore(self, mark: Mark) -> None:
         """Forget what was fed since the mark, layer by layer (O(1)); nothing older may have been forgotten in between."""
         self.pending, lengths = mark
-        for layer, length in zip(self.cache.layers, lengths, strict=True):
-            assert length <= layer.length, f"a layer holds {layer.length} of the {length} rows of the mark"
-            layer.length = length
+        for number, (held, length) in enumerate(zip(self.cache.lengths, lengths, strict=True)):
+            assert length <= held, f"a layer holds {held} of the {length} rows of the mark"
+            self.cache.cut(length, (number,))
 
     # The canonical round of a target.
 
@@ -182,7 +181,7 @@ class Session:
         if riders is not None and riders.start_layer:
             assert first in (0, riders.start_layer), "riders enter where the draft's own rows do"
         start = first or (riders.start_layer if riders is not None else 0)
-        past = self.cache.layers[start].length
+        past = self.cache.lengths[start]
         parents = None if tree.parents is None else [-1, *(parent + 1 for parent in tree.parents)]
         if first:
             assert tree.hidden is not None and len(tree.hidden) == len(ids), "one hidden state for pending and every node"

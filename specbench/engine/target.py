@@ -1,6 +1,7 @@
 """What may be asked of a target, whichever backend answers, and who answers for which model.
 
 session.py               transformers' own forward on a key-value cache with O(1) rollback; the reference
+backends/native          Llama-shaped models on a CPU in C++; row for row the same bits in any company
 backends/recurrent.py    models with a recurrent state: token by token, committed by going back to a kept state
 """
 
@@ -14,7 +15,9 @@ from specbench.engine.tree import DraftTree, Evidence, Verdict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from specbench.engine.branching import Branching
     from specbench.engine.model import Model
+    from specbench.engine.session import Session
 
 
 class Target(Protocol):
@@ -62,6 +65,28 @@ def open_target(model: Model, taps: Sequence[int] = ()) -> Target:
         from specbench.engine.backends.recurrent import RecurrentSession
 
         return RecurrentSession(model, taps)
+    return open_session(model, taps)
+
+
+def open_session(model: Model, taps: Sequence[int] = ()) -> Session:
+    """A sequence that can be cut back, for targets and draft models. Raises ValueError for a model with a recurrent state."""
+    if model.is_recurrent:
+        raise ValueError("its state cannot be cut back")
+    if model.native is not None:
+        from specbench.engine.backends.native.session import NativeSession
+
+        return NativeSession(model, taps)
     from specbench.engine.session import Session
 
     return Session(model, taps)
+
+
+def open_branching(model: Model) -> Branching:
+    """The same with trees grown behind the sequence. Raises ValueError for a model that takes chains only."""
+    if model.native is not None:
+        from specbench.engine.backends.native.session import NativeBranching
+
+        return NativeBranching(model)
+    from specbench.engine.branching import BranchingSession
+
+    return BranchingSession(model)

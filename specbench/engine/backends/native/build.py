@@ -1,0 +1,105 @@
+"""Builds forward.cpp with the system's C++ compiler into the user's cache, once for each source, compiler and instruction set."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("forward.cpp")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-Wno-psabi")
+INSTRUCTION_SETS = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"),
+    "avx2": ("-mavx2", "-mfma"),
+    "portable": (),
+}
+_TIMEOUT_SECONDS = 300
+
+
+class CannotBuildError(Exception):
+    """No library can be made here; one line says why."""
+
+
+@functools.cache
+def instruction_set() -> str:
+    """The widest that this processor has."""
+    import torch
+
+    return {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+
+
+@functools.cache
+def library(instructions: str | None = None) -> ctypes.CDLL:
+    """The library for this processor, or for the named instruction set. Raises CannotBuildError."""
+    made = ctypes.CDLL(str(build(instructions or instruction_set())))
+    made.sb_forward.restype = made.sb_keep.restype = None
+    made.sb_forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    pointer, whole = ctypes.c_void_p, ctypes.c_int64
+    made.sb_keep.argtypes = [pointer, pointer, pointer, whole, whole, pointer, whole]
+    made.sb_sizes.restype, made.sb_sizes.argtypes = whole, [whole]
+    return made
+
+
+def build(instructions: str) -> Path:
+    """The shared library's path; it is compiled if the cache has none of this source, compiler and flags."""
+    compiler, version = _compiler()
+    flags = (*FLAGS, *INSTRUCTION_SETS[instructions])
+    facts = "\0".join((SOURCE.read_text(), *flags, compiler, version, platform.machine(), platform.system()))
+    folder = cache_folder()
+    path = folder / f"forward-{instructions}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
+    if path.is_file():
+        return path
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, suffix=".so")
+    except OSError as error:
+        raise CannotBuildError(f"{folder} cannot be written: {error.strerror}") from error
+    os.close(handle)
+    try:
+        command = [compiler, *flags, "-o", name, str(SOURCE)]
+        made = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+        if made.returncode:
+            lines = [line for line in made.stderr.splitlines() if "error" in line] or made.stderr.splitlines() or ["no message"]
+            raise CannotBuildError(f"{compiler} failed: {lines[0][:200]}")
+        os.replace(name, path)  # whole or not at all, whoever else builds it now
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotBuildError(f"{compiler} failed: {type(error).__name__}: {error}") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept, a folder that nobody else may write to. Raises CannotBuildError."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base) / "specbench" / "native"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+    except OSError as error:
+        raise CannotBuildError(f"{folder} cannot be made: {error.strerror}") from error
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
+        # What lies there is code that this process would run.
+        raise CannotBuildError(f"{folder} is another user's, or others may write to it: make it private (chmod 700)")
+    return folder
+
+
+@functools.cache
+def _compiler() -> tuple[str, str]:
+    """Path and version line of $CXX, c++, g++ or clang++, whichever is there first."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        path = shutil.which(name) if name else None
+        if path is None:
+            continue
+        try:
+            said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        return path, said.partition("\n")[0]
+    raise CannotBuildError("no C++ compiler was found (CXX, c++, g++, clang++)")

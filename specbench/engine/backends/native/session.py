@@ -1,0 +1,225 @@
+"""A session whose forward is forward.cpp: the same calls as `engine.session`, a row's logits the same bits in any company."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specbench.engine.backends.native.weights import LANES, Call, NativeWeights
+from specbench.engine.branching import Branching
+from specbench.engine.model import Model
+from specbench.engine.session import Session
+
+
+class NativeCache:
+    """Keys [kv head, capacity / 16, head_dim, 16] and values [kv head, capacity, head_dim in sixteens] of each layer."""
+
+    def __init__(self, weights: NativeWeights):
+        self.weights, shape = weights, weights.shape
+        self.capacity = 0
+        self.lengths = [0] * shape.layers
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.reserve(LANES)
+
+    @property
+    def length(self) -> int:
+        return self.lengths[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return sum(part.nbytes for part in (*self.keys, *self.values))
+
+    @property
+    def layers(self) -> list[Any]:
+        """Copies in the common layout, [1, kv heads, length, head_dim], for those who compare caches."""
+        dim = self.weights.shape.head_dim
+        return [
+            SimpleNamespace(
+                length=length,
+                keys=keys.transpose(2, 3).flatten(1, 2)[None, :, :length],
+                values=values[None, :, :length, :dim],
+            )
+            for length, keys, values in zip(self.lengths, self.keys, self.values, strict=True)
+        ]
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` positions, keeping what is there."""
+        if capacity <= self.capacity:
+            return
+        shape, blocks = self.weights.shape, -(-capacity // LANES)
+        self.capacity = blocks * LANES
+        ld = -(-shape.head_dim // LANES) * LANES
+        keys = [torch.zeros(shape.kv_heads, blocks, shape.head_dim, LANES) for _ in self.lengths]
+        values = [torch.zeros(shape.kv_heads, self.capacity, ld) for _ in self.lengths]
+        for new, old in zip((*keys, *values), (*self.keys, *self.values), strict=False):
+            new[:, : old.shape[1]] = old
+        self.keys, self.values = keys, values
+        pointers = ctypes.c_void_p * len(keys)
+        self.key_pointers = pointers(*(part.data_ptr() for part in keys))
+        self.value_pointers = pointers(*(part.data_ptr() for part in values))
+
+    def cut(self, length: int, layers: Sequence[int]) -> None:
+        """Forget every position of these layers from `length` on."""
+        for number in layers:
+            self.lengths[number] = length
+
+    def keep_rows(self, start: int, rows: Sequence[int]) -> None:
+        """Of the positions from `start` on keep `rows` (relative, ascending)."""
+        count = len(rows)
+        if count and rows[-1] != count - 1:
+            kept, weights = array("q", rows), self.weights
+            pointers = (ctypes.addressof(self.key_pointers), ctypes.addressof(self.value_pointers))
+            weights.library.sb_keep(weights.reference, *pointers, self.capacity, start, kept.buffer_info()[0], count)
+        self.lengths = [start + count] * len(self.lengths)
+
+    def reset(self) -> None:
+        self.lengths = [0] * len(self.lengths)
+
+
+class NativeSession(Session):
+    """One sequence on one model, or on some of its layers. See `Session`."""
+
+    cache: Any
+
+    def __init__(
+        self, model: Model, taps: Sequence[int] = (), cache: NativeCache | None = None, layers: Sequence[int] | None = None
+    ):
+        assert model.native is not None, "pack its weights first"
+        self.weights: NativeWeights = model.native
+        super().__init__(model, taps, cache if cache is not None else NativeCache(self.weights), layers)
+        self._is_whole = layers is None
+        self._numbers = array("q", self.layers)
+        self._call_of = Call(layers=self._numbers.buffer_info()[0], num_layers=len(self._numbers))
+        self._address = ctypes.addressof(self._call_of)
+
+    @property
+    def can(self) -> frozenset[str]:
+        return frozenset({"tree", "taps", "riders", "logits", "layers", "fork"})
+
+    def feed(
+        self,
+        ids: Sequence[int] | Tensor,
+        *,
+        last_only: bool = False,
+        parents: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+    ) -> Tensor:
+        past = self.length
+        self._last_start = past
+        return self._logits(ids, past, past, parents, depths, last_only)
+
+    def _logits(
+        self,
+        ids: Sequence[int] | Tensor,
+        past: int,
+        trunk: int,
+        parents: Sequence[int] | None,
+        depths: Sequence[int] | None,
+        last_only: bool = False,
+    ) -> Tensor:
+        rows, call, weights = len(ids), self._call_of, self.weights
+        call.first_logit = rows - 1 if last_only else 0
+        logits = torch.empty(rows - call.first_logit, weights.outputs)
+        call.logits, call.last = logits.data_ptr(), None
+        if self.tap_layers:
+            total = len(self._numbers)
+            places = [layer % (total + 1) for layer in self.tap_layers]
+            tapped = [torch.empty(rows, weights.shape.width) for _ in places]
+            pointers = (ctypes.c_void_p * (total + 1))()
+            for place, hidden in zip(places, tapped, strict=True):
+                pointers[place] = hidden.data_ptr()
+            call.taps = ctypes.addressof(pointers)
+            self._tapped = dict(zip(self.tap_layers, tapped, strict=True))
+        self._run(ids, past, trunk, parents, depths)
+        vocab_size = self.model.vocab_size
+        return logits[:, :vocab_size] if vocab_size != weights.outputs else logits
+
+    def _run(
+        self,
+        ids: Sequence[int] | Tensor,
+        past: int,
+        trunk: int,
+        parents: Sequence[int] | None,
+        depths: Sequence[int] | None,
+    ) -> None:
+        """parents, depths: of all rows behind the trunk, those fed before included."""
+        call, cache, weights, rows = self._call_of, self.cache, self.weights, len(ids)
+        end = past + rows
+        assert rows > 0, "nothing to feed"
+        assert end <= cache.capacity, f"cache of {cache.capacity} positions asked for {end}"
+        if isinstance(ids, Tensor):
+            states = ids.float().contiguous()
+            assert states.shape == (rows, weights.shape.width), "rows of the model's width"
+            call.ids, call.states = None, states.data_ptr()
+        else:
+            if max(ids) >= self.model.num_rows:  # see Session
+                ids = [i if i < self.model.num_rows else 0 for i in ids]
+            fed = array("q", ids)
+            assert min(fed) >= 0, "ids are not negative"
+            call.ids, call.states = fed.buffer_info()[0], None
+        if parents is None and depths is not None:
+            parents = range(-1, rows - 1)
+        furthest = end
+        call.parents = call.depths = None
+        if parents is not None:
+            below = array("q", parents)
+            assert len(below) == end - trunk, "one parent per row"
+            call.parents = below.buffer_info()[0]
+            if depths is not None:
+                given = array("q", depths)
+                assert len(given) == end - trunk and min(given) >= 0, "one depth per row"
+                furthest = trunk + max(given) + 1
+                call.depths = given.buffer_info()[0]
+        cosines, sines = weights.tables(furthest)
+        call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
+        call.rows, call.past, call.trunk, call.capacity = rows, past, trunk, cache.capacity
+        call.threads = torch.get_num_threads()
+        call.keys, call.values = ctypes.addressof(cache.key_pointers), ctypes.addressof(cache.value_pointers)
+        weights.library.sb_forward(weights.reference, self._address)
+        if self._is_whole and call.num_layers == len(cache.lengths):
+            cache.lengths = [end] * len(cache.lengths)
+        else:
+            cache.cut(end, self.layers)
+
+    def part(self, layers: Sequence[int], final_norm: bool = True) -> NativeSession:
+        assert final_norm, "run_layers gives states that no norm has seen"
+        key = tuple(layers)
+        if key not in self._parts:
+            self._parts[key] = NativeSession(self.model, cache=self.cache, layers=list(layers))
+        return self._parts[key]  # type: ignore[return-value]
+
+    def run_layers(self, rows: Sequence[int] | Tensor, first: int, last: int, parents: Sequence[int] | None = None) -> Tensor:
+        part, past = self.part(range(first, last)), self.cache.lengths[first]
+        hidden = torch.empty(len(rows), self.weights.shape.width)
+        part._call_of.last, part._call_of.logits = hidden.data_ptr(), None
+        part._run(rows, past, past, parents, None)
+        return hidden
+
+    def exit_logits(self, hidden: Tensor) -> Tensor:
+        return self.part(()).head(hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Of a session on no layers: what norm and LM head say, [n, vocab]."""
+        assert not self.layers
+        return self._logits(hidden, 0, 0, None, None)
+
+
+class NativeBranching(Branching, NativeSession):
+    """See `engine.branching`."""
+
+    def __init__(self, model: Model, taps: Sequence[int] = ()):
+        super().__init__(model, taps)
+        self.branch()
+
+    def grow(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
+        past = self._append(parents)
+        self._last_start = past
+        return self._logits(ids, past, self.trunk, self.row_parents, None)
