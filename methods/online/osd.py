@@ -100,7 +100,7 @@ class OnlineDistillation(Adapter):
         self.module = copy.deepcopy(self.untaught).requires_grad_(True)
         self.vocab_size = runtime.draft.vocab_size
         self._begin()
-        return replace(runtime, draft=replace(runtime.draft, module=self.module))
+        return replace(runtime, draft=runtime.draft.with_module(self.module))
 
     def _begin(self) -> None:
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.learning_rate, weight_decay=0.0)
@@ -109,6 +109,7 @@ class OnlineDistillation(Adapter):
 
     def reset(self) -> None:
         self.module.load_state_dict(self.untaught.state_dict())
+        self.drafter.forget()
         self._begin()
 
     def attach(self, drafter: Drafter) -> None:

@@ -94,12 +94,15 @@ def check_all(config: RunConfig) -> int:
 def configured_bench(config: RunConfig) -> Any:
     """The method on the configured pair, with a few short prompts."""
     from specbench.check.bench import Bench
+    from specbench.pair.backend import choose_backend
     from specbench.pair.load import check_pair, load_tokenizer
     from specbench.pair.spec import specify
 
     pair = specify(config.pair, config.engine.attention)
     tokenizer = load_tokenizer(pair.target)
-    pair = check_pair(pair, tokenizer)
+    pair, instead = choose_backend(check_pair(pair, tokenizer), config.engine.backend)
+    if instead is not None:
+        print(instead)
     prompts = [tuple(tokenizer(text).input_ids) for text in TEXTS]
     return Bench(config.method, pair, prompts, config.allow_targets, timeout_seconds=config.engine.timeout_seconds)
 

@@ -98,6 +98,8 @@ class MeasureConfig:
 class EngineConfig:
     """How the models run."""
 
+    # What computes the forwards of both arms and both models; auto: the fastest that can.
+    backend: str = option("eager", one_of, "auto", "eager", "native")
     attention: str = option("sdpa", one_of, "sdpa", "eager")
     threads: int | None = option(None, whole, 1, null="chosen in the warm-up")  # CPU threads of each arm, chosen by speed
     # A worker that is silent this long counts as hung; a method's hook in the run's own process after ten times as long.
@@ -164,7 +166,10 @@ NOT_MEASURED = ("run_folder", "allow_mixed", "device_lock", "sweep", "track")
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain containers (for run.json and its hash), without what is in `NOT_MEASURED`."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_MEASURED}
+    stored = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_MEASURED}
+    if config.engine.backend == "eager":  # all there was once: such runs keep their hash
+        del stored["engine"]["backend"]
+    return stored
 
 
 def from_dict(stored: Mapping[str, Any]) -> RunConfig:

@@ -28,6 +28,7 @@ class ModelSpec:
     attention: str
     trust_remote_code: bool
     replay: Replay | None = None
+    backend: str = "eager"  # see engine.target
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from specbench.config.options import ConfigError
 from specbench.engine.model import Model
 from specbench.engine.session import Session
-from specbench.engine.target import open_target
+from specbench.engine.target import open_session, open_target
 from specbench.engine.tree import DraftTree, Verdict
 
 
@@ -66,7 +66,7 @@ def _chain_error(model: Model, ids: list[int], fresh: Any) -> float:
 
 def _tree_error(model: Model, ids: list[int], fresh: Any) -> float:
     """Largest error of the logits on a branch beside a wrong sibling, and after that branch alone was kept."""
-    session = Session(model)
+    session = open_session(model)
     session.start(len(ids) + 4)
     session.feed(ids[:6])
     wrong = (ids[7] + 1) % model.vocab_size

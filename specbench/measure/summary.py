@@ -64,6 +64,7 @@ def build_summary(
         "mode": config.get("measure", {}).get("mode", "paired"),
         "pair": dict(run.get("pair") or {role: config.get("pair", {}).get(role) for role in ("target", "draft")}),
         "data": _data(run, config, samples),
+        "backend": _backend(run),
         "device": run.get("device"),
         "repeats": len({r.repeat for r in own}),
     }
@@ -125,6 +126,12 @@ def rebuild(folder: str | Path) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------- parts
+def _backend(run: Mapping[str, Any]) -> str:
+    """What computed the forwards of both arms; run.json names it where it was not transformers' own."""
+    target = (run.get("pair") or {}).get("target")
+    return str(target.get("backend", "eager")) if isinstance(target, Mapping) else "eager"
+
+
 def _data(run: Mapping[str, Any], config: Mapping[str, Any], samples: Sequence[SampleRecord]) -> dict[str, Any]:
     chosen = config.get("data", {})
     base = {"name": run.get("data_name", chosen.get("name")), "source": chosen.get("source")}

@@ -62,9 +62,10 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
         raise ConfigError(f"pair.{spec.role}", spec.name, remedy)
     module.requires_grad_(False)
     try:
-        return replace(Model.wrap(module, vocab_size), is_draft=spec.role == "draft")
+        model = replace(Model.wrap(module, vocab_size), is_draft=spec.role == "draft")
     except ValueError as error:
         raise ConfigError(f"pair.{spec.role}", spec.name, f"refused: {error}") from error
+    return model.run_natively() if spec.backend == "native" else model
 
 
 def draft_loader(pair: PairSpec) -> Callable[[], Model] | None:
@@ -195,6 +196,7 @@ def pair_facts(spec: PairSpec) -> dict[str, Any]:
             "num_parameters": stored_parameters(folder) if folder is not None else None,
             "trust_remote_code": model.trust_remote_code,
             **({"errors": model.replay.errors} if model.replay is not None else {}),
+            **({"backend": model.backend} if model.backend != "eager" else {}),
         }
 
     folder = local_folder(spec.target)

@@ -224,6 +224,7 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
     for label, text in (
         ("run", f"{summary['method']} against {summary['baseline']}: {summary['status']}"),
         ("pair", f"target {_name(pair.get('target'))}, draft {_name(pair.get('draft'))}"),
+        ("engine", f"{summary['backend']}, both arms"),
         ("data", f"{data['name']}, {data['num_samples']} samples{_missing(summary)}, {repeats}, source {data.get('source')}"),
         *_speed_rows(summary),
         *_round_rows(summary),

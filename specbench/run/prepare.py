@@ -15,6 +15,7 @@ from specbench.data import Dataset, Sample
 from specbench.engine.sampling import SamplingLaw
 from specbench.measure.records import provenance
 from specbench.method import Method, create_method
+from specbench.pair.backend import choose_backend
 from specbench.pair.load import (
     abilities,
     check_pair,
@@ -41,6 +42,7 @@ class Prepared:
     methods: dict[str, Method]  # by arm; one arm when method and baseline are the same
     context: int | None
     prompt_warnings: list[str]
+    instead: str | None = None  # why another backend runs than the configured one
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -59,7 +61,7 @@ def prepare(config: RunConfig) -> Prepared:
     samples = data.select(dataset, config.data)
     warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
     tokenizer = load_tokenizer(pair.target)
-    pair = check_pair(pair, tokenizer)
+    pair, instead = choose_backend(check_pair(pair, tokenizer), config.engine.backend)
     if config.data.context_tokens is not None:
         samples, warmup = (data.padded(some, tokenizer, config.data) for some in (samples, warmup))
         dataset = data.named(dataset, config.data.context_tokens)
@@ -70,7 +72,7 @@ def prepare(config: RunConfig) -> Prepared:
     context, limits = context_length(pair), (config.data.max_prompt_tokens, decoding.max_new_tokens)
     run = {name: len(ids) for name, ids in prompts.items() if not data.too_long(ids, limits[0], context, limits[1])}
     refuse_recomputed(pair.target, run, decoding.max_new_tokens)
-    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context, warnings)
+    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context, warnings, instead)
 
 
 def refuse_unmet_needs(methods: Iterable[Method], target: ModelSpec) -> None:
@@ -114,6 +116,7 @@ def run_facts(prepared: Prepared) -> dict[str, Any]:
         "data": data_facts(prepared),
         "warnings": [
             *prepared.dataset.warnings,
+            *filter(None, [prepared.instead]),
             *shared_device(prepared),
             *set_acceptance(prepared.pair),
             *prepared.prompt_warnings,

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from specbench.config.options import ConfigError
-from specbench.engine.branching import BranchingSession
+from specbench.engine.branching import Branching
 from specbench.engine.request import Request
 from specbench.engine.session import Session
+from specbench.engine.target import open_branching, open_session
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting, Shape, Stop
 from specbench.parts.drafts.choice import Choice
@@ -54,9 +55,9 @@ class ModelDraft(Drafter):
                 if model.tree_refusal is not None:
                     remedy = f"the {role} takes chains only ({model.tree_refusal}): use chain"
                     raise ConfigError("method.shape", type(self.shape).__name__.lower(), remedy)
-            self.session: Session = BranchingSession(self.model)
+            self.session: Session = open_branching(self.model)
         else:
-            self.session = Session(self.model)
+            self.session = open_session(self.model)
         self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.model.device)
         self.max_new_tokens = runtime.max_new_tokens
 
@@ -85,7 +86,7 @@ class ModelDraft(Drafter):
     def root(self) -> Tensor:
         logits = self.session.feed(self.tokens[self.session.length :], last_only=True)
         if self.shape.branches:
-            assert isinstance(self.session, BranchingSession)
+            assert isinstance(self.session, Branching)
             self.session.branch()
             self.grown = []
         self.num_forwards = 1
@@ -93,13 +94,13 @@ class ModelDraft(Drafter):
 
     def next(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
         self.num_forwards += 1
-        if not isinstance(self.session, BranchingSession):
+        if not isinstance(self.session, Branching):
             return self.session.feed(tokens, last_only=True)
         self.grown += zip(parents, tokens, strict=True)
         return self.session.grow(tokens, parents)
 
     def observe(self, feedback: Feedback) -> None:
-        if isinstance(self.session, BranchingSession) and self.grown:  # nothing was, where there was room for no draft
+        if isinstance(self.session, Branching) and self.grown:  # nothing was, where there was room for no draft
             self.session.keep(self._path(feedback.verdict.tokens))
             self.grown = []
         self.tokens += feedback.verdict.tokens
@@ -119,6 +120,7 @@ class ModelDraft(Drafter):
 
     def forget(self) -> None:
         """The model's weights changed: what its cache holds is no longer what it would say."""
+        self.model.refresh()
         self.session.rollback(0)
 
     def sessions(self) -> dict[str, Session]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.session import Session
+from specbench.engine.target import open_session
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Stop
 from specbench.parts.schedules.books import Books
@@ -46,7 +46,7 @@ class Drafting:
         self.stop_policy = stop if stop is not None else Stop()
 
     def open(self, model: Any) -> None:
-        self.session: Any = Session(model)
+        self.session: Any = open_session(model)
 
     def begin(self, order: Order, room: int, then: Callable[[], Progress]) -> None:
         """A new sample. room: cache rows behind prompt and output; then: the step behind the prefill."""
