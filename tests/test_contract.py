@@ -28,6 +28,7 @@ from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.specs import PairSpec
+from specbench.pair.backend import choose_backend
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml") if not path.stem.startswith("_"))
 # Beside every method as its YAML has it: where a rule draws instead of matching, the law is all there is to check.
@@ -111,6 +112,14 @@ def benches(pair: PairSpec) -> Iterator[Benches]:
 
 
 @pytest.fixture(scope="module")
+def native_benches(pair: PairSpec) -> Iterator[Benches]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made = Benches(choose_backend(pair, "native")[0], SHORT_AND_LONG[:1], monkeypatch)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
 def deep_benches(pair: PairSpec) -> Iterator[Benches]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         made = Benches(pair, PROMPTS, monkeypatch)
@@ -147,6 +156,15 @@ def test_contract(variant: tuple[str, ...], check: str, benches: Benches) -> Non
 @pytest.mark.parametrize(("variant", "check"), CASES, ids=named)
 def test_contract_with_every_seed_on_real_models(variant: tuple[str, ...], check: str, deep_benches: Benches) -> None:
     check_contract(variant, check, deep_benches.of(variant, bare=False), CHECKS[check])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract_on_the_native_backend(name: str, native_benches: Benches) -> None:
+    """Ids and caches: what a round does with a target's answer is the same whoever computes it."""
+    bench = native_benches.of((name,), bare=False)
+    assert bench.target.backend == "native"
+    for check in ("greedy identity", "sampled identity", "caches"):
+        check_contract((name,), check, bench, FEWER.get(check, CHECKS[check]))
 
 
 def test_the_list_is_what_the_folder_holds() -> None:

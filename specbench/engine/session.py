@@ -32,11 +32,9 @@ class Session:
     leaves in its evidence. cache, layers: of a session on a part of another one's model, whose cache it shares (`part`).
     """
 
-    def __init__(
-        self, model: Model, taps: Sequence[int] = (), cache: KVCache | None = None, layers: Sequence[int] | None = None
-    ):
+    def __init__(self, model: Model, taps: Sequence[int] = (), cache: Any = None, layers: Sequence[int] | None = None):
         self.model = model
-        self.cache = cache if cache is not None else KVCache(model.num_cache_layers)
+        self.cache: Any = cache if cache is not None else KVCache(model.num_cache_layers)  # or what a backend keeps instead
         self.layers = range(model.num_cache_layers) if layers is None else layers
         self.pending: int | None = None
         self.tap_layers = tuple(taps)

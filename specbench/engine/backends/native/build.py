@@ -1,4 +1,4 @@
-"""Builds forward.cpp with the system's C++ compiler into the user's cache, once for each source, compiler and instruction set."""
+"""Builds forward.cpp with the system's compiler into the user's cache, once for each source, compiler and instruction set."""
 
 from __future__ import annotations
 

@@ -131,13 +131,12 @@ class NativeSession(Session):
         call.logits, call.last = logits.data_ptr(), None
         if self.tap_layers:
             total = len(self._numbers)
-            places = [layer % (total + 1) for layer in self.tap_layers]
-            tapped = [torch.empty(rows, weights.shape.width) for _ in places]
+            tapped = {layer % (total + 1): torch.empty(rows, weights.shape.width) for layer in self.tap_layers}
             pointers = (ctypes.c_void_p * (total + 1))()
-            for place, hidden in zip(places, tapped, strict=True):
+            for place, hidden in tapped.items():
                 pointers[place] = hidden.data_ptr()
             call.taps = ctypes.addressof(pointers)
-            self._tapped = dict(zip(self.tap_layers, tapped, strict=True))
+            self._tapped = {layer: tapped[layer % (total + 1)] for layer in self.tap_layers}
         self._run(ids, past, trunk, parents, depths)
         vocab_size = self.model.vocab_size
         return logits[:, :vocab_size] if vocab_size != weights.outputs else logits

@@ -81,11 +81,12 @@ def refusal(config: Any, dtype: str = "float32", device: str = "cpu") -> str | N
 class NativeWeights:
     """A module's weights as forward.cpp reads them. A matrix is kept in bfloat16 where that changes no bit, else in float32.
 
-    instructions: an instruction set (`build.INSTRUCTION_SETS`); None: this processor's widest. Norms and embedding stay the
-    module's own. Raises CannotBuildError.
+    instructions: an instruction set (`build.INSTRUCTION_SETS`); None: this processor's widest. halves: false keeps all in
+    float32. Norms and embedding stay the module's own. Raises CannotBuildError.
     """
 
-    def __init__(self, module: Any, plan: MaskPlan, instructions: str | None = None):
+    def __init__(self, module: Any, plan: MaskPlan, instructions: str | None = None, halves: bool = True):
+        self.halves = halves
         self.library = library(instructions)
         sizes = [ctypes.sizeof(kind) for kind in (Matrix, Layer, Shape, Call)]
         assert sizes == [self.library.sb_sizes(n) for n in range(4)], "forward.cpp means other structures"
@@ -146,13 +147,14 @@ class NativeWeights:
         made = Matrix(inputs=weight.shape[1], outputs=weight.shape[0])
         if any(bias is not None for bias in biases):
             values = [
-                (torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias.detach())[:, None] for linear in linears
+                (torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias.detach())[:, None]
+                for linear in linears
             ]
             bias = _padded(_rows(values, beside), LANES).reshape(-1).contiguous()
             made.bias = bias.data_ptr()
             self._kept.append(bias)
         half = weight.to(torch.bfloat16)
-        made.is_half = int(torch.equal(half.float(), weight))
+        made.is_half = int(self.halves and torch.equal(half.float(), weight))
         packed = _units(_padded(half if made.is_half else weight, LANES))
         kept = _in_huge_pages(packed)
         self._kept.append(kept)

@@ -1,0 +1,339 @@
+"""The native backend: transformers' logits, and of its own the same bits for a row in any company; what it leaves to eager.
+
+The reference is `Session` on the same module, which test_session.py and test_target.py hold against fresh forwards.
+"""
+
+from __future__ import annotations
+
+import random
+import stat
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Qwen2Config
+
+from specbench.check.state import cache_error
+from specbench.config.schema import PairConfig
+from specbench.config.specs import PairSpec
+from specbench.engine.backends.native import build
+from specbench.engine.backends.native.session import NativeSession
+from specbench.engine.backends.native.weights import Layer, NativeWeights, refusal
+from specbench.engine.branching import Branching
+from specbench.engine.model import Model
+from specbench.engine.probe import probe_rollback
+from specbench.engine.session import Session
+from specbench.engine.target import open_branching, open_session, open_target
+from specbench.engine.tree import DraftTree, Riders, Verdict
+from specbench.pair.backend import choose_backend
+from specbench.pair.spec import specify
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+# Widths that no sixteen divides, grouped heads, biases, norms of heads, windows, Granite's factors.
+ODD = {"vocab_size": 75, "hidden_size": 42, "intermediate_size": 72, "num_attention_heads": 6, "num_key_value_heads": 2}
+ODD |= {"head_dim": 20, "num_hidden_layers": 3, "initializer_range": 0.3, "max_position_embeddings": 512}
+CONFIGS: dict[str, Any] = {
+    "llama": LlamaConfig(**ODD, rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**ODD, use_sliding_window=True, sliding_window=6, max_window_layers=1),
+    "granite": GraniteConfig(
+        **ODD, embedding_multiplier=3.0, attention_multiplier=0.3, residual_multiplier=0.6, logits_scaling=4.0
+    ),
+    "qwen3": tiny.config("qwen3"),
+    "mistral": tiny.config("mistral"),
+}
+MODELS: dict[str, Model] = {}
+PROMPT = 37
+
+
+def model_of(architecture: str) -> Model:
+    """Made once, on transformers' own forward; every weight drawn, biases too."""
+    if architecture not in MODELS:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = AutoModelForCausalLM.from_config(CONFIGS[architecture], attn_implementation="sdpa").eval()
+            for name, weight in module.requires_grad_(False).named_parameters():
+                if name.endswith("bias"):
+                    weight.normal_()
+        MODELS[architecture] = Model.wrap(module)
+    return MODELS[architecture]
+
+
+def native(architecture: str, instructions: str | None = None) -> Model:
+    return replace(model_of(architecture), native=None).run_natively(instructions)
+
+
+def begun(model: Model, kind: Any = open_session, **options: Any) -> Any:
+    session = kind(model, **options)
+    session.start(256)
+    session.feed(drawn(PROMPT, model), last_only=True)
+    return session
+
+
+def drawn(count: int, model: Model, seed: int = 0) -> list[int]:
+    return tiny.prompt(count, seed, model.vocab_size)
+
+
+def tree_of(size: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [-1, *(draw.randrange(-1 if node > 3 else 0, node) for node in range(1, size))]
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------- against transformers
+def check_logits(theirs: Model, ours: Model) -> None:
+    """A prompt, a tree, riders at places of their own, a rollback, an accepted path, layers apart: logits, taps and caches."""
+    taps = (0, 2, -1)
+    reference, session = begun(theirs, Session, taps=taps), begun(ours, taps=taps)
+    assert isinstance(session, NativeSession)
+    parents = tree_of(9, seed=1)
+    tree = DraftTree(drawn(9, ours, 1), parents, riders=Riders([-1, 2, 9], tokens=[5, 6, 7], positions=[1, 4, 9]))
+    for target in (reference, session):
+        target.pending = 3
+    expected, found = reference.forward(tree), session.forward(tree)
+    same(found.logits, expected.logits)
+    assert found.riders is not None and expected.riders is not None
+    same(found.riders, expected.riders)
+    for layer in taps:
+        same(found.taps[layer], expected.taps[layer])
+    path = []
+    node = 8
+    while node >= 0:
+        path.insert(0, node)
+        node = parents[node]
+    verdict = Verdict(tuple(path), (*(tree.tokens[n] for n in path), 11))
+    for target in (reference, session):
+        target.commit(verdict)
+        target.rollback(target.length - 1)
+    same(session.feed(drawn(70, ours, 2)), reference.feed(drawn(70, ours, 2)))  # more rows than go at once
+    assert session.length == reference.length == PROMPT + len(path) + 70
+    ids = [*drawn(PROMPT, ours), 3, *(tree.tokens[n] for n in path[:-1]), *drawn(70, ours, 2)]
+    assert cache_error(session, ids) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_logits_are_those_of_transformers(architecture: str) -> None:
+    check_logits(model_of(architecture), native(architecture))
+
+
+def test_a_window_that_is_not_cut_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin."""
+    made = NativeWeights._layer
+
+    def open_wide(*arguments: Any) -> Layer:
+        layer = made(*arguments)
+        layer.window = 0
+        return layer
+
+    monkeypatch.setattr(NativeWeights, "_layer", open_wide)
+    with pytest.raises(AssertionError, match="not close"):
+        check_logits(model_of("mistral"), native("mistral"))
+
+
+def test_layers_apart_and_drafts_on_some_of_them() -> None:
+    theirs, ours = model_of("llama"), native("llama")
+    for skipped in ((), (1,)):
+        hidden = []
+        for session in (begun(theirs, Session), begun(ours)):
+            mark = session.mark()
+            fork = session.fork(skipped)
+            drafted = [fork.feed([4, 5]), fork.feed([6], last_only=True)]
+            session.restore(mark)
+            lower = session.run_layers([4, 5], 0, 2)
+            session.pending = 4
+            rest = session.forward(DraftTree([5], start_layer=2, hidden=lower)).logits
+            session.commit(Verdict((), (9,)))
+            hidden.append((*drafted, lower, session.exit_logits(lower), rest, session.feed([9])))
+        for one, other in zip(*hidden, strict=True):
+            same(one, other)
+
+
+def test_a_draft_grows_a_tree_and_keeps_a_path() -> None:
+    theirs, ours = model_of("qwen3"), native("qwen3")
+    said = []
+    for model in (theirs, ours):
+        session = begun(model, open_branching)
+        assert isinstance(session, Branching)
+        session.branch()
+        grown = [session.grow([3, 4, 5], [-1, -1, -1]), session.grow([6, 7], [1, 1]), session.grow([8], [4])]
+        session.keep([1, 4, 5])
+        session.rollback(session.length - 1)
+        said.append([*grown, session.feed([9, 10])])
+    for one, other in zip(*said, strict=True):
+        same(one, other)
+
+
+# --------------------------------------------------------------------------------------------------------------- the bits
+def check_bits(session: Any, sizes: Sequence[int]) -> None:
+    """Rows of a chain, and nodes of trees, are bit for bit what feeding their path one by one gives."""
+    model, start = session.model, session.length
+
+    def one_by_one(ids: Sequence[int]) -> torch.Tensor:
+        session.rollback(start)
+        return torch.cat([session.feed([token]) for token in ids])
+
+    for size in sizes:
+        ids, parents = drawn(size, model, size), tree_of(size, size)
+        session.rollback(start)
+        chain = session.feed(ids).clone()
+        assert torch.equal(chain, one_by_one(ids)), f"other bits in a chain of {size}"
+        session.rollback(start)
+        tree = session.feed(ids, parents=parents).clone()
+        for node in {size - 1, size // 2, size // 3}:
+            path, at = [], node
+            while at >= 0:
+                path.insert(0, ids[at])
+                at = parents[at]
+            assert torch.equal(tree[node], one_by_one(path)[-1]), f"other bits in a tree of {size}"
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_rows_bits_do_not_depend_on_its_company(architecture: str) -> None:
+    every = range(1, 65) if architecture == "llama" else (2, 3, 7, 33, 64)
+    check_bits(begun(native(architecture)), every)
+
+
+def test_transformers_own_bits_do() -> None:
+    """The twin: what this is for."""
+    with pytest.raises(AssertionError, match="other bits"):
+        check_bits(begun(model_of("llama"), Session), range(2, 33))
+
+
+def test_instruction_sets_and_threads_give_the_same_bits() -> None:
+    """Those with fused multiply-adds; without them sums round once more."""
+    ids, parents = drawn(50, model_of("llama"), 5), tree_of(50, 5)
+    sets = [s for s in ("avx512", "avx2", "portable") if build.instruction_set() in ("avx512", s) or s == "portable"]
+    said = {name: begun(native("llama", name)).feed(ids, parents=parents) for name in sets}
+    same(said["portable"], begun(model_of("llama"), Session).feed(ids, parents=parents))
+    check_bits(begun(native("llama", "portable")), (3, 17))
+    if len(said) == 3:
+        assert torch.equal(said["avx512"], said["avx2"])
+    session = begun(native("llama"))
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 3, 1):
+            torch.set_num_threads(threads)
+            session.rollback(PROMPT)
+            assert torch.equal(session.feed(ids, parents=parents), said[build.instruction_set()])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_weights_are_halved_where_that_changes_no_bit() -> None:
+    module = tiny.module("llama")
+    for weight in module.parameters():
+        weight.copy_(weight.bfloat16().float())
+    halved, whole = Model.wrap(module).run_natively(), Model.wrap(module)
+    whole.native = NativeWeights(module, whole.plan, halves=False)
+    assert halved.native.shape.head.is_half and not whole.native.shape.head.is_half
+    assert halved.native.nbytes < 0.6 * whole.native.nbytes
+    ids = drawn(20, whole)
+    assert torch.equal(begun(halved).feed(ids), begun(whole).feed(ids))
+
+
+def test_weights_that_change_are_packed_again() -> None:
+    module = tiny.module("llama")
+    model = Model.wrap(module).run_natively()
+    before = begun(model).feed([1, 2, 3])
+    for weight in module.parameters():
+        weight.mul_(1.1)
+    model.refresh()
+    after = begun(model).feed([1, 2, 3])
+    same(after, begun(Model.wrap(module), Session).feed([1, 2, 3]))
+    assert not torch.allclose(before, after)
+
+
+# ----------------------------------------------------------------------------------------------------------- what it leaves
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_probe_of_a_cache_passes(architecture: str) -> None:
+    model = native(architecture)
+    probe_rollback(model, "target", architecture)
+    assert model.tree_refusal is None
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "device", "reason"),
+    [
+        (tiny.config("gemma3"), "float32", "cpu", "not gemma3_text"),
+        (tiny.config("gpt2"), "float32", "cpu", "not gpt2"),
+        (tiny.config("llama"), "bfloat16", "cpu", "not in bfloat16"),
+        (tiny.config("llama"), "float32", "cuda:0", "not on cuda:0"),
+        (LlamaConfig(hidden_act="gelu"), "float32", "cpu", "not gelu"),
+        (
+            LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+            "float32",
+            "cpu",
+            "not dynamic",
+        ),
+    ],
+)
+def test_models_that_it_would_compute_wrong_are_refused(config: Any, dtype: str, device: str, reason: str) -> None:
+    assert reason in (refusal(config, dtype, device) or "")
+
+
+def builtin_pair() -> PairSpec:
+    return specify(PairConfig(target="builtin:target", draft="builtin:draft", target_device="cpu", draft_device="cpu"))
+
+
+def test_both_models_run_on_one_backend(tmp_path: Path) -> None:
+    pair, instead = choose_backend(builtin_pair(), "auto")
+    assert pair.draft is not None and pair.target.backend == pair.draft.backend == "native" and instead is None
+    assert choose_backend(builtin_pair(), "eager") == (builtin_pair(), None)
+    other = tiny.save(tmp_path / "gpt2", tiny.module("gpt2"))
+    mixed = specify(PairConfig(target="builtin:target", draft=str(other), target_device="cpu", draft_device="cpu"))
+    assert choose_backend(mixed, "auto") == (mixed, None)
+    left, instead = choose_backend(mixed, "native")
+    assert left == mixed and "eager runs instead" in str(instead) and "not gpt2" in str(instead)
+
+
+@pytest.fixture
+def fresh_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Nothing built, nothing remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for remembered in (build.library, build._compiler):
+        monkeypatch.setattr(build, remembered.__name__, remembered.__wrapped__)
+    return tmp_path
+
+
+def test_without_a_compiler_one_line_says_so(fresh_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(fresh_build))
+    monkeypatch.delenv("CXX", raising=False)
+    for wanted in ("native", "auto"):
+        pair, instead = choose_backend(builtin_pair(), wanted)
+        assert pair.target.backend == "eager" and "no C++ compiler" in str(instead) and "\n" not in str(instead)
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(fresh_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = fresh_build / "broken"
+    compiler.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'x.cpp:1: error: no' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(build.CannotBuildError, match=r"failed: x\.cpp:1: error: no"):
+        build.build("portable")
+    assert list(build.cache_folder().iterdir()) == []
+
+
+def test_a_cache_that_others_may_write_to_is_not_run_from(fresh_build: Path) -> None:
+    folder = build.cache_folder()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(build.CannotBuildError, match="make it private"):
+        build.cache_folder()
+
+
+def test_a_target_is_opened_on_its_models_backend() -> None:
+    assert isinstance(open_target(native("llama")), NativeSession) and native("llama").backend == "native"
+    assert type(open_target(model_of("llama"))) is Session and model_of("llama").backend == "eager"
