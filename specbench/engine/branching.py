@@ -18,7 +18,7 @@ from specbench.engine.session import Session
 
 
 class Branching(Session):
-    """What branches on every backend. Rows below the trunk are numbered in the order in which they are grown, -1 is the trunk."""
+    """The same on every backend. Rows below the trunk are numbered in the order in which they are grown, -1 is the trunk."""
 
     def branch(self) -> None:
         """What is fed now is the trunk of the next tree."""

@@ -44,6 +44,11 @@ class Prepared:
     prompt_warnings: list[str]
     instead: str | None = None  # why another backend runs than the configured one
 
+    @property
+    def notes(self) -> list[str]:
+        """What is said before anything runs."""
+        return [*self.dataset.warnings, *([self.instead] if self.instead is not None else [])]
+
 
 def prepare(config: RunConfig) -> Prepared:
     """All checks that need no weights: options, data, tokenizers, context."""
@@ -115,8 +120,7 @@ def run_facts(prepared: Prepared) -> dict[str, Any]:
         "pair": pair_facts(prepared.pair),
         "data": data_facts(prepared),
         "warnings": [
-            *prepared.dataset.warnings,
-            *filter(None, [prepared.instead]),
+            *prepared.notes,
             *shared_device(prepared),
             *set_acceptance(prepared.pair),
             *prepared.prompt_warnings,

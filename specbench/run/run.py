@@ -55,7 +55,7 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
         say(f"{summary['run_folder']} is finished: nothing is measured again")
         return summary
     prepared = prepare(config)
-    for warning in (*prepared.dataset.warnings, *filter(None, [prepared.instead])):
+    for warning in prepared.notes:
         say(warning)
     method_name = config.baseline_name if config.measure.mode == "aa" else config.method_name
     names = (method_name, config.baseline_name, prepared.dataset.name)

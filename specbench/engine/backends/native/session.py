@@ -87,8 +87,6 @@ class NativeCache:
 class NativeSession(Session):
     """One sequence on one model, or on some of its layers. See `Session`."""
 
-    cache: Any
-
     def __init__(
         self, model: Model, taps: Sequence[int] = (), cache: NativeCache | None = None, layers: Sequence[int] | None = None
     ):
@@ -159,9 +157,7 @@ class NativeSession(Session):
             assert states.shape == (rows, weights.shape.width), "rows of the model's width"
             call.ids, call.states = None, states.data_ptr()
         else:
-            if max(ids) >= self.model.num_rows:  # see Session
-                ids = [i if i < self.model.num_rows else 0 for i in ids]
-            fed = array("q", ids)
+            fed = array("q", self.model.rows_of(ids))
             assert min(fed) >= 0, "ids are not negative"
             call.ids, call.states = fed.buffer_info()[0], None
         if parents is None and depths is not None:

@@ -140,17 +140,14 @@ class NativeWeights:
         return kept.data_ptr()
 
     def _matrix(self, linears: Iterable[Any], beside: bool = False) -> Matrix:
-        """Linear layers as one matrix. beside: 32 outputs of the first and 32 of the second in turn, zeros behind their ends."""
+        """Linear layers as one matrix. beside: 32 outputs of the first and 32 of the second in turn, then zeros."""
         linears = list(linears)
         weight = _rows([linear.weight.detach() for linear in linears], beside)
         biases = [linear.bias for linear in linears]
         made = Matrix(inputs=weight.shape[1], outputs=weight.shape[0])
         if any(bias is not None for bias in biases):
-            values = [
-                (torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias.detach())[:, None]
-                for linear in linears
-            ]
-            bias = _padded(_rows(values, beside), LANES).reshape(-1).contiguous()
+            values = [linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias for linear in linears]
+            bias = _padded(_rows([value.detach()[:, None] for value in values], beside), LANES).reshape(-1).contiguous()
             made.bias = bias.data_ptr()
             self._kept.append(bias)
         half = weight.to(torch.bfloat16)
