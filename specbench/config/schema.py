@@ -162,13 +162,21 @@ def validate(config: RunConfig) -> None:
 
 # Where a run is kept, mirrored and queued: part of the command, not of what is measured.
 NOT_MEASURED = ("run_folder", "allow_mixed", "device_lock", "sweep", "track")
+# Options that came later, with what every run had before there was a choice: such runs keep their hash.
+LATER_OPTIONS: tuple[tuple[str, str, str | None], ...] = (
+    ("engine", "backend", "eager"),
+    ("data", "context_tokens", None),
+    ("data", "grade", None),
+    *(("data", name, "") for name in ("text", "masked", "answer")),
+)
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain containers (for run.json and its hash), without what is in `NOT_MEASURED`."""
     stored = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_MEASURED}
-    if config.engine.backend == "eager":  # all there was once: such runs keep their hash
-        del stored["engine"]["backend"]
+    for section, name, before in LATER_OPTIONS:
+        if stored[section][name] == before:
+            del stored[section][name]
     return stored
 
 
