@@ -41,24 +41,12 @@ STATUSES = ("started", "success", "failed", "interrupted")
 KEY_FIELDS = ("sample_id", "turn", "repeat", "arm")
 NOT_HASHED = ("runs_dir", "resume")  # where a run is kept and whether it was continued do not change what is measured
 
-# Options that runs of format version 2 may lack, with the value that says the same.
-ADDED: dict[str, dict[str, Any]] = {
-    "data": {"text": "", "answer": "", "masked": "", "grade": None, "context_tokens": None},
-}
-
 RoundColumns = dict[str, list[Any]]  # one list per field of `Round`, all of the same length
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 (hex) of the configuration's canonical JSON, without the keys in `NOT_HASHED`.
-
-    Options that came later (`ADDED`) count as far as they say anything new: an older run is then the same run.
-    """
+    """sha256 (hex) of the configuration's canonical JSON, without the keys in `NOT_HASHED`."""
     hashed = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    for section, later in ADDED.items():
-        options = hashed.get(section)
-        if isinstance(options, Mapping):
-            hashed[section] = {k: v for k, v in options.items() if k not in later or v != later[k]}
     return hashlib.sha256(canonical_json(hashed).encode()).hexdigest()
 
 
