@@ -163,6 +163,16 @@ class NativeWeights:
         """Bytes that packing took, beside the module's own."""
         return sum(kept.nbytes for kept in self._kept if isinstance(kept, Tensor))
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the matrices, each of which a forward reads once."""
+        layers = ctypes.cast(self.shape.layer, ctypes.POINTER(Layer))
+        matrices = [self.shape.head]
+        for number in range(self.shape.layers):
+            layer = layers[number]
+            matrices += [layer.qkv, layer.out, layer.gate_up, layer.down]
+        return sum(matrix.inputs * matrix.outputs * (2 if matrix.is_half else 4) for matrix in matrices)
+
     def tables(self, positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines [at least `positions`, head_dim / 2], as transformers computes them."""
         if len(self._tables[0]) < positions:
