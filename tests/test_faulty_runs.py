@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from test_run import models_loaded_once as models_loaded_once
 
 from specbench.engine.sampling import NO_LAW, SamplingLaw
 from specbench.measure.records.store import read_run, read_samples
-from specbench.method import Method
+from specbench.measure.warnings import UNUSABLE, level_of
+from specbench.method import Method, Outcome, Request
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
 from specbench.processes.placement import Placement
-from specbench.run.arms import Arm
+from specbench.run.arms import Arm, clock_warnings
 from specbench.run.hooks import MethodError, Watchdog
 from specbench.run.run import run
 
@@ -125,6 +127,30 @@ def test_an_outcome_that_is_not_so_is_refused(bare: Any, what: str) -> None:
     said = {"lost rounds": "num_emitted = sum over rounds", "no reason": "finish_reason is 'bored'", "no outcome": "NoneType"}
     error = error_of(Misreports(what=what), bare)
     assert said.get(what, "the output") in error and "of faulty_methods.Misreports" in error
+
+
+class Hurries(Speculative):
+    """Its clocks run at a tenth of the time, or at ten times it."""
+
+    factor = 0.1
+
+    def decode(self, request: Request) -> Outcome:
+        said = super().decode(request)
+        times = ("t_start", "t_end", "draft_seconds", "verify_seconds", "wait_seconds", "learn_seconds")
+        rounds = [replace(r, **{name: self.factor * getattr(r, name) for name in times}) for r in said.rounds]
+        seconds = {name: self.factor * getattr(said, name) for name in ("prefill_seconds", "decode_seconds")}
+        return replace(said, rounds=rounds, **seconds)
+
+
+def test_a_clock_that_leaves_time_out_is_told(bare: Any) -> None:
+    for method in (Speculative(draft_length=3), Hurries(draft_length=3)):
+        arm, asked = arm_of(method, bare)
+        record, _ = arm.run(asked, repeat=0, order=0, category=None)
+        assert record.error is None
+        told = clock_warnings([arm])
+        assert bool(told) == isinstance(method, Hurries) and all(level_of(text) == UNUSABLE for text in told)
+    method.factor = 10.0
+    assert "its clocks say more than the" in error_of(method, bare)
 
 
 def test_an_honest_method_is_refused_nothing(bare: Any) -> None:

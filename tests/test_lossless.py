@@ -36,18 +36,21 @@ def test_identical() -> None:
 
 
 def test_tie_and_fault_are_told_apart_by_the_gap() -> None:
-    asked: list[tuple[Sequence[int], Sequence[int], int, int]] = []
+    asked: list[tuple[str, Sequence[int], int, int]] = []
 
-    def gap_of(prompt: Sequence[int], prefix: Sequence[int], a: int, b: int) -> float | None:
-        asked.append((prompt, prefix, a, b))
-        return 3e-5 if a == 999 else 0.5
+    def gap_of(record: SampleRecord, position: int, other: int) -> float | None:
+        asked.append((record.sample_id, record.output_ids[:position], record.output_ids[position], other))
+        return 3e-5 if asked[-1][2] == 999 else 0.5
 
     samples = run_with({("s/1", 0): wrong_at(5), ("s/1", 1): wrong_at(5)})
     report = lossless.compare(samples, claim="greedy-exact", gap_of=gap_of)
     assert report.verdict == "numerical_tie" and (report.identical, report.compared) == (6, 8)
-    assert asked == [((1, 2, 3), (0, 1, 2, 3, 4), 999, 5)]  # a fresh forward over the common prefix, once for both repeats
+    assert asked == [("s/1", (0, 1, 2, 3, 4), 999, 5)]  # a fresh forward over the common prefix, once for both repeats
     assert report.first_divergence is not None and report.first_divergence["position"] == 5
     assert [d["judgement"] for d in report.divergences] == ["numerical_tie"] * 2  # listed, not hidden
+    again = {("s/1", 0): wrong_at(5), ("s/2", 0): wrong_at(5, 999, "s/2")}
+    assert lossless.compare(run_with(again), claim="x", gap_of=gap_of).verdict == "numerical_tie"
+    assert [sample for sample, *_ in asked[1:]] == ["s/1", "s/2"]  # alike but for the sample, whose noise is its own
     worse = lossless.compare(run_with({("s/1", 0): wrong_at(5), ("s/2", 0): wrong_at(3, 888, "s/2")}), claim="x", gap_of=gap_of)
     assert worse.verdict == "different" and worse.first_divergence is not None
     assert (worse.first_divergence["sample_id"], worse.first_divergence["gap"]) == ("s/2", 0.5)  # the fault, not the tie

@@ -132,7 +132,9 @@ def test_what_keeps_state_from_prompt_to_prompt_is_done_again_from_the_first() -
     cut, other = record("b", 0, 1, "method"), record("b", 0, 1, "baseline")
     records = [*first, cut, other]
     assert keys(*records) == {one.key for one in records}
-    assert resume.finished_keys(records, TURNS, "own", whole=["method"]) == {one.key for one in (*first, other)}
+    assert resume.finished_keys(records, TURNS, "own", whole=["method"]) == {one.key for one in first}, (
+        "and the other arm with it"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

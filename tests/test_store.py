@@ -108,6 +108,10 @@ def test_damage_elsewhere_names_file_and_line(tmp_path: Path) -> None:
     path.write_text("\n".join([lines[0], lines[2][:40]]) + "\n")  # a broken last line that has its end is no torn line
     with pytest.raises(StoreError, match=r"samples\.jsonl:2"):
         store.read_samples(made.folder)
+    not_a_number = json.dumps({**json.loads(lines[2]), "decode_seconds": float("nan")})  # Python would read it
+    path.write_text("\n".join([lines[0], not_a_number]) + "\n")
+    with pytest.raises(StoreError, match=r"samples\.jsonl:2: NaN is no number of a run"):
+        store.read_samples(made.folder)
     row = json.loads((made.folder / store.ROUNDS_FILE).read_text().splitlines()[0])
     row["t_end"].append(1.0)
     (made.folder / store.ROUNDS_FILE).write_text(json.dumps(row) + "\n")

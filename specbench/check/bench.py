@@ -103,17 +103,15 @@ class Bench:
 
     def compare(self, law: SamplingLaw, requests: Sequence[Request]) -> LosslessReport:
         """Decode with both and compare ids; a difference at an all but tied pair of scores counts as a numerical tie."""
-        records, keys = [], {}
+        records = []
         for repeat, request in enumerate(requests):
             records.append(self._record("method", request, self.decode(law, request), repeat))
             records.append(self._record("baseline", request, self.expected(law, request), repeat))
-            keys[records[-2].prompt_ids, records[-2].output_ids] = request.noise_key
 
-        def gap_of(prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_a: int, token_b: int) -> float:
-            prompt, prefix = tuple(prompt_ids), tuple(prefix_ids)
-            key = next(k for (p, ids), k in keys.items() if p == prompt and ids[: len(prefix)] == prefix)
-            scores = self.scores(law, prompt, prefix, key)
-            return float(scores.max() - min(scores[token_a], scores[token_b]))
+        def gap_of(record: SampleRecord, position: int, other: int) -> float:
+            ids = record.output_ids
+            scores = self.scores(law, record.prompt_ids, ids[:position], requests[record.repeat].noise_key)
+            return float(scores.max() - min(scores[ids[position]], scores[other]))
 
         claim = self.method(law).claim(law)
         return compare(records, claim=claim, dtype=str(self.target.dtype), gap_of=gap_of)

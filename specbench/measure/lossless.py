@@ -14,8 +14,9 @@ from typing import Any
 
 from specbench.measure.records.events import SampleRecord
 
-GapOf = Callable[[Sequence[int], Sequence[int], int, int], float | None]
-"""gap_of(prompt_ids, prefix_ids, token_a, token_b) -> gap at the position after prompt + prefix, or None if it cannot be had.
+GapOf = Callable[[SampleRecord, int, int], float | None]
+"""gap_of(record, position, other) -> gap behind the record's prompt and its first `position` tokens, between its own next token
+and `other`; None if it cannot be had. The record names the sample, whose noise is its own even where two share a prompt.
 
 The gap is the best score there minus the lower of the two tokens' scores: the difference of the two best where the tokens are
 the two best, and larger where one of them is not, so that a wrong token never hides behind somebody else's tie. Scores are
@@ -108,7 +109,7 @@ def compare(
     identical = compared = 0
     divergences: list[Divergence] = []
     skipped: dict[str, int] = {}
-    gaps: dict[tuple[tuple[int, ...], tuple[int, ...], int, int], float | None] = {}  # repeats ask the same question
+    gaps: dict[tuple[Any, ...], float | None] = {}  # repeats ask the same question
 
     for key, record in arms["method"].items():
         reference = arms["baseline"].get(key)
@@ -124,9 +125,9 @@ def compare(
         ours, theirs = _at(record.output_ids, position), _at(reference.output_ids, position)
         gap: float | None = None
         if ours is not None and theirs is not None and gap_of is not None:
-            question = (record.prompt_ids, record.output_ids[:position], ours, theirs)
+            question = (key[:2], record.prompt_ids, record.output_ids[: position + 1], theirs)
             if question not in gaps:
-                gaps[question] = gap_of(*question)
+                gaps[question] = gap_of(record, position, theirs)
             gap = gaps[question]
         judgement, reason = _judge(ours, theirs, gap, limit)
         divergences.append(Divergence(*key, position, ours, theirs, gap, judgement, reason))

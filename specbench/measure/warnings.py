@@ -17,6 +17,7 @@ UNUSABLE, DOUBTFUL, USUAL = LEVELS = ("unusable", "doubtful", "usual")
 PHRASES: dict[str, tuple[str, ...]] = {  # regular expressions, the heaviest first
     UNUSABLE: (
         "^outputs differ from the baseline's",
+        "^(method|baseline): its clocks account for ",
         "^stand-in data, not ",
         "^the draft replays the target's text",
         "take turns: correct, but no basis for speed$",

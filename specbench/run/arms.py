@@ -8,7 +8,8 @@ it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ from specbench.processes.placement import Placement, available_cores
 from specbench.processes.worker import WorkerError
 from specbench.run.hooks import RAISED, MethodError, Watchdog, name_of, told
 
+CLOCK_SLACK_SECONDS = 0.01  # between two clocks, and an accelerator's own
+LEAST_ON_CLOCK = 0.8  # of the time that decoding takes from outside: caches are laid out and prompts announced off the clock
+
 
 @dataclass
 class Arm:
@@ -31,6 +35,8 @@ class Arm:
     device: str
     placement: Placement
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(math.inf))
+    claimed_seconds: float = 0.0  # by the outcomes of all requests
+    wall_seconds: float = 0.0  # that they took from outside, with what is off their clock
 
     def run(
         self, request: Request, *, repeat: int, order: int, category: str | None, session: int = 0
@@ -51,7 +57,11 @@ class Arm:
         reset_memory_peak(self.device)
         try:
             with self.placement.applied(), self.watchdog.over(self.method):
+                start = time.perf_counter()
                 outcome = self.method.decode(request)
+                wall_seconds = time.perf_counter() - start
+            self.wall_seconds += wall_seconds
+            self.claimed_seconds += outcome.prefill_seconds + outcome.decode_seconds
             record = SampleRecord(
                 **facts,
                 output_ids=tuple(outcome.output_ids),
@@ -66,6 +76,8 @@ class Arm:
                 spans=tuple(outcome.spans),
             )
             wrong = contradiction(request, record, outcome.rounds)
+            if wrong is None and outcome.prefill_seconds + outcome.decode_seconds > wall_seconds + CLOCK_SLACK_SECONDS:
+                wrong = f"its clocks say more than the {wall_seconds:.3f} s that it took"
             if wrong is None:
                 return record, outcome.rounds
             why = f"the outcome of decode of {name_of(self.method)} is wrong: {wrong}"
@@ -74,6 +86,15 @@ class Arm:
         except RAISED as error:
             why = told(error, self.method)
         return SampleRecord(**facts, output_ids=(), finish_reason="error", error=why), []
+
+
+def clock_warnings(arms: Iterable[Arm]) -> list[str]:
+    """Of arms whose clocks leave out what their decoding takes: a method that stops its clock looks fast."""
+    return [
+        f"{arm.name}: its clocks account for {arm.claimed_seconds / arm.wall_seconds:.0%} of the time that its decoding took"
+        for arm in arms
+        if arm.claimed_seconds < LEAST_ON_CLOCK * arm.wall_seconds
+    ]
 
 
 def contradiction(request: Request, record: SampleRecord, rounds: list[Round]) -> str | None:

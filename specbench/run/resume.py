@@ -1,9 +1,9 @@
 """Opens the folder of a run: a new one, or one that was cut off, with what is finished in it.
 
-Kept are whole samples (all turns, of a repeat and arm), and whole repeats of an arm that keeps state from prompt to prompt. One
-that was cut off between two turns is done again from its first, a failure is tried again, the warm-up is redone, and every new
-record carries the number of the session that made it. Options, models and data must be the same; code, packages and machine
-too, unless `allow_mixed`.
+Kept are whole samples (all turns, of a repeat and arm); whole repeats, of both arms, where one keeps state from prompt to
+prompt. A sample that was cut off between two turns is done again from its first, and so is a failure as long as the run is not
+finished (one with a finished sample in all arms is). The warm-up is redone, and every new record carries the number of the
+session that made it. Options, models and data must be the same; code, packages and machine too, unless `allow_mixed`.
 """
 
 from __future__ import annotations
@@ -238,8 +238,9 @@ def finished_keys(
 
     A sample is finished when all its turns are there, or when it ended early because a prompt was too long for the pair
     (then the other arm's ended there too). A failure is not finished. With data.history=baseline or auto the later turns of
-    repeat 0 rest on the baseline's answers: without those they are not finished either. Of an arm in `whole`, which keeps what
-    it saw from prompt to prompt, a repeat is finished when all its samples are: what it had seen went with its process.
+    repeat 0 rest on the baseline's answers: without those they are not finished either. A repeat in which an arm of `whole`,
+    which keeps what it saw from prompt to prompt, lacks a sample is done again in all arms: what it had seen went with its
+    process.
     """
     good = {record.key: record for record in records if record.finish_reason != "error"}
     too_long = {(r.sample_id, r.repeat): r.turn for r in good.values() if r.finish_reason == "prompt_too_long"}
@@ -261,6 +262,9 @@ def finished_keys(
             for sample, repeat, arm in done
             if repeat > 0 or len(needed(sample, repeat)) < 2 or (sample, 0, "baseline") in done
         }
-    passed = {(repeat, arm) for _, repeat, arm in done if all((sample, repeat, arm) in done for sample in turns)}
-    done = {one for one in done if one[2] not in whole or one[1:] in passed}
+    if whole:
+        passed = {(repeat, arm) for _, repeat, arm in done if all((sample, repeat, arm) in done for sample in turns)}
+        # The other arm goes with it: a repeat of which one arm was measured now and one then compares two hours of a machine.
+        cut = {repeat for repeat in {one[1] for one in done} if any((repeat, arm) not in passed for arm in whole)}
+        done = {one for one in done if one[1] not in cut}
     return {key for key, r in good.items() if (r.sample_id, r.repeat, r.arm) in done}

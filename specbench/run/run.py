@@ -36,7 +36,7 @@ from specbench.pair.load import (
 from specbench.processes.locks import Held, hold
 from specbench.processes.placement import Placement
 from specbench.run import resume
-from specbench.run.arms import Arm
+from specbench.run.arms import Arm, clock_warnings
 from specbench.run.console import final_table
 from specbench.run.costs import NOT_ASKED, device_peaks, footprint, measure_energy, nothing_measured, watch_for
 from specbench.run.hooks import Watchdog, asked, spared
@@ -108,6 +108,8 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         watch.start()
         run_passes(prompts, prepared.samples, arms, store, opened.finished, opened.session, watch.look)
         disturbed = watch.warnings()
+        if config.pair.draft_errors is None:  # a draft that replays text gets it from the target before the clock starts
+            disturbed += clock_warnings(arms.values())
         store.write_run({"watch": watch.facts()})
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
         own = prepared.methods["method"]
@@ -188,18 +190,9 @@ def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleR
         refuse = f"rule {method.rule_for(law).name} keeps the target's law, not its tokens: see python -m specbench.check"
         if method.claim(law) == "lossy":
             refuse = f"rule {method.rule_for(law).name} is lossy"
-    keys = {
-        (record.prompt_ids, record.output_ids): noise_key(law.seed, record.sample_id, record.turn)
-        for record in samples
-        if record.arm == "method"
-    }
 
-    def gap_of(prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_a: int, token_b: int) -> float:
-        key = next(
-            k
-            for (prompt, ids), k in keys.items()
-            if prompt == tuple(prompt_ids) and ids[: len(prefix_ids)] == tuple(prefix_ids)
-        )
+    def gap_of(record: SampleRecord, position: int, other: int) -> float:
+        prompt_ids, prefix_ids = record.prompt_ids, record.output_ids[:position]
         session = open_target(runtime.target)
         session.start(len(prompt_ids) + len(prefix_ids))
         logits = session.feed(prompt_ids, last_only=True)
@@ -207,8 +200,9 @@ def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleR
             logits = session.feed(prefix_ids, last_only=True)
         scores = logits[0].float()
         if not law.greedy:
-            scores = law.warp(logits)[0] + keyed_gumbel(key, [len(prefix_ids)], logits.shape[1], logits.device)[0]
-        return float(scores.max() - min(scores[token_a], scores[token_b]))
+            key = noise_key(law.seed, record.sample_id, record.turn)
+            scores = law.warp(logits)[0] + keyed_gumbel(key, [position], logits.shape[1], logits.device)[0]
+        return float(scores.max() - min(scores[record.output_ids[position]], scores[other]))
 
     report = compare(samples, claim=method.claim(law), dtype=str(runtime.target.dtype), gap_of=gap_of, refuse=refuse)
     return report.as_dict()

@@ -77,6 +77,15 @@ def canonical_json(value: Any) -> str:
     return dumps(value, sort_keys=True, separators=(",", ":"))
 
 
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of a run")
+
+
+def loads(text: str | bytes) -> Any:
+    """The value of JSON text, as `dumps` writes it. Raises ValueError also for NaN and infinities, which Python would read."""
+    return json.loads(text, parse_constant=_no_number)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole: readers see the old text or the new one, never a half. Raises WriteError."""
     try:
@@ -124,7 +133,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if last and not line:
             break
         try:
-            row = json.loads(line.decode())
+            row = loads(line.decode())
             if not isinstance(row, dict):
                 raise ValueError("not a JSON object")
         except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
@@ -138,7 +147,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = loads(path.read_bytes())
     except FileNotFoundError as error:
         raise StoreError(f"{path}: not there; is {path.parent} a run folder?") from error
     except ValueError as error:
