@@ -89,7 +89,7 @@ def _sureness(shown: Sequence[_Best], comparisons: Sequence[Comparison]) -> str:
     lead += f". Over repeats, this machine's noise, the interval of {_joined(noisy)} contains 1" if noisy else ""
     runs = [m for c in comparisons for m in members(c)]
     same = sum(m.facts["verdict"] in ("identical", "numerical_tie") for m in runs)
-    lead = lead if any(b.second for b in shown) else "One method was run"
+    lead = lead if any(b.second for b in shown) else "No two methods were run on the same prompts"
     return (
         f"Brackets are 95 % intervals over {prompts} prompts. {lead}. Output as the baseline's in {same} of {len(runs)} runs."
     )

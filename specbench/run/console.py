@@ -124,7 +124,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _interval(values: Any, digits: int = 2) -> str:
-    return "no interval" if values is None else f"{values[0]:.{digits}f} to {values[1]:.{digits}f}"
+    return "none to be had" if values is None else f"{values[0]:.{digits}f} to {values[1]:.{digits}f}"
 
 
 def _speed_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -225,7 +225,10 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
         ("run", f"{summary['method']} against {summary['baseline']}: {summary['status']}"),
         ("pair", f"target {_name(pair.get('target'))}, draft {_name(pair.get('draft'))}"),
         ("engine", f"{summary['backend']}, both arms"),
-        ("data", f"{data['name']}, {data['num_samples']} samples{_missing(summary)}, {repeats}, source {data.get('source')}"),
+        (
+            "data",
+            f"{data['name']}, {data['num_samples']} sample{'s' * (data['num_samples'] != 1)}{_missing(summary)}, {repeats}, source {data.get('source')}",
+        ),
         *_speed_rows(summary),
         *_round_rows(summary),
         *_time_rows(summary),

@@ -88,6 +88,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
     warnings: list[str] = []
     watchdog = Watchdog(10 * config.engine.timeout_seconds)  # a prefill on a CPU may take minutes
     try:
+        say(f"{store.folder}: loading the models, then {len(prepared.warmup)} prompts to warm up")
         runtime = load(config, prepared)
         runtime.alive = watchdog.alive
         arms: dict[str, Arm] = {}
