@@ -9,7 +9,8 @@ on the clock. The bonus token comes from the warped law, as every token does her
 Exact under the match rules and `delta`; under `ratio` tokens are drawn from the draft's own law. What deviates: whole layers
 are skipped (theirs are attention and MLP apart), drafts are chains (theirs has siblings beside its spine), and proposals are
 random (every 25th of theirs is Bayesian). Of ours: a candidate reads the round's draft once, both sets are judged on the same
-`window` positions, those that verification answers anyway; the paper reads a request's first tokens again. The search rests for good when the set in use reaches `enough` of a window, or after `patience` candidates without gain. Kept of theirs:
+`window` positions, those that verification answers anyway; the paper reads a request's first tokens again. The search rests
+for good when the set in use reaches `enough` of a window, or after `patience` candidates without gain. Kept of theirs:
 skip_ratio 0.45, window 50, enough 0.93, patience 300.
 """
 
