@@ -99,7 +99,8 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         prompts = Prompts(config, prepared.tokenizer, runtime, prepared.context)
         chosen = warm_up_all(prompts, prepared.warmup, arms, config.engine.threads, opened.threads)
         facts = {name: asked("facts", name, method, method.facts) for name, method in prepared.methods.items()}
-        store.write_run({"method_facts": facts})
+        scopes = {name: method.needs.scope for name, method in prepared.methods.items()}
+        store.write_run({"method_facts": facts, "scopes": scopes})
         store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), **opened.warmup_facts(chosen)})
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops

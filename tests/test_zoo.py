@@ -1,0 +1,36 @@
+"""The experiment zoo: that no method or data set is forgotten, and its table on synthetic runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from analysis_runs import write_run
+
+from specbench.analysis.read.frames import load
+from specbench.analysis.reports import experiments
+from specbench.check.table import names
+from specbench.config.paths import CONF_DIR
+
+
+def test_every_method_on_every_data_set() -> None:
+    params = yaml.safe_load((Path(CONF_DIR) / "experiment" / "zoo.yaml").read_text())["hydra"]["sweeper"]["params"]
+    data = {path.stem for path in (Path(CONF_DIR) / "data").glob("*.yaml")}
+    assert params["method"].split(",") == [name for name in names() if name != "autoregressive"]
+    assert set(params["data"].split(",")) == data - {"prompts", "speed_bench"}
+
+
+def test_what_is_kept_and_what_is_trained_stands_in_the_table(tmp_path: Path) -> None:
+    write_run(tmp_path, "amusd", gamma=3, free=True, when=1)
+    write_run(tmp_path, "speculative", when=2)
+    for path in tmp_path.rglob("run.json"):
+        run = json.loads(path.read_text())
+        is_kept = run["method"] == "speculative"
+        run["scopes"] = {"method": "session" if is_kept else "sample"}
+        if is_kept:
+            run["config"]["method"]["heads"] = "builtin"
+        path.write_text(json.dumps(run))
+    _, table = experiments.find("zoo").document(load([tmp_path]))
+    said = [[row.cell(key).text() for key in ("method", "training", "state")] for row in table.rows]
+    assert said == [["amusd", "-", "cold"], ["speculative", "heads", "kept"]]
