@@ -220,15 +220,13 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
     """The summary as lines that a person can read aloud, as `text_of` makes them for a stream."""
     data, pair = summary["data"], summary["pair"]
     repeats = f"{summary['repeats']} repeat{'' if summary['repeats'] == 1 else 's'}"
+    samples = f"{data['num_samples']} sample{'' if data['num_samples'] == 1 else 's'}"
     table = Table.grid("", Column(overflow="fold"), padding=(0, 2, 0, 0))
     for label, text in (
         ("run", f"{summary['method']} against {summary['baseline']}: {summary['status']}"),
         ("pair", f"target {_name(pair.get('target'))}, draft {_name(pair.get('draft'))}"),
         ("engine", f"{summary['backend']}, both arms"),
-        (
-            "data",
-            f"{data['name']}, {data['num_samples']} sample{'s' * (data['num_samples'] != 1)}{_missing(summary)}, {repeats}, source {data.get('source')}",
-        ),
+        ("data", f"{data['name']}, {samples}{_missing(summary)}, {repeats}, source {data.get('source')}"),
         *_speed_rows(summary),
         *_round_rows(summary),
         *_time_rows(summary),
