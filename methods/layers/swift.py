@@ -1,8 +1,9 @@
 """SWIFT (Xia et al. 2410.06916, ICLR 2025): the target without some of its layers drafts, which ones is searched on the fly.
 
 The draft is the target itself on its own weights and its own cache, so the prompt is never read with layers missing; what a
-draft leaves in the cache is forgotten before verification, which runs all layers. The first and the last layer always run, and
-a draft ends where its largest probability falls below 0.8, after 25 tokens at most (the authors' code). The best set so far
+draft leaves in the cache is forgotten before verification, which runs all layers. The first layer always runs, and the last one
+where there are enough others; a draft ends where its token's probability falls below 0.8 (the authors' code asks the largest
+one, the same where nothing is drawn), after 25 tokens at most. The best set so far
 lasts for a whole pass over the prompts, so their order is part of the result (scope: session); rounds spent on candidates are
 on the clock. The bonus token comes from the warped law, as every token does here (the authors' code draws it from raw logits).
 
@@ -10,8 +11,10 @@ Exact under the match rules and `delta`; under `ratio` tokens are drawn from the
 are skipped (theirs are attention and MLP apart), drafts are chains (theirs has siblings beside its spine), and proposals are
 random (every 25th of theirs is Bayesian). Of ours: a candidate reads the round's draft once, both sets are judged on the same
 `window` positions, those that verification answers anyway; the paper reads a request's first tokens again. The search rests
-for good when the set in use reaches `enough` of a window, or after `patience` candidates without gain. Kept of theirs:
-skip_ratio 0.45, window 50, enough 0.93, patience 300.
+for good when the set in use reaches `enough` of a window, or after `patience` candidates without gain; their cap of 1,000 tries
+is not here. Kept of theirs: skip_ratio 0.45 (theirs of attention and MLP parts, ours of layers), window 50, enough 0.93,
+patience 300. The positions judged depend on the set in use, so that candidates are compared where it led. The set in `run.json`
+is the one that the warm-up left.
 """
 
 from __future__ import annotations
@@ -111,7 +114,7 @@ class SkipDraft(Drafter):
 
     def reset(self) -> None:
         self.random = random.Random(self.seed)
-        # Evenly spread to begin with: the paper's beginning is a set as good as any.
+        # Evenly spread to begin with: a choice of ours.
         step = len(self.inner) / self.num_skipped
         self.skipped = tuple(self.inner[int(step * (n + 0.5))] for n in range(self.num_skipped))
         self.without_gain = 0
