@@ -23,7 +23,11 @@ from specbench.processes.locks import file_name
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for room in ("specbench", "methods", "analysis") for path in sorted((ROOT / room).rglob("*.py"))]
 # Who may start another program: git for the provenance, a sweep's jobs and the tracker's own process.
-MAY_START_PROGRAMS = {"specbench/measure/records/provenance.py", "specbench/processes/child.py"}
+MAY_START_PROGRAMS = {
+    "specbench/engine/backends/native/build.py",  # the system's compiler, on a file of the package
+    "specbench/measure/records/provenance.py",
+    "specbench/processes/child.py",
+}
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 UNPICKLES = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "joblib.load"),
