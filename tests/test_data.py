@@ -206,6 +206,7 @@ PACKED = gzip.compress(b"".join(b'{"question_id": %d, "turns": ["%x"]}\n' % (i, 
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"a": 1}\n{broken\n', "line 2: not JSON"),
+        ("a.jsonl", b'{broken\n{"a": 1}\n[1]\n', r"line 1: not JSON.*; line 3: not an object"),
         ("a.jsonl", b"[1]\n", "line 1: not an object"),
         ("a.jsonl", b"\xff\xfe", "cannot be read"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),

@@ -15,6 +15,7 @@ from specbench.config.schema import DataConfig
 
 DATA_VARIABLE = "SPECBENCH_DATA"  # environment: a folder with the published files
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+NAMED = 10  # bad lines in a message
 
 
 def sha256_of(path: Path) -> str:
@@ -38,16 +39,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path.name}: cannot be read: {error}") from error
     rows: list[dict[str, Any]] = []
+    bad: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(): U+2028 may stand inside a JSON string
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}, line {number}: not JSON: {error}") from error
+            bad.append(f"line {number}: not JSON: {error}")
+            continue
         if not isinstance(row, dict):
-            raise ValueError(f"{path.name}, line {number}: not an object")
+            bad.append(f"line {number}: not an object")
         rows.append(row)
+    if bad:
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise ValueError(f"{path.name}, {'; '.join(bad[:NAMED])}{more}")
     return rows
 
 
