@@ -27,8 +27,8 @@ from matplotlib.transforms import Bbox
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison
 from specbench.analysis.show.captions import setting, slug
+from specbench.analysis.show.csv_text import csv_text
 from specbench.analysis.show.fonts import families
-from specbench.analysis.show.table import csv_text
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

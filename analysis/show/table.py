@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from specbench.config.say import visible
+from specbench.analysis.show.csv_text import csv_text
 
 MISSING = "-"
 UNBROKEN = 46  # characters that stay on one line
@@ -296,25 +296,6 @@ class Table:
             if any(cell.low is not None for cell in cells):
                 columns |= {f"{key}_low": [cell.low for cell in cells], f"{key}_high": [cell.high for cell in cells]}
         return csv_text(pd.DataFrame(columns, dtype=object))
-
-
-_FORMULA = ("=", "+", "-", "@")
-
-
-def csv_text(frame: pd.DataFrame) -> str:
-    """The frame as CSV in which no text is a formula: one that begins as one gets an apostrophe, which spreadsheets hide.
-
-    Signs that act (line breaks, a terminal's escapes) are written as their escapes.
-    """
-
-    def safe(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        shown = visible(value)
-        return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
-
-    texts = frame.select_dtypes(exclude="number").columns
-    return frame.assign(**{name: frame[name].map(safe) for name in texts}).rename(columns=safe).to_csv(index=False)
 
 
 def label_spans(labels: Sequence[str]) -> list[tuple[str, int]]:
