@@ -140,6 +140,7 @@ def test_the_table_says_what_it_must() -> None:
     samples, rounds = paired_run(12, 3, noise=0.005)
     s = made(samples, rounds, warnings=["the stand-in set is not HumanEval; " * 6])
     s["concurrent_seconds"] = {"draft": 1.5, "discarded_draft": 0.25, "idle": 0.5}
+    s["counted"] = {"rollbacks_stage_0": 3}
     text = console.final_table(s)
     assert max(map(len, text.splitlines())) <= console.WIDTH and "\033" not in text
     for words in (
@@ -147,7 +148,8 @@ def test_the_table_says_what_it_must() -> None:
         "95 % interval over prompts",
         "95 % interval over repeats", "emitted per round", "3.00 tokens", "50.0% of drafted positions", "100%, 100%, 0%, 0%",
         "rounds threw drafts away", "stale rounds", "identical: 36 of 36", "draft 30%, verify 60%, wait 0%, other 10%",
-        "draft 1.50 s, discarded draft 0.25 s, idle 0.50 s", "only 12 prompts", "energy", "not measured", RUN["run_folder"],
+        "draft 1.50 s, discarded draft 0.25 s, idle 0.50 s", "rollbacks stage 0 3",
+        "only 12 prompts", "energy", "not measured", RUN["run_folder"],
     ):  # fmt: skip
         assert words in text, words
 

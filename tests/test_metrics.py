@@ -120,6 +120,8 @@ def test_seconds_are_a_partition() -> None:
         "other": pytest.approx(0.02),
     }
     assert sum(parts.values()) == pytest.approx(record.decode_seconds, rel=0.01)
+    counting = [dataclasses.replace(record, counted={"hits": n, "misses": 1}) for n in (2, 3)]
+    assert metrics.counted([*counting, record]) == {"hits": 5, "misses": 2}
     assert metrics.concurrent_seconds([record, record]) == {"draft": pytest.approx(0.4), "idle": pytest.approx(0.2)}
 
 

@@ -53,7 +53,7 @@ def test_round_trip(tmp_path: Path) -> None:
     made = make(tmp_path)
     rounds = chain_rounds([2, 0, 4], 4)
     rounds[1] = dataclasses.replace(rounds[1], stale=True, phase="post", epoch=3)
-    record = record_of(KEY, rounds, concurrent_seconds={"draft": 0.1}, category="code", memory_peak_bytes=2**40)
+    record = record_of(KEY, rounds, concurrent_seconds={"draft": 0.1}, counted={"hits": 2}, memory_peak_bytes=2**40)
     lost = failed(("HumanEval/1", 0, 0, "method"), 1)
     made.append(record, rounds)
     made.append_sample(lost)

@@ -19,7 +19,7 @@ PROMISED = [
     "run_folder", "status", "method", "baseline", "pair", "data", "device", "num_rounds", "decode_tokens",
     "decode_tokens_per_second", "baseline_decode_tokens_per_second", "speedup", "emitted_per_round", "accepted_per_round",
     "acceptance_rate", "acceptance_by_position", "rollbacks", "num_discarded", "stale_rounds", "seconds", "concurrent_seconds",
-    "lossless", "energy", "memory_peak_bytes", "warnings",
+    "counted", "lossless", "energy", "memory_peak_bytes", "warnings",
 ]  # fmt: skip
 
 CONFIG: dict[str, Any] = {

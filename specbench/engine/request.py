@@ -34,6 +34,7 @@ class Outcome:
     rounds: list[Round]
     concurrent_seconds: dict[str, float] = field(default_factory=dict)  # {draft, discarded_draft, idle}, disjoint
     started_at: float | None = None  # when decoding began, on the machine's monotonic clock
+    counted: dict[str, float] = field(default_factory=dict)  # what the method counted beside its rounds: see `SampleRecord`
     spans: list[tuple[float, float, str]] = field(default_factory=list)  # what workers did, on the rounds' clock; with trace
 
 

@@ -218,10 +218,19 @@ def seconds(table: RoundTable, samples: Iterable[SampleRecord]) -> dict[str, flo
 
 def concurrent_seconds(samples: Iterable[SampleRecord]) -> dict[str, float]:
     """What other processes did during decoding, summed by role (draft, discarded_draft, idle)."""
+    return _sums(record.concurrent_seconds for record in samples)
+
+
+def counted(samples: Iterable[SampleRecord]) -> dict[str, float]:
+    """What the method counted beside its rounds, summed by name."""
+    return _sums(record.counted for record in samples)
+
+
+def _sums(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for record in samples:
-        for role, value in record.concurrent_seconds.items():
-            total[role] = total.get(role, 0.0) + value
+    for one in values:
+        for name, value in one.items():
+            total[name] = total.get(name, 0) + value
     return total
 
 

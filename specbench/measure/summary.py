@@ -77,6 +77,7 @@ def build_summary(
     summary |= or_why("baseline_seconds", other_seconds, "this run has one arm")
     concurrent = metrics.concurrent_seconds(own)
     summary |= or_why("concurrent_seconds", concurrent or None, "the method has no other process")
+    summary |= or_why("counted", metrics.counted(own) or None, "the method counts nothing beside its rounds")
     nothing = {"claim": None, "verdict": "not_compared", "identical": 0, "compared": 0, "first_divergence": None}
     summary["lossless"] = dict(lossless) if lossless is not None else {**nothing, "verdict_why": "no comparison was made"}
     why = "no energy pass was run"

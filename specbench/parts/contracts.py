@@ -104,6 +104,10 @@ class Part:
         """What the part settled for itself in `open` (a measured length, say), for run.json."""
         return {}
 
+    def counted(self) -> dict[str, float]:
+        """What it counted in the sample that is over and no round says, by name (unit in the name); off the clock."""
+        return {}
+
 
 class Drafter(Part):
     """Proposes. The base drafts nothing: every round is one plain step.

@@ -73,6 +73,7 @@ class Arm:
                 memory_peak_bytes=memory_peak_bytes(self.device),
                 concurrent_seconds=outcome.concurrent_seconds,
                 started_at=outcome.started_at,
+                counted=outcome.counted,
                 spans=tuple(outcome.spans),
             )
             wrong = contradiction(request, record, outcome.rounds)

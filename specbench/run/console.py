@@ -177,6 +177,12 @@ def _time_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         others = s["concurrent_seconds"]
         named = ", ".join(f"{name.replace('_', ' ')} {value:,.2f} s" for name, value in others.items())
         rows.append(("  draft worker", f"at the same time: {named}"))
+    if s.get("counted"):
+        shown = {
+            name.replace("_", " "): f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+            for name, value in s["counted"].items()
+        }
+        rows.append(("counted", ", ".join(f"{name} {value}" for name, value in shown.items())))
     return rows
 
 

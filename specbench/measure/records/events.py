@@ -78,6 +78,7 @@ class SampleRecord:
     spans: tuple[tuple[float, float, str], ...] = ()  # measure.trace: (t_start, t_end, what) of workers, on the rounds' clock
     session: int = 0  # 0, or the number of the continuation that `resume` started
     error: str | None = None
+    counted: dict[str, float] = field(default_factory=dict)  # a method's own counts, unit in the name; summed over samples
     right: bool | None = None  # data.grade: whether the last turn's answer is the set's; None: not graded
 
     @property

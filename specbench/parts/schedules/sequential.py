@@ -58,4 +58,4 @@ class Sequential(Schedule):
             books.end_round("learn" if adapter is not None else "other")
             setting.runtime.alive()
 
-        return books.outcome()
+        return books.outcome(counted=drafter.counted() | ({} if adapter is None else adapter.counted()))
