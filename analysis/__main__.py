@@ -1,5 +1,5 @@
 """python -m specbench.analysis RUNS... [--out DIR] [--experiment NAME]
-[--across machines] [--reference] [--notebook] [--unfinished]
+[--across machines] [--reference] [--notebook] [--unfinished] [--serve]
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--notebook", action="store_true", help="also execute the notebook into DIR (needs the extra `report`)")
     parser.add_argument("--unfinished", action="store_true", help="accept runs that did not end with success")
     parser.add_argument("--title", default="specbench report", help="heading of the report")
+    parser.add_argument("--serve", action="store_true", help="a local page that follows the runs while they are made")
+    parser.add_argument("--port", type=int, help="of the page; 0 takes a free one")
+    parser.add_argument("--host", help="address of the page, this machine alone unless told")
     options = parser.parse_args(arguments)
     try:
         return _run(options)
@@ -38,7 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     more = options.across or options.reference or options.notebook
-    if options.experiment is not None:
+    if options.serve:
+        from specbench.analysis.reports import live
+
+        if more or options.out is not None or options.experiment is not None or options.unfinished:
+            raise ValueError("--serve shows what there is and writes nothing: it goes with --port and --host alone")
+        host, port = options.host, options.port
+        live.serve(options.runs, live.HOST if host is None else host, live.PORT if port is None else port)
+    elif options.port is not None or options.host is not None:
+        raise ValueError("--port and --host are the page's: add --serve")
+    elif options.experiment is not None:
         from specbench.analysis.reports import experiments
 
         if more:

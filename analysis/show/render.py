@@ -53,13 +53,13 @@ _MARKS = {  # of LaTeX's template: braces and percent signs belong to LaTeX
     "comment_start_string": "<#", "comment_end_string": "#>",
 }  # fmt: skip
 _RULES: dict[str, tuple[Callable[[str], str], Any]] = {
-    "html": (escape_html, {}), "md": (escape_markdown, {}), "tex": (escape_latex, _MARKS)
+    "html": (escape_html, {}), "live": (escape_html, {}), "md": (escape_markdown, {}), "tex": (escape_latex, _MARKS)
 }  # fmt: skip
 
 
 @functools.cache
 def form(ending: str) -> Any:
-    """The macros of the template of html, md or tex."""
+    """The macros of the template of html, live, md or tex."""
     rule, marks = _RULES[ending]
 
     def printed(value: object) -> Markup:

@@ -61,9 +61,10 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
     names = (method_name, config.baseline_name, prepared.dataset.name)
     turns = {s.sample_id: data.turns_to_generate(s, config.data.history) for s in prepared.samples}
     whole = [name for name, method in prepared.methods.items() if method.needs.scope == "session"]
+    facts = {**run_facts(prepared), "num_lines": config.measure.repeats * len(prepared.methods) * sum(map(len, turns.values()))}
     with (
         hold(devices(prepared.pair), config.device_lock) as held,
-        resume.open_run(config, names, run_facts(prepared), turns, whole) as opened,
+        resume.open_run(config, names, facts, turns, whole) as opened,
     ):
         if on_open is not None:
             on_open(opened.store.folder)
