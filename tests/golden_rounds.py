@@ -23,6 +23,7 @@ from specbench.check.tiny_heads import with_tiny_heads
 from specbench.config.compose import compose
 from specbench.config.specs import PairSpec
 from specbench.parts.schedules import two_sides
+from specbench.processes import machine
 from specbench.processes.steps import Progress
 
 FOLDER = Path(__file__).parent / "golden"
@@ -125,7 +126,7 @@ def rounds_of(variant: tuple[str, ...], pair: PairSpec) -> dict[str, Any]:
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Step the workers of two-process methods here."""
-    monkeypatch.setattr(two_sides, "Worker", SteppedWorker)
+    monkeypatch.setattr(machine, "Worker", SteppedWorker)
     monkeypatch.setattr(two_sides, "drive", interleaved)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class Model:
     is_draft: bool = False
     recomputed_at: int | None = None
     native: Any = None  # its packed weights where engine.backends.native computes it: see `run_natively`
+    opens: Callable[[], Any] | None = None  # makes its sessions where no forward is computed (`specbench.sim`)
 
     @classmethod
     def wrap(cls, module: Any, vocab_size: int | None = None) -> Model:

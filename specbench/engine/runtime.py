@@ -26,6 +26,7 @@ class Runtime:
     trace: bool = False  # methods with workers report spans
     load_draft: Callable[[], Any] | None = None  # makes the draft's Model in a worker's process; picklable
     alive: Callable[[], None] = lambda: None  # a schedule of one process calls it after every round: who does not, hangs
+    machine: Any = None  # a processes.machine.Machine to take processes from; None: this one
 
     @property
     def device(self) -> str:

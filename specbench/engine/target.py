@@ -72,6 +72,9 @@ def open_session(model: Model, taps: Sequence[int] = ()) -> Session:
     """A sequence that can be cut back, for targets and draft models. Raises ValueError for a model with a recurrent state."""
     if model.is_recurrent:
         raise ValueError("its state cannot be cut back")
+    if model.opens is not None:
+        session: Session = model.opens()
+        return session
     if model.native is not None:
         from specbench.engine.backends.native.session import NativeSession
 

@@ -7,9 +7,27 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-now = time.perf_counter
+_hand: ContextVar[Callable[[], float]] = ContextVar("hand", default=time.perf_counter)
+
+
+def now() -> float:
+    """Seconds of the machine's monotonic clock; within `told_by`, of the one that was given."""
+    return _hand.get()()
+
+
+@contextmanager
+def told_by(hand: Callable[[], float]) -> Iterator[None]:
+    """In this thread the time is what `hand` says: that of a simulated machine (`specbench.sim`)."""
+    before = _hand.set(hand)
+    try:
+        yield
+    finally:
+        _hand.reset(before)
 
 
 class HostClock:

@@ -16,8 +16,8 @@ from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Needs, Schedule, Setting
 from specbench.parts.schedules.books import Books
 from specbench.parts.schedules.sides import SideReport
+from specbench.processes.machine import Machine
 from specbench.processes.mailbox import Mailbox, PeerLost
-from specbench.processes.placement import split
 from specbench.processes.steps import Order, Side, drive
 from specbench.processes.worker import Program, Worker, WorkerError
 
@@ -55,6 +55,7 @@ class TwoSides(Schedule):
 
     def open(self, setting: Setting) -> None:
         self.setting, self.number = setting, 0
+        self.machine: Machine = setting.runtime.machine or Machine()
 
     def start_worker(self, program: Program) -> None:
         """Start the draft's process; `self.mailbox` is there already, and the program holds it too.
@@ -65,8 +66,8 @@ class TwoSides(Schedule):
         pair = runtime.pair
         if pair.draft is None or runtime.load_draft is None:
             raise ConfigError("pair.draft", None, "this method drafts with a model in a process of its own: name one")
-        self.placement, draft_placement = split(pair.target.device, pair.draft.device, self.draft_cores)
-        self.worker = Worker("draft", runtime.load_draft, program, draft_placement, runtime.timeout_seconds)
+        self.placement, draft_placement = self.machine.split(pair.target.device, pair.draft.device, self.draft_cores)
+        self.worker = self.machine.worker("draft", runtime.load_draft, program, draft_placement, runtime.timeout_seconds)
 
     def exchange(self, side: TargetSide, order: Order) -> Exchange:
         """Run one sample. Raises WorkerError when the draft's process is lost; after any other error the next may come."""

@@ -7,7 +7,6 @@ from specbench.parts.contracts import Parts, Setting, Stop
 from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.parts.schedules.free_running.verify import Verifier, book_draft_report
 from specbench.parts.schedules.two_sides import TwoSides
-from specbench.processes.mailbox import Mailbox
 from specbench.processes.steps import Order
 
 
@@ -27,7 +26,7 @@ class FreeRunning(TwoSides):
     def open(self, setting: Setting) -> None:
         super().open(setting)
         runtime = setting.runtime
-        self.mailbox = Mailbox.shared(runtime.max_new_tokens + self.max_lookahead)
+        self.mailbox = self.machine.mailbox(runtime.max_new_tokens + self.max_lookahead)
         self.start_worker(self.make_draft_side(setting))
         self.verifier = Verifier(self.mailbox, runtime.law, setting.rule, self.waits_for, self.stale, setting.target)
 

@@ -13,7 +13,6 @@ from specbench.parts.schedules.lockstep.plan import Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.parts.schedules.lockstep.verify import Verifier
 from specbench.parts.schedules.two_sides import TwoSides
-from specbench.processes.mailbox import Mailbox
 from specbench.processes.worker import Worker
 
 CALIBRATION_CONTEXT, CALIBRATION_SECONDS = 128, 0.3
@@ -40,7 +39,7 @@ class Lockstep(TwoSides):
     def open(self, setting: Setting) -> None:
         super().open(setting)
         runtime = setting.runtime
-        self.mailbox = Mailbox.shared(runtime.max_new_tokens + 1)
+        self.mailbox = self.machine.mailbox(runtime.max_new_tokens + 1)
         if setting.rule.name == "lockstep_ratio":
             self.rows = RowBuffer(self.draft_length or MAX_LENGTH, runtime.target.vocab_size)
         self.start_worker(self.make_draft_side(setting))
