@@ -1,4 +1,4 @@
-"""Where a schedule of several processes takes them from: this machine, unless `Runtime.machine` names another (a simulated one).
+"""Where a schedule of several processes takes them from: this machine, unless `Runtime.machine` names another.
 
 Its calls are looked up when they are made, so that a test may put a thread in a process's place.
 """
