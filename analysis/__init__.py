@@ -2,6 +2,7 @@
 
     python -m specbench.analysis RUNS... [--out DIR] [--across machines] [--reference] [--notebook]
     python -m specbench.analysis RUNS --experiment NAME     an experiment's own report again, into RUNS/report
+    python -m specbench.analysis compare RUN RUN            two runs side by side
 
     from specbench.analysis import compare, report
     print(compare(["runs"]))                # one table of text
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from specbench.analysis.reports.experiments import report as experiment
     from specbench.analysis.reports.writing import report
     from specbench.analysis.show.text import compare
+    from specbench.analysis.show.two import compare_two
 
-__all__ = ["compare", "experiment", "has_experiment", "load", "report"]
+__all__ = ["compare", "compare_two", "experiment", "has_experiment", "load", "report"]
 _PLACES = {
     "compare": "show.text.compare",
+    "compare_two": "show.two.compare_two",
     "experiment": "reports.experiments.report",
     "has_experiment": "reports.experiments.has_experiment",
     "load": "read.frames.load",

@@ -1,5 +1,6 @@
 """python -m specbench.analysis RUNS... [--out DIR] [--experiment NAME]
 [--across machines] [--reference] [--notebook] [--unfinished] [--serve]
+python -m specbench.analysis compare RUN RUN [--unfinished]
 """
 
 from __future__ import annotations
@@ -7,18 +8,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import specbench.analysis as analysis
+from specbench.config.say import visible
 
+COMPARE = "compare"  # the first word, for two runs
 ACROSS = ("machines",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Without --out the comparison as text; with it a report. Returns the exit status: 0, or 2 for a wrong argument."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == [COMPARE]:
+        return _said(_two, _parser_of_two().parse_args(arguments[1:]))
     parser = argparse.ArgumentParser(
-        prog="python -m specbench.analysis", description="Tables, figures and a report from stored runs."
+        prog="python -m specbench.analysis",
+        description="Tables, figures and a report from stored runs.",
+        epilog="Two runs side by side: python -m specbench.analysis compare RUN RUN",
     )
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
     parser.add_argument("--out", metavar="DIR", help="write report.html, report.md, tables/ and figures/ there")
@@ -31,12 +39,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--serve", action="store_true", help="a local page that follows the runs while they are made")
     parser.add_argument("--port", type=int, help="of the page; 0 takes a free one")
     parser.add_argument("--host", help="address of the page, this machine alone unless told")
-    options = parser.parse_args(arguments)
+    return _said(_run, parser.parse_args(arguments))
+
+
+def _said(act: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """What went wrong is one line."""
     try:
-        return _run(options)
+        return act(options)
     except (ValueError, ImportError) as error:
-        print(f"specbench.analysis: {error}", file=sys.stderr)
+        print(f"specbench.analysis: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
+
+
+def _parser_of_two() -> argparse.ArgumentParser:
+    about = "What tells two runs apart, how their speed-ups stand to each other, whether they say the same."
+    parser = argparse.ArgumentParser(prog=f"python -m specbench.analysis {COMPARE}", description=about)
+    parser.add_argument("one", metavar="RUN", help="a run folder, called A")
+    parser.add_argument("other", metavar="RUN", help="another, called B")
+    parser.add_argument("--unfinished", action="store_true", help="accept runs that did not end with success")
+    return parser
+
+
+def _two(options: argparse.Namespace) -> int:
+    print(analysis.compare_two(options.one, options.other, unfinished=options.unfinished))
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:
