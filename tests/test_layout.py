@@ -95,7 +95,7 @@ ARROWS: dict[str, str] = {
     "analysis.show": "analysis.derive analysis.read measure config",
     "analysis.reports": "analysis.show analysis.derive analysis.read measure config",
     "analysis": "analysis.reports analysis.show analysis.read",
-    "analysis.__main__": "analysis analysis.reports analysis.show",
+    "analysis.__main__": "analysis analysis.reports analysis.show config",
 }
 # Libraries that a room and everything below it does without, so that it runs where they are missing.
 WITHOUT: dict[str, tuple[str, ...]] = {

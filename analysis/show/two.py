@@ -71,7 +71,8 @@ def _table(two: Two) -> Table:
         Column("what", "", text=True),
         *(Column(name, f"{name}: {two.frames.runs.at[run, 'method']}", text=True) for run, name in enumerate((A, B))),
     ]
-    rows = [_row(name, *map(_value, both), section="Settings") for name, both in list(two.settings.items())[:MOST_SETTINGS]]
+    shown = list(two.settings.items())[:MOST_SETTINGS]
+    rows = [_row(name, _value(one), _value(other), "Settings") for name, (one, other) in shown]
 
     def of_both(label: str, of: Any) -> None:
         cells = [of(two.frames.runs.loc[run].to_dict()) for run in (0, 1)]
