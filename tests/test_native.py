@@ -21,6 +21,7 @@ from specbench.check.state import cache_error
 from specbench.config.schema import PairConfig
 from specbench.config.specs import PairSpec
 from specbench.engine.backends.native import build
+from specbench.engine.backends.native.linear import NativeLinear, NativeNorm, run_natively
 from specbench.engine.backends.native.session import NativeSession
 from specbench.engine.backends.native.weights import Layer, NativeWeights, refusal
 from specbench.engine.branching import Branching
@@ -29,8 +30,12 @@ from specbench.engine.probe import probe_rollback
 from specbench.engine.session import Session
 from specbench.engine.target import open_branching, open_session, open_target
 from specbench.engine.tree import DraftTree, Riders, Verdict
+from specbench.methods.heads.eagle.draft import FeatureDraft
+from specbench.methods.heads.eagle.heads import EagleHeads
+from specbench.methods.heads.eagle.native import NativeFeatureDraft
 from specbench.pair.backend import choose_backend
 from specbench.pair.spec import specify
+from specbench.parts.heads.base import TargetParts
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -254,6 +259,61 @@ def test_weights_that_change_are_packed_again() -> None:
     after = begun(model).feed([1, 2, 3])
     same(after, begun(Model.wrap(module), Session).feed([1, 2, 3]))
     assert not torch.allclose(before, after)
+
+
+# ------------------------------------------------------------------------------------------------------------------ heads
+def eagle_heads(model: Model) -> EagleHeads:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        heads = EagleHeads(TargetParts.of(model.module), attention_heads=3, feed_forward=40, rope_theta=500.0)
+        for weight in heads.requires_grad_(False).parameters():
+            weight.normal_(std=0.3) if weight.dim() == 2 else weight.normal_(mean=1.0, std=0.3)
+    return heads
+
+
+def check_features(heads: EagleHeads, other: EagleHeads | None = None) -> None:
+    """Prompt, two levels of a tree, true features in their place, a chain: predictions of both forms."""
+    theirs, ours = FeatureDraft(heads, 75), NativeFeatureDraft(other or heads, 75)
+    features, tokens = torch.randn(12, 42, generator=torch.Generator().manual_seed(0)), list(range(12))
+    said = []
+    for draft in (theirs, ours):
+        draft.start(64)
+        first = draft.extend(features[:7], tokens[:7])
+        level = draft.descend(first.expand(3, -1), [20, 21, 22], [0, 0, 0])
+        below = draft.descend(level[[0, 2, 2]], [30, 31, 32], [0, 2, 2])
+        draft.rollback(7)
+        again = draft.extend(features[7:9], tokens[7:9])
+        chain = draft.descend(again, [40], [0])
+        said.append((first, level, below, again, chain, draft.descend(chain, [41], [0])))
+        assert draft.length == 11 and draft.num_forwards == 6
+    for one, other_one in zip(*said, strict=True):
+        same(other_one, one)
+
+
+def test_eagles_layer_predicts_what_it_predicts_on_torch() -> None:
+    check_features(eagle_heads(model_of("llama")))
+
+
+def test_a_layer_with_another_weight_is_found() -> None:
+    """The twin."""
+    other = eagle_heads(model_of("llama"))
+    other.layer.attention_out.weight.mul_(1.01)
+    with pytest.raises(AssertionError, match="not close"):
+        check_features(eagle_heads(model_of("llama")), other)
+
+
+def test_linear_layers_and_norms_of_heads() -> None:
+    native_of, heads = native("llama").native, eagle_heads(model_of("llama"))
+    x = torch.randn(9, 42)
+    linear, norm = heads.layer.gate, heads.feature_norm
+    theirs, lm_head = (linear(x), norm(x)), model_of("llama").module.lm_head
+    run_natively(heads, native_of)
+    ours = (heads.layer.gate(x), heads.feature_norm(x))
+    assert isinstance(heads.layer.gate, NativeLinear) and isinstance(heads.feature_norm, NativeNorm)
+    for one, other in zip(ours, theirs, strict=True):
+        same(one, other)
+    same(NativeLinear(lm_head, native_of, is_lm_head=True)(x), lm_head(x))
+    assert torch.equal(torch.cat([heads.layer.gate(row) for row in x.unsqueeze(1)]), ours[0]), "other bits in company"
 
 
 # ----------------------------------------------------------------------------------------------------------- what it leaves

@@ -108,11 +108,11 @@ class HydraHeads(TreeHeads):
         paths = self.embed(torch.tensor([pending], device=hidden.device))
         tokens = []
         for k, level in enumerate(levels, start=1):
-            above = paths[level.above]
+            above = paths if level.is_whole else paths.index_select(0, level.above)
             logits = self.logits(hidden.expand(len(above), -1), above, k)
-            tokens.append(candidates(logits, k)[level.parent, level.choice])
+            tokens.append(level.pick(candidates(logits, k)))
             if k < len(levels):
-                paths = torch.cat([above[level.parent], self.embed(tokens[-1])], dim=-1)
+                paths = torch.cat([above.index_select(0, level.parent), self.embed(tokens[-1])], dim=-1)
         return torch.cat(tokens)
 
     def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:

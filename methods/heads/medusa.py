@@ -109,7 +109,9 @@ class MedusaHeads(TreeHeads):
 
     def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
         logits = self.all_logits(hidden, len(levels))
-        return torch.cat([candidates(logits[k - 1], k)[level.choice] for k, level in enumerate(levels, start=1)])
+        return torch.cat(
+            [candidates(logits[k - 1], k).index_select(0, level.choice) for k, level in enumerate(levels, start=1)]
+        )
 
     def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
         depths = range(1, self.max_depth + 1)

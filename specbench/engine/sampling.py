@@ -101,12 +101,14 @@ class SamplingLaw:
         scores = logits
         if not self.greedy:
             scores = self.warp(logits) + keyed_gumbel(noise_key, positions, logits.shape[-1], logits.device)
-        best = scores.argmax(dim=-1, keepdim=True)
-        found = scores.gather(-1, best)  # NaN counts as the largest: one in a row is what the row's argmax points at
-        if scores.is_cpu:
-            tokens, heights = best[:, 0].tolist(), found[:, 0].tolist()
+        # NaN counts as the largest: one in a row is what the row's argmax points at.
+        if scores.is_cpu and scores.dtype == torch.float32:
+            rows = scores.detach().numpy()  # whose argmax is several times as fast as torch's
+            tokens = rows.argmax(-1).tolist()
+            heights = [rows.item(row, token) for row, token in enumerate(tokens)]
         else:  # both in one read; ids are exact in float64
-            tokens, heights = torch.cat([best.double(), found.double()], dim=1).T.tolist()
+            best = scores.argmax(dim=-1, keepdim=True)
+            tokens, heights = torch.cat([best.double(), scores.gather(-1, best).double()], dim=1).T.tolist()
             tokens = [int(token) for token in tokens]
         if not all(map(math.isfinite, heights)):
             raise ValueError(NO_LAW)

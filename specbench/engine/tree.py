@@ -61,7 +61,7 @@ class DraftTree:
 
     def refuse_impossible(self, room: int, max_nodes: int, vocab_size: int) -> None:
         """Raise ValueError for a proposal that breaks what its drafter promised or names ids that the target does not have."""
-        if any(not 0 <= token < vocab_size for token in self.tokens):
+        if self.tokens and not (min(self.tokens) >= 0 and max(self.tokens) < vocab_size):
             odd = next(token for token in self.tokens if not 0 <= token < vocab_size)
             raise ValueError(f"id {odd!r} was drafted: the target's are 0 to {vocab_size - 1}")
         rows = len(self.tokens) + (0 if self.riders is None else len(self.riders))
@@ -89,7 +89,7 @@ class DraftTree:
     @property
     def depth(self) -> int:
         """Depth of the deepest node; 0 when nothing is drafted."""
-        return max(self.depths(), default=0)
+        return len(self.tokens) if self.parents is None else max(self.depths(), default=0)
 
     def children(self) -> list[list[int]]:
         """children()[i + 1] lists the children of node i in sibling order; entry 0 belongs to the root."""
@@ -196,4 +196,4 @@ class Feedback:
     def tap(self, layer: int) -> torch.Tensor:
         """The hidden states [1 + accepted, width] of the rows that were committed."""
         hidden, rows = self.evidence.taps[layer], self.verdict.rows
-        return hidden if len(rows) == len(hidden) else hidden[rows]
+        return hidden[: len(rows)] if rows[-1] == len(rows) - 1 else hidden[rows]

@@ -99,7 +99,12 @@ class EagleDraft(Drafter):
                 "method.top_k", self.top_k, f"the target takes chains only ({runtime.target.tree_refusal}); use 1"
             )
         self.heads, folder = open_heads(EagleHeads, self.heads_name, runtime)
-        self.draft = FeatureDraft(self.heads, min(runtime.target.vocab_size, self.heads.target.vocab_size))
+        make = FeatureDraft
+        if runtime.target.native is not None:
+            from specbench.methods.heads.eagle.native import NativeFeatureDraft
+
+            make = NativeFeatureDraft
+        self.draft = make(self.heads, min(runtime.target.vocab_size, self.heads.target.vocab_size))
         self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
         self.settle()
         self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.draft.device)

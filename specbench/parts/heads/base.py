@@ -14,9 +14,9 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -256,4 +256,10 @@ def open_heads(cls: type[AnyHeads], name: str | None, runtime: Runtime) -> tuple
         target = TargetParts.of(runtime.target.module, target_hash(spec))
     except (ValueError, AttributeError) as error:
         raise ConfigError("pair.target", spec.name, f"takes no heads: {error}") from error
-    return load_heads(cls, folder, target), folder
+    heads, native = load_heads(cls, folder, target), runtime.target.native
+    if native is not None:
+        from specbench.engine.backends.native.linear import NativeLinear, run_natively
+
+        run_natively(heads, native)
+        heads.target = replace(target, lm_head=NativeLinear(cast(nn.Linear, target.lm_head), native, is_lm_head=True))
+    return heads, folder

@@ -9,7 +9,7 @@ for target and draft alike; arithmetic is float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -53,7 +53,10 @@ class Rule:
         """
         check_contract(self, tree.contract)
         if self.reads == "choice":
-            positions = [position, *(position + depth for depth in tree.depths())]
+            if tree.parents is None:
+                positions: Sequence[int] = range(position, position + len(tree.tokens) + 1)
+            else:
+                positions = [position, *(position + depth for depth in tree.depths())]
             return self.function(tree, law.choose(evidence.logits, positions, noise_key))
         return self.function(tree, law.probabilities(evidence.logits), coins)
 

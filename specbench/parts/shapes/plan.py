@@ -17,12 +17,18 @@ class Level:
     """The nodes of one depth, to be filled together.
 
     above: the nodes of the depth before that have children, by their place in that depth (depth 1: the root, [0]). parent: for
-    every node of this depth the place of its parent in `above`; choice: which of its parent's candidates it is.
+    every node of this depth the place of its parent in `above`; choice: which of its parent's candidates it is. is_whole: all
+    nodes of the depth before have children.
     """
 
     above: Tensor
     parent: Tensor
     choice: Tensor
+    is_whole: bool
+
+    def pick(self, candidates: Tensor) -> Tensor:
+        """The nodes' ids, int64 [nodes], of the candidates [nodes of `above`, width]."""
+        return candidates.flatten().index_select(0, self.parent * candidates.shape[1] + self.choice)
 
 
 class TreePlan:
@@ -41,7 +47,8 @@ class TreePlan:
             above = sorted({places[node[:-1]] for node in here})
             parent = [above.index(places[node[:-1]]) for node in here]
             choice = [node[-1] for node in here]
-            self.levels.append(Level(*(torch.tensor(values, device=device) for values in (above, parent, choice))))
+            on_device = [torch.tensor(values, device=device) for values in (above, parent, choice)]
+            self.levels.append(Level(on_device[0], on_device[1], on_device[2], above == list(range(len(places)))))
             places = {node: place for place, node in enumerate(here)}
 
     def tree(self, tokens: list[int], depth: int, num_forwards: int) -> DraftTree:

@@ -43,6 +43,8 @@ def library(instructions: str | None = None) -> ctypes.CDLL:
     made.sb_forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     made.sb_keep.argtypes = [pointer, pointer, pointer, whole, whole, pointer, whole]
+    made.sb_linear.restype, made.sb_linear.argtypes = None, [pointer, pointer, whole, pointer, whole]
+    made.sb_norm.restype, made.sb_norm.argtypes = None, [pointer, pointer, whole, whole, ctypes.c_float, pointer]
     made.sb_sizes.restype, made.sb_sizes.argtypes = whole, [whole]
     return made
 

@@ -605,6 +605,26 @@ extern "C" void sb_forward(const Model* m, const Forward* given) {
     pool().run(forward_team, &w, (int)threads);
 }
 
+struct Linear { const Matrix* m; const float* x; float* y; int64_t rows; };
+
+static void linear_team(void* given, Team team) {
+    const Linear& w = *(const Linear*)given;
+    const int64_t ld = up(w.m->outputs, LANES);
+    multiply(team, *w.m, w.x, w.m->inputs, w.rows, [&](int64_t row, int64_t at, int sixteens, const float* sums) {
+        memcpy(w.y + row * ld + at, sums, sixteens * LANES * sizeof(float));
+    });
+}
+
+// One matrix alone: y [rows][outputs in sixteens] of x [rows][inputs].
+extern "C" void sb_linear(const Matrix* m, const float* x, int64_t rows, float* y, int64_t threads) {
+    Linear w = {m, x, y, rows};
+    pool().run(linear_team, &w, m->inputs * m->outputs * rows < 65536 ? 1 : (int)threads);
+}
+
+extern "C" void sb_norm(const float* x, const float* w, int64_t rows, int64_t n, float eps, float* y) {
+    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * n, w, n, eps, y + r * n);
+}
+
 // Of the positions from `start` on keep `rows` (relative, ascending), packed together, in each layer.
 extern "C" void sb_keep(const Model* m, float* const* keys, float* const* values, int64_t capacity, int64_t start,
                         const int64_t* rows, int64_t count) {

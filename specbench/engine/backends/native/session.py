@@ -97,6 +97,12 @@ class NativeSession(Session):
         self._numbers = array("q", self.layers)
         self._call_of = Call(layers=self._numbers.buffer_info()[0], num_layers=len(self._numbers))
         self._address = ctypes.addressof(self._call_of)
+        self._bound: tuple[Any, Any] = (None, None)  # tables and keys whose pointers the call holds
+        total = len(self._numbers) + 1
+        self._places = {layer: layer % total for layer in self.tap_layers}
+        if self.tap_layers:
+            self._tap_pointers = (ctypes.c_void_p * total)()
+            self._call_of.taps = ctypes.addressof(self._tap_pointers)
 
     @property
     def can(self) -> frozenset[str]:
@@ -125,16 +131,13 @@ class NativeSession(Session):
     ) -> Tensor:
         rows, call, weights = len(ids), self._call_of, self.weights
         call.first_logit = rows - 1 if last_only else 0
-        logits = torch.empty(rows - call.first_logit, weights.outputs)
+        logits = torch.empty(1 if last_only else rows, weights.outputs)
         call.logits, call.last = logits.data_ptr(), None
         if self.tap_layers:
-            total = len(self._numbers)
-            tapped = {layer % (total + 1): torch.empty(rows, weights.shape.width) for layer in self.tap_layers}
-            pointers = (ctypes.c_void_p * (total + 1))()
+            tapped = {place: torch.empty(rows, weights.shape.width) for place in self._places.values()}
             for place, hidden in tapped.items():
-                pointers[place] = hidden.data_ptr()
-            call.taps = ctypes.addressof(pointers)
-            self._tapped = {layer: tapped[layer % (total + 1)] for layer in self.tap_layers}
+                self._tap_pointers[place] = hidden.data_ptr()
+            self._tapped = {layer: tapped[place] for layer, place in self._places.items()}
         self._run(ids, past, trunk, parents, depths)
         vocab_size = self.model.vocab_size
         return logits[:, :vocab_size] if vocab_size != weights.outputs else logits
@@ -173,11 +176,12 @@ class NativeSession(Session):
                 assert len(given) == end - trunk and min(given) >= 0, "one depth per row"
                 furthest = trunk + max(given) + 1
                 call.depths = given.buffer_info()[0]
-        cosines, sines = weights.tables(furthest)
-        call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
-        call.rows, call.past, call.trunk, call.capacity = rows, past, trunk, cache.capacity
-        call.threads = torch.get_num_threads()
-        call.keys, call.values = ctypes.addressof(cache.key_pointers), ctypes.addressof(cache.value_pointers)
+        tables = weights.tables(furthest)
+        if self._bound[0] is not tables or self._bound[1] is not cache.key_pointers:
+            call.cosines, call.sines = tables[0].data_ptr(), tables[1].data_ptr()
+            call.keys, call.values = ctypes.addressof(cache.key_pointers), ctypes.addressof(cache.value_pointers)
+            call.capacity, self._bound = cache.capacity, (tables, cache.key_pointers)
+        call.rows, call.past, call.trunk, call.threads = rows, past, trunk, torch.get_num_threads()
         weights.library.sb_forward(weights.reference, self._address)
         if self._is_whole and call.num_layers == len(cache.lengths):
             cache.lengths = [end] * len(cache.lengths)
@@ -214,7 +218,7 @@ class NativeBranching(Branching, NativeSession):
         super().__init__(model, taps)
         self.branch()
 
-    def grow(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
+    def grow(self, ids: Sequence[int] | Tensor, parents: Sequence[int]) -> Tensor:
         past = self._append(parents)
         self._last_start = past
         return self._logits(ids, past, self.trunk, self.row_parents, None)

@@ -139,9 +139,14 @@ class NativeWeights:
         self._kept.append(kept)
         return kept.data_ptr()
 
-    def _matrix(self, linears: Iterable[Any], beside: bool = False) -> Matrix:
+    def packed(self, linear: Any) -> tuple[Matrix, list[Tensor]]:
+        """One more layer, and what keeps its numbers in memory."""
+        kept: list[Tensor] = []
+        return self._matrix([linear], kept=kept), kept
+
+    def _matrix(self, linears: Iterable[Any], beside: bool = False, kept: list[Any] | None = None) -> Matrix:
         """Linear layers as one matrix. beside: 32 outputs of the first and 32 of the second in turn, then zeros."""
-        linears = list(linears)
+        linears, all_kept = list(linears), self._kept if kept is None else kept
         weight = _rows([linear.weight.detach() for linear in linears], beside)
         biases = [linear.bias for linear in linears]
         made = Matrix(inputs=weight.shape[1], outputs=weight.shape[0])
@@ -149,13 +154,12 @@ class NativeWeights:
             values = [linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias for linear in linears]
             bias = _padded(_rows([value.detach()[:, None] for value in values], beside), LANES).reshape(-1).contiguous()
             made.bias = bias.data_ptr()
-            self._kept.append(bias)
+            all_kept.append(bias)
         half = weight.to(torch.bfloat16)
         made.is_half = int(self.halves and torch.equal(half.float(), weight))
         packed = _units(_padded(half if made.is_half else weight, LANES))
-        kept = _in_huge_pages(packed)
-        self._kept.append(kept)
-        made.data = kept.data_ptr()
+        all_kept.append(_in_huge_pages(packed))
+        made.data = all_kept[-1].data_ptr()
         return made
 
     @property
