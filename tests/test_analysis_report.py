@@ -18,8 +18,11 @@ from analysis_runs import energy_of, write_run
 
 import specbench.analysis as analysis
 from specbench.analysis.__main__ import main
+from specbench.analysis.derive.conditions import groups
+from specbench.analysis.derive.derive import comparisons
 from specbench.analysis.reports import notebook, writing
 from specbench.analysis.show import render, style
+from specbench.analysis.show.answer import answer
 
 SOURCE = Path(notebook.__file__).parent
 
@@ -121,6 +124,8 @@ def test_report_says_what_it_left_out_and_keeps_conditions_apart(written: Path) 
     assert "2 different sets of conditions" in text
     assert "device cpu against cuda:0" in text
     assert "Stand-in data" in text
+    head = text.partition("![")[0]
+    assert "device=cuda:0" in head and "device=cpu" in head, "the opening page speaks of all conditions"
     names = {path.stem for path in (written / "tables").iterdir()}
     assert {"overview", "overview_conditions_2"} <= names
     first = (written / "tables" / "overview.csv").read_text()
@@ -299,6 +304,53 @@ def test_text_holds_the_numbers_of_the_runs(root: Path) -> None:
     row = frames.runs.loc[0]
     assert f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" in line
     assert f"{row['tokens_per_second']:.1f}" in line and f"{row['emitted_per_round']:.2f}" in line
+
+
+# ---------------------------------------------------------------------------------------------------- the opening page
+def opening_of(folder: Path) -> dict[str, str]:
+    frames = analysis.load([folder])
+    return dict(answer([(group, comparisons(frames, group)) for group in groups(frames)]))
+
+
+def test_the_answer_speaks_of_all_conditions(tmp_path: Path) -> None:
+    for when, temperature in enumerate((0.0, 1.0)):
+        write_run(tmp_path, "speculative", alpha=0.8, temperature=temperature, when=10 * when + 1)
+        write_run(tmp_path, "amusd", "mt_bench", alpha=0.8, temperature=temperature, when=10 * when + 2)
+    said = opening_of(tmp_path)
+    for temperature in (0.0, 1.0):
+        assert f"on humaneval (temperature={temperature}) speculative" in said["What was fastest?"].replace("On", "on")
+        assert f"On mt_bench (temperature={temperature}): amusd decodes" in said["By how much?"]
+    assert "in 4 of 4 runs" in said["How sure?"]
+    assert "temperature=1.0" in analysis.compare([tmp_path]).partition("speed-up [95 %]")[0]
+    write_run(tmp_path, "speculative", conditions="c9", when=30)
+    assert "on humaneval (temperature=0.0, conditions " in opening_of(tmp_path)["What was fastest?"].replace("On", "on")
+
+
+def test_the_answer_names_what_is_warned_of_by_weight(tmp_path: Path) -> None:
+    warnings = {
+        1: ["the method is lossy: its text is its own", "stand-in data, not humaneval: 27 samples"],
+        2: ["only 8 prompts: intervals over fewer than 50", "method: became 12 % slower over the run (drift)"],
+        3: ["method: became 30 % slower over the run (drift)", "another run measured on cpu", "humaneval is a variant of x"],
+    }
+    for when, said in warnings.items():
+        write_run(tmp_path, "speculative", gamma=when, when=when, run_changes={"warnings": said})
+    sure = opening_of(tmp_path)["How sure?"]
+    assert "unusable (1 of 3 runs): stand-in data" in sure and "doubtful (1 of 3 runs): the method is lossy" in sure
+    assert sure.index("unusable") < sure.index("doubtful") and sure.endswith("and 2 more kinds, listed below.")
+
+
+def test_a_speed_up_that_the_machines_noise_spans_is_not_distinguishable(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, alpha=0.8)
+    clear = opening_of(tmp_path)
+    assert clear["What was fastest?"] == "On humaneval speculative." and " ?" not in analysis.compare([tmp_path])
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["speedup"]["ci95_repeats"] = [0.9, 2.0]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    said = opening_of(tmp_path)
+    assert "nothing that is surely faster than autoregressive" in said["What was fastest?"]
+    assert "the interval of speculative on humaneval contains 1" in said["How sure?"]
+    text = analysis.compare([tmp_path])
+    assert re.search(r"\] \?", text) and "? not distinguishable from 1" in text
 
 
 # ---------------------------------------------------------------------------------------------------- command line

@@ -131,6 +131,10 @@ def test_distinguishable() -> None:
     assert not stats.distinguishable((1.01, 1.02), noise_floor=(0.97, 1.03))[0]
     assert stats.distinguishable((1.01, 1.20), noise_floor=(0.97, 1.03))[0]
     assert not stats.distinguishable(None)[0]
+    assert stats.distinguishable((1.02, 1.10), None, (1.01, 1.2)) == (True, None)
+    clear, why = stats.distinguishable((1.02, 1.10), None, (0.98, 1.2))
+    assert not clear and why == "the interval over repeats 0.980 to 1.200 contains 1"
+    assert "over prompts" in str(stats.distinguishable((0.99, 1.10), None, (1.01, 1.2))[1])
 
 
 # ---------------------------------------------------------------------------------------------------- warnings

@@ -73,8 +73,9 @@ def document(
     found = groups(frames)
     doc = Document(title)
     taken: set[str] = set()
-    main = comparisons(frames, found[0])
-    for head, text in answer(found[0], main):
+    parts = [(group, comparisons(frames, group)) for group in found[:MAX_CHAPTERS]]
+    main = parts[0][1]
+    for head, text in answer(parts):
         doc.answer(head, text)
     picture = figures_speed.forest(frames, found[0], main)
     if picture is not None:
@@ -92,8 +93,8 @@ def document(
         doc.heading("Across machines")
         doc.text("One configuration wherever it was run, listed side by side; nothing here is averaged over machines.")
         doc.add(across_machines(frames, found))
-    for group in found[:MAX_CHAPTERS]:
-        left_out += _chapter(doc, frames, group, found[0], taken, with_reference)
+    for group, cells in parts:
+        left_out += _chapter(doc, frames, group, cells, found[0], taken, with_reference)
     for group in found[MAX_CHAPTERS:]:
         why = f"other conditions, beyond the {MAX_CHAPTERS} largest groups: " + apart(frames, group, found[0])
         left_out += [LeftOut(str(folder), why) for folder in group.runs["folder"]]
@@ -127,9 +128,16 @@ def opening(doc: Document, frames: Frames) -> None:
         doc.warning("Runs on the built-in pair show mechanics, not findings, wherever the data are not code.")
 
 
-def _chapter(doc: Document, frames: Frames, group: Group, main: Group, taken: set[str], with_reference: bool) -> list[LeftOut]:
+def _chapter(
+    doc: Document,
+    frames: Frames,
+    group: Group,
+    cells: Sequence[Comparison],
+    main: Group,
+    taken: set[str],
+    with_reference: bool,
+) -> list[LeftOut]:
     """One group's tables and figures; returns what they left out. `taken`: file names in use."""
-    cells = comparisons(frames, group)
     conditions = group.conditions
     machine = "; ".join(dict.fromkeys([*group.runs["machine"], *group.noise_floors["machine"]]))
     doc.heading(f"Conditions {group.number}: {machine}, {conditions.get('device')}")

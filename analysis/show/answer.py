@@ -11,12 +11,15 @@ from specbench.analysis.show.members import Member, members
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.measure.warnings import DOUBTFUL, LEVELS, kinds
 
-MAX_CELLS = 3  # pairs x data sets that three lines have room for
+MAX_CELLS = 4  # conditions x pairs x data sets that three lines have room for
+MAX_KINDS = 3  # of warnings
+MAX_TAGS = 2  # options that tell conditions apart
+Part = tuple[Group, Sequence[Comparison]]
 
 
 @dataclass(frozen=True)
 class _Best:
-    """Of one pair and data set: the fastest ranked run, the next one, and how far it is ahead of that."""
+    """Of one pair and data set under one set of conditions: the fastest ranked run, the next one, how far it is ahead of it."""
 
     place: str
     first: Member
@@ -24,6 +27,7 @@ class _Best:
     second: Member | None
     ahead: Estimate | None
     is_clear: bool
+    baseline: str
 
     @property
     def name(self) -> str:
@@ -34,23 +38,46 @@ class _Best:
         return self.is_clear and self.first_speed.value > 1
 
 
-def answer(group: Group, comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
-    """Three lines, each a few words and a sentence; none where no run has a speed-up that may be ranked."""
+def answer(parts: Sequence[Part]) -> list[tuple[str, str]]:
+    """Three lines, each a few words and a sentence; none where no run has a speed-up that may be ranked.
+
+    parts: the groups, each with its comparisons. Each group has its say before one has a second.
+    """
+    comparisons = [comparison for _, of_group in parts for comparison in of_group]
     several_pairs = len({c.pair for c in comparisons}) > 1
-    found = [
-        best for c in comparisons if (best := _best(group, c, f"{c.data} ({c.pair})" if several_pairs else c.data)) is not None
-    ]
+    tags = conditions_in_words([group for group, _ in parts])
+    found: list[tuple[int, int, _Best]] = []
+    for number, (group, of_group) in enumerate(parts):
+        for c in of_group:
+            inside = [*([c.pair] if several_pairs else []), *tags[number]]
+            best = _best(group, c, f"{c.data} ({', '.join(inside)})" if inside else c.data)
+            if best is not None:
+                found.append((sum(at == number for at, _, _ in found), number, best))
     if not found:
         return []
-    baseline, shown = str(group.conditions.get("baseline")), found[:MAX_CELLS]
+    some = sorted(found, key=lambda one: one[:2])[:MAX_CELLS]
+    shown = [best for _, _, best in sorted(some, key=lambda one: (one[1], one[0]))]
     more = f" And {len(found) - len(shown)} more below." if len(found) > len(shown) else ""
     fastest = "; ".join(
-        f"on {b.place} {b.name}" if b.wins else f"on {b.place} nothing that is surely faster than {baseline}" for b in shown
+        f"on {b.place} {b.name}" if b.wins else f"on {b.place} nothing that is surely faster than {b.baseline}" for b in shown
     )
     return [
         ("What was fastest?", f"{fastest[:1].upper()}{fastest[1:]}.{more}"),
-        ("By how much?", " ".join(f"On {b.place}: {_distance(b, baseline)}." for b in shown)),
+        ("By how much?", " ".join(f"On {b.place}: {_distance(b)}." for b in shown)),
         ("How sure?", f"{_sureness(shown, comparisons)} {_weight(comparisons)}"),
+    ]
+
+
+def conditions_in_words(groups: Sequence[Group]) -> list[list[str]]:
+    """What tells each group from the others in a few words (`temperature=1.0`), its number where no option does."""
+    if len(groups) < 2:
+        return [[] for _ in groups]
+    names = [name for name in groups[0].conditions if len({str(group.conditions.get(name)) for group in groups}) > 1]
+    chosen = [name for name in names if name != "conditions_hash"][:MAX_TAGS]
+    words = [[f"{name.removeprefix('decoding.')}={group.conditions.get(name)}" for name in chosen] for group in groups]
+    return [
+        own if own and words.count(own) == 1 else [*own, f"conditions {group.number}"]
+        for own, group in zip(words, groups, strict=True)
     ]
 
 
@@ -62,11 +89,12 @@ def _best(group: Group, comparison: Comparison, place: str) -> _Best | None:
     second = others[0] if others else None
     ahead = None if second is None else ratio_of_speedups(first.pairs, second.pairs)
     assert first.speedup is not None
-    return _Best(place, first, first.speedup, second, ahead, told_from_one(group, comparison, first.run) == "yes")
+    clear, baseline = told_from_one(group, comparison, first.run) == "yes", str(group.conditions.get("baseline"))
+    return _Best(place, first, first.speedup, second, ahead, clear, baseline)
 
 
-def _distance(best: _Best, baseline: str) -> str:
-    text = f"{best.name} decodes {_shown(best.first_speed)} times as fast as {baseline}"
+def _distance(best: _Best) -> str:
+    text = f"{best.name} decodes {_shown(best.first_speed)} times as fast as {best.baseline}"
     if best.second is None or best.ahead is None:
         return text
     return f"{text} and {_shown(best.ahead)} times as fast as the next, {best.second.facts['label']}"
@@ -84,19 +112,20 @@ def _sureness(shown: Sequence[_Best], comparisons: Sequence[Comparison]) -> str:
     close = [b.place for b in shown if b.second is not None and b.place not in apart]
     lead = f"The lead over the next is clear on {_joined(apart)}" if apart else "No lead over the next method is clear"
     lead += f", not on {_joined(close)}" if apart and close else ""
-    repeats = [(b, b.first.comparison.speedup_over_repeats(b.first.run)) for b in shown if b.wins]
+    outside = [b for b in shown if b.first_speed.interval and b.first_speed.interval[0] > 1]
+    repeats = [(b, b.first.comparison.speedup_over_repeats(b.first.run)) for b in outside]
     noisy = [f"{b.name} on {b.place}" for b, ends in repeats if ends is not None and ends[0] <= 1 <= ends[1]]
-    lead += f". Over repeats, this machine's noise, the interval of {_joined(noisy)} contains 1" if noisy else ""
     runs = [m for c in comparisons for m in members(c)]
     same = sum(m.facts["verdict"] in ("identical", "numerical_tie") for m in runs)
     lead = lead if any(b.second for b in shown) else "No two methods were run on the same prompts"
+    lead += f". Over repeats, this machine's noise, the interval of {_joined(noisy)} contains 1: not sure" if noisy else ""
     return (
         f"Brackets are 95 % intervals over {prompts} prompts. {lead}. Output as the baseline's in {same} of {len(runs)} runs."
     )
 
 
 def _weight(comparisons: Sequence[Comparison]) -> str:
-    """The heaviest thing that the runs warn of."""
+    """What the runs warn of beyond the usual, the heaviest first."""
     said = {
         str(facts["folder"]): c.frames.summaries[int(run)].get("warnings", ())
         for c in comparisons
@@ -105,8 +134,9 @@ def _weight(comparisons: Sequence[Comparison]) -> str:
     found = [kind for kind in kinds(said) if LEVELS.index(kind.level) <= LEVELS.index(DOUBTFUL)]
     if not found:
         return "No run warns of more than the usual."
-    first = found[0]
-    return f"Warned of, {first.level} ({len(first.sources)} of {len(said)} runs): {first.text}."
+    told = [f"{kind.level} ({len(kind.sources)} of {len(said)} runs): {kind.text.rstrip('.')}" for kind in found[:MAX_KINDS]]
+    rest = f"; and {len(found) - MAX_KINDS} more kinds, listed below" if len(found) > MAX_KINDS else ""
+    return f"Warned of: {'; '.join(told)}{rest}."
 
 
 def _joined(parts: Sequence[str]) -> str:

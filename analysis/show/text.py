@@ -33,14 +33,14 @@ def compare(folders: Sequence[str | Path], *, unfinished: bool = False) -> str:
     out and why. Raises ValueError if empty."""
     frames = load(folders, unfinished=unfinished)
     lines: list[str] = []
-    found = groups(frames)
-    for group in found:
+    found = [(group, comparisons(frames, group)) for group in groups(frames)]
+    lines += wrapped(" ".join(f"{head} {text}" for head, text in answer(found)))
+    lines += [""] if lines else []
+    for group, cells in found:
         if len(found) > 1:
-            other = "" if group is found[0] else f", not compared with conditions {found[0].number}: "
-            lines += wrapped(f"Conditions {group.number}{other}{other and apart(frames, group, found[0])}")
-        cells = comparisons(frames, group)
-        if group is found[0] and (said := answer(group, cells)):
-            lines += [*wrapped(" ".join(f"{head} {text}" for head, text in said)), ""]
+            main = found[0][0]
+            other = "" if group is main else f", not compared with conditions {main.number}: {apart(frames, group, main)}"
+            lines += wrapped(f"Conditions {group.number}{other}")
         for comparison in cells:
             lines += [*_block(group, comparison), ""]
             lines += _left_out(comparison.left_out)
@@ -82,7 +82,8 @@ def _block(group: Group, comparison: Comparison) -> list[str]:
     if not all(is_ranked(facts) for _, facts in comparison.runs.iterrows()):
         lines.append("  * not ranked: lossy, or the output is not the target's")
     if any(row.cell("speedup").text().endswith(" ?") for row in rows):
-        lines.append("  ? not distinguishable from 1: the interval contains it, lies in the noise floor, or there is none")
+        why = "an interval, over prompts or over repeats, contains it, or lies in the noise floor, or there is none"
+        lines += wrapped(f"? not distinguishable from 1: {why}", "  ")
     return lines
 
 

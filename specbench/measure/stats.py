@@ -187,13 +187,20 @@ def _log_ratio_by_repeat(pairs: PairedTimes) -> FloatArray:
     return np.log(_ratio(totals[np.isfinite(totals).all(-1)]))
 
 
-def distinguishable(interval: Sequence[float] | None, noise_floor: Sequence[float] | None = None) -> tuple[bool, str | None]:
-    """Whether a speed-up may be called one, and the reason if not. noise_floor: interval of the baseline against itself."""
+def distinguishable(
+    interval: Sequence[float] | None, noise_floor: Sequence[float] | None = None, over_repeats: Sequence[float] | None = None
+) -> tuple[bool, str | None]:
+    """Whether a speed-up may be called one, and the reason if not: both its intervals have to exclude 1.
+
+    interval: over prompts. over_repeats: None with one repeat, and then nothing is asked of it. noise_floor: interval of the
+    baseline against itself.
+    """
     if interval is None:
         return False, "one prompt has no interval"
+    for ends, what in ((interval, "prompts"), (over_repeats, "repeats")):
+        if ends is not None and ends[0] <= 1 <= ends[1]:
+            return False, f"the interval over {what} {ends[0]:.3f} to {ends[1]:.3f} contains 1"
     low, high = interval
-    if low <= 1 <= high:
-        return False, f"the interval {low:.3f} to {high:.3f} contains 1"
     if noise_floor is not None and noise_floor[0] <= low and high <= noise_floor[1]:
         return False, f"the interval lies inside the noise floor {noise_floor[0]:.3f} to {noise_floor[1]:.3f}"
     return True, None

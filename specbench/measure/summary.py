@@ -183,7 +183,7 @@ def _speed(
         }
     notes.extend(stats.warnings_for(samples, pairs))
     speedup = stats.paired_speedup(pairs, seed=zlib.crc32(run.get("config_hash", "").encode()), resamples=resamples)
-    clear, reason = stats.distinguishable(speedup.ci95, noise_floor)
+    clear, reason = stats.distinguishable(speedup.ci95, noise_floor, speedup.ci95_repeats)
     rate = speedup.method_tokens / speedup.method_seconds
     values: dict[str, Any] = {**speedup.as_dict(), "distinguishable": clear}
     if reason:

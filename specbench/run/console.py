@@ -136,9 +136,9 @@ def _speed_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [*rows, ("speed-up", f"none: {s.get('speedup_why', 'not computed')}")]
     name = "noise floor (A/A)" if s.get("mode") == "aa" else "speed-up"
     rows.append((name, f"{speedup['ratio_of_totals']:.3f}x, 95 % interval over prompts {_interval(speedup['ci95'], 3)}"))
+    rows.append(("", f"95 % interval over repeats (this machine's noise): {_interval(speedup['ci95_repeats'], 3)}"))
     if not speedup["distinguishable"] and s.get("mode") != "aa":
         rows.append(("", f"NOT DISTINGUISHABLE: {speedup['distinguishable_why']}"))
-    rows.append(("", f"95 % interval over repeats (this machine's noise): {_interval(speedup['ci95_repeats'], 3)}"))
     rows.append(
         ("  end to end", f"{speedup['end_to_end']:.3f}x with prefill, interval {_interval(speedup['end_to_end_ci95'], 3)}")
     )
