@@ -4,6 +4,7 @@
 # make test      style, types and tests, in two processes (WORKERS=0: in one). make test ARGS="tests/test_cli.py -x"
 # make test-all  every test: the slow ones (kills, long runs, every sweep command), the deep ones (full products) and those
 #                for an accelerator included
+# make gpu       qualify an accelerator: tests, identity, energy, roofline, true scale; a folder and a page. CPU form without one
 # make clean     remove what was built and cached; .venv and runs stay
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.specbench-installed
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: install run run-real test test-all clean
+.PHONY: install run run-real test test-all gpu clean
 
 install: $(STAMP)
 
@@ -37,6 +38,9 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest $(ARGS)
+
+gpu: install
+	$(BIN)/python -m specbench.qualify $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -88,6 +88,7 @@ ARROWS: dict[str, str] = {
     "train": "method parts pair data engine measure config",  # never run
     "check": "train method parts pair data engine processes measure config",
     "front": "run track config measure processes analysis",  # analysis inside a function
+    "qualify": "check methods method pair engine processes measure config",  # runs are commands of their own
     "__main__": "front",
     # reads stored runs alone
     "analysis.read": "measure config",

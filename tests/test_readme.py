@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README, INDEX = ROOT / "README.md", ROOT / "docs" / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-MAX_LINES = 220  # a README of one sitting
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+MAX_LINES = 180  # a README of one sitting; the generated tables, which grow with the house, are looked up and not read
 ROOMS = ("<!-- rooms:begin -->", "<!-- rooms:end -->")
 MODULE = re.compile(r"python -m (specbench(?:\.\w+)*)")
 CHOICE = re.compile(r"(?<![\w./])(method@baseline|method|pair|data|track|launcher|experiment)=([\w.,]+)")
@@ -34,7 +34,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_readme_is_one_sitting_long() -> None:
-    assert len(README.read_text().splitlines()) <= MAX_LINES
+    text = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", README.read_text(), flags=re.S)
+    assert len(text.splitlines()) <= MAX_LINES
 
 
 def test_the_rooms_are_those_on_disk() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from specbench.config.draft_errors import DraftErrors
 from specbench.config.options import ConfigError
 from specbench.config.specs import ModelSpec, PairSpec, local_folder
+from specbench.pair.shaped import build, is_shaped
 from specbench.pair.spec import BUILTIN
 from specbench.pair.vocabulary import common_vocabulary, vocabulary
 
@@ -39,9 +40,9 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from specbench.engine.model import Model
-
     transformers_logging.disable_progress_bar()
+    if is_shaped(spec):
+        return _finished(spec, build(spec), vocab_size)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             spec.path,
@@ -60,6 +61,13 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
         remedy = f"cannot be loaded: its files lack {len(missing)} weights ({missing[0]}, ...); fetch the model again"
         raise ConfigError(f"pair.{spec.role}", spec.name, remedy)
+    return _finished(spec, module, vocab_size)
+
+
+def _finished(spec: ModelSpec, module: Any, vocab_size: int | None) -> Model:
+    """The module as a model on its backend. Raises ConfigError where its cache cannot be rolled back exactly."""
+    from specbench.engine.model import Model
+
     module.requires_grad_(False)
     try:
         model = replace(Model.wrap(module, vocab_size), is_draft=spec.role == "draft")

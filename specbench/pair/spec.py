@@ -11,19 +11,22 @@ from specbench.config.paths import MODELS_DIR
 from specbench.config.schema import PairConfig
 from specbench.config.specs import ModelSpec, PairSpec, Replay
 from specbench.pair.packaged import SMOLLM2, packaged_folder, title
+from specbench.pair.shaped import SHAPED, shaped_folder
 
 BUILTIN = "builtin:"
 _BUILTIN_DIR = MODELS_DIR / "builtin"
 
 
 def resolve_path(name: str, role: str = "target") -> str:
-    """`builtin:<part>` to a folder of this package, `smollm2:<part>` to one of the user's cache (`packaged`); anything else is
-    a local folder or a Hub repository as it stands.
+    """`builtin:<part>` to a folder of this package, `smollm2:<part>` and `shaped:<size>` to one of the user's cache (see
+    `packaged` and `shaped`); anything else is a local folder or a Hub repository as it stands.
 
     Raises ConfigError for an unknown part and for a path that is no folder (it would be asked of the Hub as a repository).
     """
     if name.startswith(SMOLLM2):
         return packaged_folder(name, role)
+    if name.startswith(SHAPED):
+        return shaped_folder(name, role)
     if name.startswith(("/", "./", "../", "~")):
         if not Path(name).expanduser().is_dir():
             raise ConfigError(f"pair.{role}", name, "no such folder")

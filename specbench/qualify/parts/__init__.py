@@ -1,0 +1,1 @@
+"""One file a part: `run(task) -> result(...)`, in a process of its own."""
