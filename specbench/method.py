@@ -69,10 +69,11 @@ class Method:
         self.stop = stop if stop is not None else Stop()
         self.schedule = schedule if schedule is not None else Sequential()
         self.adapter, self.rule, self.rules, self.draft_length = adapter, rule, rules, draft_length
+        self.stop.join(self.drafter)
 
     @property
     def _parts(self) -> list[Part]:
-        return [part for part in (self.drafter, self.schedule, self.adapter) if part is not None]
+        return [part for part in (self.drafter, self.stop, self.schedule, self.adapter) if part is not None]
 
     # What the method is.
 

@@ -27,6 +27,7 @@ from specbench.check.tiny_heads import with_tiny_heads
 from specbench.config.options import ConfigError
 from specbench.config.specs import PairSpec
 from specbench.engine.model import Model
+from specbench.engine.request import NOBODYS, Request
 from specbench.engine.sampling import SamplingLaw
 from specbench.method import Method, ModelDraft, Stop, create_method
 from specbench.methods.chains.speculative import Speculative
@@ -78,7 +79,7 @@ def test_confidence_looks_at_what_the_draft_gave_its_own_token() -> None:
 
 def test_the_heuristic_adds_two_and_takes_one() -> None:
     stop = Heuristic(draft_length=3)
-    stop.begin()
+    stop.begin(NOBODYS)
     lengths = [stop.budget(99)]
     for drafted, accepted in ((3, 3), (5, 5), (7, 6), (6, 0), (5, 5), (0, 0)):
         stop.learn(drafted, accepted)
@@ -87,7 +88,7 @@ def test_the_heuristic_adds_two_and_takes_one() -> None:
     for _ in range(20):
         stop.learn(5, 0)
     assert stop.budget(99) == 1, "never nothing"
-    stop.begin()
+    stop.begin(NOBODYS)
     assert stop.budget(99) == 3, "every sample begins anew"
 
 
@@ -111,7 +112,7 @@ def test_stops_by_name_and_by_node() -> None:
 @pytest.mark.parametrize(
     ("stop", "key", "words"),
     [
-        ("confident", "method.stop", "possible: fixed, confidence, heuristic, or a node that names a Stop"),
+        ("confident", "method.stop", "possible: fixed, confidence, entropy, heuristic, hf, goodput, "),
         (3, "method.stop", "possible: fixed"),
         ({"_target_": "specbench.parts.shapes.chain.Chain"}, "method.stop", "a node that names a Stop"),
         ({"_target_": "specbench.parts.stops.confidence.Confident"}, "method.stop._target_", "Confidence"),
@@ -210,9 +211,9 @@ def test_stops_forget_the_sample_before_in_a_worker_too() -> None:
     lengths = []
     begin = stop.begin
 
-    def beginning() -> None:
+    def beginning(request: Request) -> None:
         lengths.append(stop.length)
-        begin()
+        begin(request)
         lengths.append(stop.length)
 
     stop.begin = beginning  # type: ignore[method-assign]

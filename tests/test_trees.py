@@ -61,6 +61,10 @@ class Coins:
     def laws(self, logits: Tensor) -> Tensor:
         return AT_ONE.probabilities(logits)
 
+    def draw(self, logits: Tensor) -> tuple[int, Tensor]:
+        law = self.laws(logits)[0]
+        return self.rng.categorical(law), law
+
     def draw_many(self, q: Tensor, count: int, replacement: bool) -> list[list[int]]:
         rows = []
         for law in q:
@@ -84,11 +88,11 @@ class Best:
         return logits
 
 
-def drawn_by(shape: Any, depth: int):
+def drawn_by(shape: Any, depth: int, stop: Stop | None = None):
     """A shape as the enumerating tools want a drafter."""
 
     def draft(language: Language, rng: Any) -> DraftTree:
-        return shape.grow(Toy(language), depth, Coins(rng), 0, Stop())
+        return shape.grow(Toy(language), depth, Coins(rng), 0, stop or Stop())
 
     return draft
 

@@ -31,12 +31,13 @@ from specbench.check.tiny_heads import make_tiny_heads
 from specbench.config.create import GROUP, create_part
 from specbench.config.options import ConfigError
 from specbench.config.specs import PairSpec
+from specbench.engine.request import NOBODYS
 from specbench.method import RULES, Contract, Rule, Stop, Verdict, create_method
 
 PAGE = Path(__file__).resolve().parents[1] / "methods" / "README.md"
 ALLOWED = ["my_methods"]
-METHODS = {"my_lookup": "lookup", "my_hybrid": "hybrid", "my_heads": "linear", "my_entropy": "entropy"}  # name: its module
-STOP = {"_target_": "my_methods.entropy.EntropyStop"}
+METHODS = {"my_lookup": "lookup", "my_hybrid": "hybrid", "my_heads": "linear", "my_margin": "margin"}  # name: its module
+STOP = {"_target_": "my_methods.margin.MarginStop"}
 RULE = {"_target_": "my_methods.rule.DrawAndCompare"}
 PROMPTS = tiny_pair.PROMPTS[1:]
 Benches = Callable[..., Bench]
@@ -202,7 +203,7 @@ def test_methods_in_two_processes_take_the_stop(
     assert config.method["stop"] == STOP
     bench = bench_of(config.method, draft_length=3)
     thread_worker.install(monkeypatch)  # the method's modules are imported by now
-    assert type(bench.method(GREEDY).schedule.stop).__name__ == "EntropyStop"  # type: ignore[attr-defined]
+    assert type(bench.method(GREEDY).schedule.stop).__name__ == "MarginStop"  # type: ignore[attr-defined]
     for check in ("greedy identity", "sampled identity", "length cut", "fresh state"):
         assert CHECKS[check](bench).status == PASS
 
@@ -260,12 +261,12 @@ def test_the_stop_stops_where_the_draft_is_unsure_and_learns(page: dict[str, str
 
     stop = create_part(STOP, Stop, ALLOWED, "method.stop")
     sure, unsure = torch.tensor([[9.0, 0.0, 0.0]]), torch.zeros(1, 24)
-    stop.begin()
+    stop.begin(NOBODYS)
     assert stop.goes_on(sure, 0) and not stop.goes_on(unsure, 0)
     for _ in range(20):
         stop.learn(4, 4)
     assert stop.goes_on(unsure, 0)
-    stop.begin()
+    stop.begin(NOBODYS)
     assert not stop.goes_on(unsure, 0)
     for option, value in (("draft_length", 0), ("threshold", 2.0)):
         with pytest.raises(ConfigError) as raised:
@@ -317,8 +318,8 @@ def test_heads_that_fill_a_tree_with_other_guesses_are_found(
 
 
 def test_a_stop_that_remembers_is_found(page: dict[str, str], page_again: None, bench_of: Benches) -> None:
-    replaced("entropy", "self.least = self.threshold", "self.least = getattr(self, 'least', self.threshold)")
-    assert "other rounds" in CHECKS["fresh state"](bench_of(node_of("my_entropy"))).detail
+    replaced("margin", "self.least = self.threshold", "self.least = getattr(self, 'least', self.threshold)")
+    assert "other rounds" in CHECKS["fresh state"](bench_of(node_of("my_margin"))).detail
 
 
 def test_a_rule_that_keeps_what_was_not_drawn_is_found(page: dict[str, str]) -> None:

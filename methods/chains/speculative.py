@@ -35,7 +35,7 @@ from specbench.method import (
 class Speculative(Method):
     """draft_length: tokens drafted per round, in depth. rule: greedy_match | sample_match | ratio; null = match.
 
-    stop: fixed | confidence | heuristic, or a node. shape: chain | dynamic (num_nodes of a tree with top_k children a node,
+    stop: a name or a node (docs/options.md). shape: chain | dynamic (num_nodes of a tree with top_k children a node,
     under the match rules and delta). adapter: a node that names one; null: the draft stays as it is. compat: null | amusd.
     """
 
@@ -59,7 +59,7 @@ class Speculative(Method):
         rules = exact_rules(trees=True) if grown.branches else [*exact_rules(trees=False), "ratio"]
         if compat is not None and (grown.branches or stop not in (None, "fixed")):
             raise ConfigError("method.compat", compat, "is the published baseline: a chain of a fixed length")
-        stop = make_stop(stop, draft_length, tree=grown.branches)
+        stop = make_stop(stop, draft_length, at_once=grown.branches)
         drafter = ModelDraft(grown, stop) if compat is None else WithoutBonus(grown, stop)
         super().__init__(drafter, rule=rule, rules=rules, stop=stop, adapter=adapter, draft_length=draft_length)
 

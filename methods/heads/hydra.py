@@ -143,4 +143,4 @@ class Hydra(Method):
     ):
         drafter = HeadDraft(HydraHeads, heads, tree, num_nodes)
         rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
-        super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, tree=True))
+        super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, at_once=True))

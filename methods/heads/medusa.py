@@ -197,4 +197,4 @@ class Medusa(Method):
     ):
         drafter = HeadDraft(MedusaHeads, heads, tree, num_nodes, {"mc_sim_7b_63": MC_SIM_7B_63})
         rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
-        super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, tree=True))
+        super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, at_once=True))

@@ -10,11 +10,12 @@ Exact under the match rules and `delta`; under `ratio` tokens are drawn from the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from specbench.engine.request import NOBODYS
 from specbench.engine.session import Session
 from specbench.method import (
     EMPTY,
@@ -40,7 +41,7 @@ from specbench.method import (
 class LayerSkip(Method):
     """draft_length: tokens drafted per round. exit_layer: layers that draft; null: a third of the target's.
 
-    stop: fixed | confidence | heuristic, or a node. rule: greedy_match | sample_match | delta | ratio; null = match.
+    stop: a name or a node (docs/options.md). rule: greedy_match | sample_match | delta | ratio; null = match.
     """
 
     def __init__(
@@ -87,7 +88,14 @@ class ExitDraft(Drafter):
     def propose(self, max_depth: int) -> DraftTree:
         if max_depth < 1:
             return EMPTY
-        tree = self.shape.grow(self, max_depth, self.choice, self.num_output, self.stop)
+        return self._draft(max_depth, self.stop)
+
+    def rehearsal(self, longest: int) -> Callable[[int], DraftTree]:
+        self.begin(NOBODYS, 0, Evidence(torch.empty(0), {}))
+        return lambda length: self._draft(length, Stop()) if length else EMPTY
+
+    def _draft(self, max_depth: int, stop: Stop) -> DraftTree:
+        tree = self.shape.grow(self, max_depth, self.choice, self.num_output, stop)
         tree.num_forwards = self.num_forwards
         self._run(tree.tokens[-1])  # the last draft has drafted nothing, and is verified as the others are
         tree.start_layer, tree.hidden = self.exit, torch.cat(self.rows)

@@ -20,11 +20,12 @@ is the one that the warm-up left.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from specbench.engine.request import NOBODYS
 from specbench.engine.session import Session
 from specbench.method import (
     EMPTY,
@@ -52,7 +53,7 @@ from specbench.parts.stops.confidence import Confidence
 class Swift(Method):
     """draft_length: tokens drafted per round at most. skip_ratio, window, enough, patience, seed: see `SkipDraft`.
 
-    stop: fixed | confidence | heuristic, or a node; null = confidence at 0.8.
+    stop: a name or a node (docs/options.md); null = confidence at 0.8.
     rule: greedy_match | sample_match | delta | ratio; null = match.
     """
 
@@ -91,6 +92,8 @@ class SkipDraft(Drafter):
     needs = Needs(fork=True, scope="session")
     source, form = "layers skipped", "chain"
     num_forwards = 0
+    said: Tensor | None  # the likeliest token of each row of the draft, and of the candidate's
+    said_candidate: Tensor | None
 
     def __init__(self, stop: Stop, *, skip_ratio: float, window: int, enough: float, patience: int, seed: int):
         self.stop, self.shape = stop, Chain()
@@ -135,10 +138,17 @@ class SkipDraft(Drafter):
         if max_depth < 1:
             self.said = self.said_candidate = None
             return EMPTY
+        return self._draft(max_depth, self.stop)
+
+    def rehearsal(self, longest: int) -> Callable[[int], DraftTree]:
+        self.begin(NOBODYS, 0, Evidence(torch.empty(0), {}))
+        return lambda length: self._draft(length, Stop()) if length else EMPTY
+
+    def _draft(self, max_depth: int, stop: Stop) -> DraftTree:
         before = self.target.mark()
         self.draft = self.target.fork(self.skipped)
         self.best: list[Tensor] = []
-        tree = self.shape.grow(self, max_depth, self.choice, self.num_output, self.stop)
+        tree = self.shape.grow(self, max_depth, self.choice, self.num_output, stop)
         tree.num_forwards = self.num_forwards
         self.target.restore(before)
         self.said = torch.cat(self.best)

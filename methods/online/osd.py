@@ -44,7 +44,7 @@ from specbench.method import (
 class Osd(Method):
     """draft_length: tokens drafted per round. learning_rate, lessons, positions: see `OnlineDistillation`.
 
-    stop: fixed | confidence | heuristic, or a node. rule: greedy_match | sample_match | delta | ratio; null = match.
+    stop: a name or a node (docs/options.md). rule: greedy_match | sample_match | delta | ratio; null = match.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class Amusd(Method):
     """draft_length: drafts the target waits for (published: 2; 0: never waits). max_lookahead: drafts ahead of the verified.
 
     stale: plain | wait (see `Verifier`). draft_cores: CPU cores of the draft's process when both models run on the CPU. stop:
-    fixed (max_lookahead alone) | confidence | heuristic, or a node: holds the draft back until the next verdict.
+    fixed (max_lookahead alone), or another name or node (docs/options.md): holds the draft back until the next verdict.
     rule: greedy_match | sample_match; null = by temperature. Raises ConfigError for values out of range.
     """
 
@@ -41,5 +41,5 @@ class Amusd(Method):
             raise ConfigError("method.max_lookahead", max_lookahead, remedy)
         one_of("method.stale", stale, *STALE_POLICIES)
         whole("method.draft_cores", draft_cores, 1)
-        schedule = FreeRunning(draft_length, max_lookahead, stale, draft_cores, make_stop(stop, max_lookahead))
+        schedule = FreeRunning(draft_length, max_lookahead, stale, draft_cores, make_stop(stop, max_lookahead, worker=True))
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

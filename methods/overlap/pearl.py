@@ -23,7 +23,7 @@ class Pearl(Method):
     rule: greedy_match | sample_match | delta | lockstep_ratio; null = match, by temperature. draft: how it chooses tokens at a
     temperature above 0, keyed (with the target's noise) | greedy; under lockstep_ratio it draws from its own law. pre_verify,
     post_verify: false for the paper's ablations. draft_cores: CPU cores of the draft's process when both models run on the CPU.
-    stop: fixed | confidence | heuristic, or a node: may end a block early. Raises ConfigError for values out of range.
+    stop: a name or a node (docs/options.md): may end a block early. Raises ConfigError for values out of range.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Pearl(Method):
         flag("method.post_verify", post_verify)
         whole("method.draft_cores", draft_cores, 1)
         length = None if draft_length == "auto" else int(draft_length)
-        policy = make_stop(stop, length or MAX_LENGTH)
+        policy = make_stop(stop, length or MAX_LENGTH, worker=True)
         super().__init__(
             schedule=Lockstep(length, draft, pre_verify, post_verify, draft_cores, policy),
             rule=rule,

@@ -10,6 +10,8 @@ round. What is drafted looks at no model, so it is exact under every rule that t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from specbench.method import (
     EMPTY,
     Drafter,
@@ -29,7 +31,7 @@ from specbench.method import (
 class PromptLookup(Method):
     """draft_length: tokens drafted at most. max_ngram: the longest run of tokens that is looked for.
 
-    stop: fixed | heuristic, or a node. rule: greedy_match | sample_match | delta; null = match.
+    stop: a name or a node (docs/options.md). rule: greedy_match | sample_match | delta; null = match.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class PromptLookup(Method):
     ):
         whole("method.draft_length", draft_length, 1)
         whole("method.max_ngram", max_ngram, 1)
-        stop = make_stop(stop, draft_length)
+        stop = make_stop(stop, draft_length, at_once=True)
         drafter = LookupDraft(draft_length, max_ngram)
         super().__init__(drafter, rule=rule, rules=exact_rules(trees=False), stop=stop, draft_length=draft_length)
 
@@ -81,6 +83,9 @@ class LookupDraft(Drafter):
                 ends = [place for place, token in enumerate(found) if token in self.eos_ids]
                 return DraftTree(found[: ends[0]] if ends else found)
         return EMPTY
+
+    def rehearsal(self, longest: int) -> Callable[[int], DraftTree]:
+        return lambda length: DraftTree([0] * length)  # what is found costs nothing worth a measurement
 
     def observe(self, feedback: Feedback) -> None:
         self._append(feedback.verdict.tokens)

@@ -61,7 +61,7 @@ class Rasd(Method):
         whole("method.top_k", top_k, 2)
         whole("method.min_match", min_match, 1)
         number("method.min_probability", min_probability, 0.0, 1.0, "a number from 0 to 1")
-        stop = make_stop(stop, draft_length, tree=True)
+        stop = make_stop(stop, draft_length, at_once=True)
         drafter = FusedDraft(Dynamic(top_k, num_nodes), stop, num_retrieved, min_match, min_probability)
         super().__init__(drafter, rule=rule, rules=exact_rules(trees=True), stop=stop, draft_length=draft_length)
 
@@ -127,8 +127,9 @@ class FusedDraft(ModelDraft):
                 place[came[node]] = len(tokens)
                 tokens.append(token)
                 parents.append(place[above])
-        phase = "fused" if len(tokens) > len(tree.tokens) else ""
-        return DraftTree(tokens, parents, num_forwards=tree.num_forwards, phase=phase)
+        if len(tokens) == len(tree.tokens):
+            return tree
+        return DraftTree(tokens, parents, num_forwards=tree.num_forwards, phase="fused", by_stop=False)
 
     def observe(self, feedback: Feedback) -> None:
         super().observe(feedback)

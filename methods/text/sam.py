@@ -33,7 +33,7 @@ from specbench.parts.drafts.suffix import SuffixAutomaton
 class Sam(Method):
     """draft_length: tokens that the model drafts per round. copy_length: tokens copied. min_match: of a suffix that is trusted.
 
-    stop: fixed | confidence | heuristic, or a node: of the model's drafts. rule: greedy_match | sample_match | delta; null =
+    stop: a name or a node (docs/options.md): of the model's drafts. rule: greedy_match | sample_match | delta; null =
     match.
     """
 
@@ -74,7 +74,7 @@ class SamDraft(ModelDraft):
     def propose(self, max_depth: int) -> DraftTree:
         room = self.end - len(self.tokens) - 1
         if room > 0 and self.index.match >= self.min_match:
-            return DraftTree(self.index.continued(min(self.copy_length, room)), phase="copied")
+            return DraftTree(self.index.continued(min(self.copy_length, room)), phase="copied", by_stop=False)
         return super().propose(max_depth)
 
     def observe(self, feedback: Feedback) -> None:

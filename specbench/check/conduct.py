@@ -86,7 +86,7 @@ def _nodes(bench: Bench, cls: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for option, value in bench.node.items():
         if isinstance(value, Mapping) and "_target_" in value:
             yield option, value
-    for stop in STOPS.values() if "stop" in inspect.signature(cls).parameters else ():
+    for stop in dict.fromkeys(STOPS.values()) if "stop" in inspect.signature(cls).parameters else ():
         node = {"_target_": f"{stop.__module__}.{stop.__qualname__}"}
         with contextlib.suppress(ConfigError):  # one that this method does not take
             bench.create(stop=node).close()

@@ -23,6 +23,9 @@ class Request:
     noise_key: int
 
 
+NOBODYS = Request("", 0, (0,), 1, frozenset(), 0)  # what a draft is told before it is timed
+
+
 @dataclass
 class Outcome:
     """One continuation: ids after the EOS and length cut, why it ended, and how the time went."""

@@ -33,7 +33,7 @@ class DraftTree:
     same warping as the target's) from which node i's sibling set was drawn; siblings share it.
     num_forwards: draft forwards that this tree cost. num_wasted: drafted tokens that the method dropped itself before the
     target saw them; stale: they were dropped because the target had left their prefix. phase: the method's own word for what
-    kind of round this is.
+    kind of round this is. by_stop: whether the method's stop said how long it is; from others it learns nothing.
     riders: rows that ride in the target's forward and are never committed. start_layer, hidden: the draft has run pending and
     all nodes through the target's layers below start_layer already; hidden [1 + N, width] is what came out, and verification
     goes on from there.
@@ -47,6 +47,7 @@ class DraftTree:
     num_wasted: int = 0
     stale: bool = False
     phase: str = ""
+    by_stop: bool = True
     riders: Riders | None = None
     start_layer: int = 0
     hidden: torch.Tensor | None = None

@@ -11,7 +11,7 @@ Parts are called by the schedule, on the clock where nothing else is said, and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -130,11 +130,16 @@ class Drafter(Part):
         """A new sample: forget the last one. first_token is the target's own, now pending; evidence is its prefill's."""
 
     def propose(self, max_depth: int) -> DraftTree:
-        """Draft for one round, at most `max_depth` deep (0: nothing can be kept). An empty tree is one plain step."""
+        """Draft for one round, at most `max_depth` deep (0: nothing is wanted). An empty tree is one plain step."""
         return EMPTY
 
     def observe(self, feedback: Feedback) -> None:
         """What the target made of the last proposal."""
+
+    def rehearsal(self, longest: int) -> Callable[[int], DraftTree] | None:
+        """What drafts a chain of any length up to `longest` for the pending token of no request and leaves no trace of it: how
+        long a round takes is measured with it, off the clock. None where a draft's length is not its cost."""
+        return None
 
 
 class Source(Protocol):
@@ -172,22 +177,29 @@ class Shape:
         raise NotImplementedError
 
 
-class Stop:
+class Stop(Part):
     """How much is drafted: before a round, and after every drafted token. Called in the process that drafts.
 
     draft_length: tokens at most; None until a recipe fills in its own. Raises ConfigError (method.stop.draft_length).
+    draft_taps: which hidden states a draft model's forwards leave behind for it (`ModelDraft.session.tapped`).
     Whether a drawn token is shown to the target must not depend on its value (ratio rules): a stop decides about the next one.
+    In a draft's process of its own a stop is not opened: one that has to be, or keeps state, is refused there (`make_stop`).
     """
+
+    draft_taps: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, draft_length: int | None = None):
         whole("method.stop.draft_length", draft_length, 1, null="the method's")
         self.draft_length = draft_length
 
-    def begin(self) -> None:
-        """A new sample."""
+    def join(self, drafter: Drafter) -> None:
+        """Who will ask it, opened before the stop is. Raises ConfigError (method.stop) for a draft that it cannot serve."""
+
+    def begin(self, request: Request) -> None:
+        """A new sample, before caches are laid out for it."""
 
     def budget(self, room: int) -> int:
-        """Tokens to draft at most in the coming round, in depth; `room` can be kept."""
+        """Tokens to draft at most in the coming round, in depth; `room` can be kept. 0: a plain step."""
         return room if self.draft_length is None else min(room, self.draft_length)
 
     def goes_on(self, logits: Tensor, token: int) -> bool:
@@ -195,7 +207,7 @@ class Stop:
         return True
 
     def learn(self, num_drafted: int, num_accepted: int) -> None:
-        """How the last round went, in depth."""
+        """How the last round went, in depth; not called where the draft's length was not the stop's (`DraftTree.by_stop`)."""
 
 
 class Schedule(Part):

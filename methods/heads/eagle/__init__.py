@@ -72,7 +72,7 @@ class Eagle(Method):
         whole("method.top_k", top_k, 1)
         whole("method.num_nodes", num_nodes, 1, auto=True)
         drafter = EagleDraft(heads, draft_length, top_k, num_nodes)
-        stop = make_stop(stop, draft_length, tree=True)
+        stop = make_stop(stop, draft_length, at_once=True)
         super().__init__(drafter, rule=rule, rules=exact_rules(trees=True), stop=stop, draft_length=draft_length)
 
 

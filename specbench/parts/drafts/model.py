@@ -6,18 +6,19 @@ forward that begins the next draft.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from specbench.config.options import ConfigError
 from specbench.engine.branching import Branching
-from specbench.engine.request import Request
+from specbench.engine.request import NOBODYS, Request
 from specbench.engine.session import Session
 from specbench.engine.target import open_branching, open_session
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting, Shape, Stop
 from specbench.parts.drafts.choice import Choice
+from specbench.parts.shapes.cost import fill
 
 
 class ModelDraft(Drafter):
@@ -57,7 +58,7 @@ class ModelDraft(Drafter):
                     raise ConfigError("method.shape", type(self.shape).__name__.lower(), remedy)
             self.session: Session = open_branching(self.model)
         else:
-            self.session = open_session(self.model)
+            self.session = open_session(self.model, self.stop.draft_taps)
         self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.model.device)
         self.max_new_tokens = runtime.max_new_tokens
 
@@ -80,6 +81,20 @@ class ModelDraft(Drafter):
         tree = self.shape.grow(self, max_depth, self.choice, len(self.tokens) - self.prompt_length, self.stop)
         tree.num_forwards = self.num_forwards
         return tree
+
+    def rehearsal(self, longest: int) -> Callable[[int], DraftTree]:
+        context = fill(self.session, 1 + longest)
+        self.tokens, self.prompt_length = [0] * (context + 1), context
+        self.choice.begin(NOBODYS)
+
+        def draft(length: int) -> DraftTree:
+            tree = EMPTY
+            if length:
+                tree = self.shape.grow(self, length, self.choice, 0, Stop())
+                self.session.rollback(context)
+            return tree
+
+        return draft
 
     # As a source.
 

@@ -23,7 +23,7 @@ class Sequential(Schedule):
         books, coins = Books(request, clock_for(setting.runtime.device)), rule.coins(key)
         vocab_size = setting.runtime.target.vocab_size
         drafter.announce(request)
-        stop.begin()
+        stop.begin(request)
         target.start(len(request.prompt_ids) + request.max_new_tokens + drafter.max_nodes + 1)
 
         books.start()
@@ -50,7 +50,8 @@ class Sequential(Schedule):
             books.round(tree, verdict, target_share=evidence.share)
             feedback = Feedback(tree, evidence, verdict)
             drafter.observe(feedback)
-            stop.learn(tree.depth, verdict.num_accepted)
+            if tree.by_stop:
+                stop.learn(tree.depth, verdict.num_accepted)
             if adapter is not None:
                 books.stamp("other")
                 adapter.learn(feedback)

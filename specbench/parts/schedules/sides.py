@@ -55,7 +55,7 @@ class Drafting:
         self.tokens: list[int] = []  # the output as this side sees it: committed tokens, then own drafts
         self.published = 0  # so many of them stand in the drafts slot as they are here
         self.seen_version = -1
-        self.stop_policy.begin()
+        self.stop_policy.begin(self.request)
         self._next = self._prefill
 
     def run(self) -> Any:

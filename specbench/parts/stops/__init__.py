@@ -7,22 +7,39 @@ from __future__ import annotations
 
 from specbench.config.create import named_part
 from specbench.config.options import ConfigError
-from specbench.parts.contracts import Stop
+from specbench.parts.contracts import Part, Stop
 from specbench.parts.stops.confidence import Confidence
+from specbench.parts.stops.entropy import Entropy
+from specbench.parts.stops.goodput import Goodput
 from specbench.parts.stops.heuristic import Heuristic
 
-STOPS: dict[str, type[Stop]] = {"fixed": Stop, "confidence": Confidence, "heuristic": Heuristic}
+STOPS: dict[str, type[Stop]] = {
+    "fixed": Stop,
+    "confidence": Confidence,
+    "entropy": Entropy,
+    "heuristic": Heuristic,
+    "hf": Heuristic,  # as who knows it from transformers looks for it
+    "goodput": Goodput,
+}
 
 
-def make_stop(stop: object, draft_length: int | None, tree: bool = False) -> Stop:
-    """What `method.stop` means: a name, a stop, or None for a fixed length. tree: of drafts that are not made token by token.
+def make_stop(stop: object, draft_length: int | None, *, at_once: bool = False, worker: bool = False) -> Stop:
+    """What `method.stop` means: a name, a stop, or None for a fixed length.
 
-    Raises ConfigError (method.stop), also for a stop that would never be asked.
+    at_once: of drafts that are not made token by token (trees, copies): nobody would ask a stop between two. worker: of a draft
+    in a process of its own, which a stop goes to as it was made: unopened, and out of reach at the end of a pass.
+    Raises ConfigError (method.stop) for a stop that needs what it would not get.
     """
     made: Stop = named_part("method.stop", "fixed" if stop is None else stop, Stop, STOPS)
-    if tree and type(made).goes_on is not Stop.goes_on:
-        remedy = "decides behind every token, and a tree has levels: use fixed, heuristic, or a stop with a budget"
-        raise ConfigError("method.stop", type(made).__name__.lower(), remedy)
+    kind, name = type(made), type(made).__name__.lower()
+    if at_once and kind.goes_on is not Stop.goes_on:
+        remedy = "decides behind every token, and this draft is made in one piece or by levels: use fixed or heuristic"
+        raise ConfigError("method.stop", name, remedy)
+    if worker and (kind.open is not Part.open or kind.needs.scope == "session" or kind.draft_taps):
+        remedy = "works where the target and its draft take turns, not for a draft in a process of its own: use fixed, " + (
+            "confidence, entropy or heuristic"
+        )
+        raise ConfigError("method.stop", name, remedy)
     if made.draft_length is None:
         made.draft_length = draft_length
     return made

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from specbench.parts.contracts import Stop
+
+if TYPE_CHECKING:
+    from specbench.engine.request import Request
 
 
 class Heuristic(Stop):
@@ -12,7 +17,7 @@ class Heuristic(Stop):
         super().__init__(draft_length)
         self.length = 0
 
-    def begin(self) -> None:
+    def begin(self, request: Request) -> None:
         self.length = 4 if self.draft_length is None else self.draft_length
 
     def budget(self, room: int) -> int:
