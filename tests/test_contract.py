@@ -7,7 +7,10 @@ themselves are put to the test, with faulty methods, in test_check.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 import thread_worker
+import torch
 from bare_bench import BareBench
 
 from specbench.check import CHECKS, FAIL, GREEDY, SAMPLED, SKIP, Bench
@@ -28,7 +32,10 @@ from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.specs import PairSpec
+from specbench.engine.sampling import NO_LAW, SamplingLaw
 from specbench.pair.backend import choose_backend
+from specbench.processes.placement import Placement
+from specbench.run.arms import Arm
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml") if not path.stem.startswith("_"))
 # Beside every method as its YAML has it: where a rule draws instead of matching, the law is all there is to check.
@@ -165,6 +172,57 @@ def test_contract_on_the_native_backend(name: str, native_benches: Benches) -> N
     assert bench.target.backend == "native"
     for check in ("greedy identity", "sampled identity", "caches"):
         check_contract((name,), check, bench, FEWER.get(check, CHECKS[check]))
+
+
+@contextlib.contextmanager
+def no_numbers(module: Any, forwards: int) -> Iterator[None]:
+    """A model whose logits hold NaN from its forward number `forwards` on; heads, which are parts of one, at once."""
+    if not hasattr(module, "lm_head"):  # heads
+        before = [weight.detach().clone() for weight in module.parameters()]
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.fill_(math.nan)
+        yield
+        with torch.no_grad():
+            for weight, value in zip(module.parameters(), before, strict=True):
+                weight.copy_(value)
+        return
+    count = itertools.count(1)
+
+    def break_logits(module: Any, given: Any, said: Any) -> Any:
+        if next(count) >= forwards:
+            said.logits = said.logits.clone()
+            said.logits[..., 5] = math.nan
+        return said
+
+    handle = module.register_forward_hook(break_logits)
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize("law", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
+def test_logits_that_are_no_numbers_fail_the_sample_whoever_made_them(
+    variant: tuple[str, ...], law: SamplingLaw, benches: Benches
+) -> None:
+    """Target, draft, a draft in a worker, heads: an error that says so; and the next sample is as ever."""
+    bench = benches.of(variant, bare=False)
+    method, request = bench.method(law), bench.request(0, eos_ids=())
+    worker = getattr(method.schedule, "worker", None)
+    draft = worker.program.session.model if worker is not None else getattr(method.drafter, "model", bench._draft)
+    made_by = [bench.target.module, *([draft.module] if draft is not None else []), getattr(method.drafter, "heads", None)]
+    arm = Arm("method", method, "cpu", method.placement or Placement((), 1))
+    before = arm.run(request, repeat=0, order=0, category=None)[0]
+    assert before.error is None
+    for module in filter(None, made_by):
+        with no_numbers(module, forwards=3):
+            record, rounds = arm.run(request, repeat=0, order=0, category=None)
+        assert record.error is not None and NO_LAW in record.error, f"{type(module).__name__}: {record.error}"
+        assert record.finish_reason == "error" and not rounds
+        after = arm.run(request, repeat=0, order=0, category=None)[0]
+        assert after.error is None
+        if method.same_ids(law):
+            assert after.output_ids == before.output_ids
 
 
 def test_the_list_is_what_the_folder_holds() -> None:

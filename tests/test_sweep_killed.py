@@ -69,8 +69,9 @@ def outputs(runs: Path) -> dict[tuple[str, str, int, int, str], tuple[int, ...]]
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_own_process_is_killed(tmp_path: Path) -> None:
-    """The sweep's process alone: its job and the job's worker learn of it by themselves."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_whose_own_process_is_killed(tmp_path: Path, how: signal.Signals) -> None:
+    """The sweep's process alone: its job and the job's worker learn of it by themselves, or are told."""
     runs = tmp_path / "runs"
     sweep = ("-m", "launcher=isolated", "method=amusd", "decoding.seed=0,1", "allow_mixed=true")
     first = start(runs, *sweep)
@@ -78,9 +79,13 @@ def test_a_sweep_whose_own_process_is_killed(tmp_path: Path) -> None:
         assert until(lambda: num_lines(runs) >= 1 or first.poll() is not None, 300)
         assert first.poll() is None, (tmp_path / "log").read_text()
         assert len(processes(runs)) >= 3, "the sweep, its job, the job's worker"
-        first.kill()
-        first.wait()
+        first.send_signal(how)
+        assert first.wait(30) == (143 if how == signal.SIGTERM else -how), (tmp_path / "log").read_text()
         assert all_gone(runs), "a process outlived the sweep"
+        (folder,) = find_run_folders(runs)
+        (record,) = runs.rglob("sweep_*.json")
+        told = [read_run(folder)["status"], json.loads(record.read_text())["status"]]
+        assert told == (["interrupted"] * 2 if how == signal.SIGTERM else ["started"] * 2)
     finally:
         for pid in processes(runs):
             os.kill(pid, signal.SIGKILL)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import random_signals
 import worker_programs
 from preloaded import Started, fork_workers
 from preloaded import command as command_line
@@ -26,13 +27,16 @@ import specbench.processes.silence as silence_module
 import specbench.processes.worker as worker_module
 from specbench.config.specs import PairSpec
 from specbench.engine.sampling import SamplingLaw
+from specbench.measure.records.store import read_samples
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.pair.load import load_model
 from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.processes.mailbox import Mailbox, SharedSlot
 from specbench.processes.placement import Placement
+from specbench.processes.program import WorkerError
 from specbench.processes.silence import Silence
-from specbench.processes.worker import Worker, WorkerError
+from specbench.processes.worker import Worker
+from specbench.run.resume import finished_keys
 
 
 @pytest.fixture(scope="module")
@@ -313,23 +317,25 @@ def test_a_worker_that_cannot_load_says_why_at_once(pair: PairSpec, tmp_path: Pa
     assert not multiprocessing.active_children(), "a process is left"
 
 
-def test_a_run_whose_draft_fails_has_status_failed_and_the_drafts_words(
+def test_a_draft_that_fails_in_its_process_fails_its_sample_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from specbench.config.compose import compose
     from specbench.run.run import run
 
     fork_workers(monkeypatch)
-    config = compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1", "measure.warmup=0"])
+    config = compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=3", "measure.warmup=0"])
     config.method = {**config.method, "_target_": "worker_programs.FailingAmusd"}
     config.allow_targets, config.runs_dir = ["worker_programs"], str(tmp_path)
-    config.decoding.max_new_tokens = 16
-    with pytest.raises(WorkerError, match="the draft stumbled over token 3"):
-        run(config)
+    config.decoding.max_new_tokens, config.measure.repeats = 16, 1
+    summary = run(config)
     (written,) = tmp_path.rglob("run.json")
-    facts = json.loads(written.read_text())
-    assert facts["status"] == "failed"
-    assert "worker draft: RuntimeError: the draft stumbled over token 3" in facts["error"]
+    records = read_samples(written.parent)
+    said = [record.error for record in records if record.arm == "method"]
+    assert len(said) == 3 and said[1] is not None and said[0] is said[2] is None
+    assert said[1].startswith("ProgramError: worker draft: RuntimeError: the draft stumbled over token 3 (")
+    assert all(record.error is None for record in records if record.arm == "baseline")
+    assert summary["status"] == "success" and summary["num_failed"] == 1 and summary["lossless"]["verdict"] == "identical"
     assert not multiprocessing.active_children(), "a process is left"
 
 
@@ -361,22 +367,40 @@ def wait_for(what: Any, seconds: float = 90.0) -> Any:
     raise AssertionError("it never came")
 
 
-def test_ctrl_c_ends_a_run_as_interrupted_and_leaves_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "send", "status", "said"),
+    [
+        (signal.SIGTERM, os.kill, 143, "interrupted by SIGTERM"),  # a batch system's, to the run alone
+        pytest.param(signal.SIGINT, os.killpg, 130, "interrupted", marks=pytest.mark.slow),  # a terminal's, to all of them
+        pytest.param(signal.SIGHUP, os.killpg, 129, "interrupted by SIGHUP", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, os.killpg, 143, "interrupted by SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_ended_from_outside_is_interrupted_and_leaves_nobody(
+    what: signal.Signals, send: Callable[[int, int], None], status: int, said: str, tmp_path: Path
+) -> None:
+    """What is finished stays, and is not done again."""
     line = ["method=amusd", "data=humaneval", "data.source=standin", f"runs_dir={tmp_path}", "measure.warmup=0"]
-    run = Started(tmp_path / "said", command_line, [*line, "decoding.max_new_tokens=32", "engine.threads=1"])
+    line += [*random_signals.save_pair(tmp_path), "data.limit=3"]
+    line += ["decoding.max_new_tokens=24", "engine.threads=1", "measure.power=off", "measure.repeats=50"]
+    run = Started(tmp_path / "said", command_line, line)
     try:
         wait_for(lambda: run.ended(0) is not None or [f for f in tmp_path.rglob("samples.jsonl") if f.stat().st_size])
         below = children(run.pid)
         assert any("spawn_main" in command(child) for child in below), f"no worker to interrupt: {run.err}"
-        os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to the whole group: parent, worker and helpers
-        status = run.ended(30)
+        send(run.pid, what)
+        ended = run.ended(30)
     finally:
         run.kill()
-    assert status == 130, run.err
-    assert "Traceback" not in run.err and "interrupted" in run.err
+    assert ended == status, run.err
+    assert "Traceback" not in run.err and run.err.splitlines()[-1] == f"specbench: {said}"
     (written,) = tmp_path.rglob("run.json")
     assert json.loads(written.read_text())["status"] == "interrupted"
     assert all(gone(child, 5.0) for child in below), "a process is left"
+    records = read_samples(written.parent)
+    assert records and not any(record.error for record in records)
+    turns = {record.sample_id: [0] for record in records}
+    assert {record.key for record in records} == finished_keys(records, turns, "baseline")
 
 
 @pytest.mark.parametrize(

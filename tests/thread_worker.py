@@ -5,6 +5,7 @@ Starting a process costs seconds; the mailbox, the programs and the messages are
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from typing import Any, NoReturn
@@ -12,7 +13,8 @@ from typing import Any, NoReturn
 import pytest
 
 import specbench.processes.worker as worker_module
-from specbench.processes.worker import Worker, WorkerError
+from specbench.processes.program import ProgramError, WorkerError
+from specbench.processes.worker import Worker
 
 
 class ThreadWorker:
@@ -28,7 +30,9 @@ class ThreadWorker:
 
     def prepare(self, order: Any) -> None:
         if self.thread is not None:
-            self.result()
+            with contextlib.suppress(ProgramError):
+                self.result()
+        self.answer = (None, None)
         self.program.prepare(order)
 
     def go(self) -> None:
@@ -46,17 +50,16 @@ class ThreadWorker:
         self.thread.join(self.timeout_seconds)
         assert not self.thread.is_alive(), f"worker {self.role} hangs"
         self.thread = None
-        report, error = self.answer
-        if error is not None:
-            raise WorkerError(str(error)) from error
-        return report
+        self.check()
+        return self.answer[0]
 
     def memory_bytes(self) -> dict[str, int]:
         return {}  # one process: nothing is anybody's alone
 
     def check(self) -> None:
-        if self.answer[1] is not None:
-            raise WorkerError(str(self.answer[1]))
+        error = self.answer[1]
+        if error is not None:
+            raise ProgramError(f"worker {self.role}: {type(error).__name__}: {error}") from error
 
     def lost(self, why: str) -> NoReturn:
         raise WorkerError(why)

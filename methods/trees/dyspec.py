@@ -112,10 +112,7 @@ class Growing(Shape):
                 for node in nodes:
                     given[node] = len(given) - 1
             for row, place in zip(logits, places, strict=True):
-                ahead = position + place.depth - 1
-                place.law = (
-                    choice.laws(row[None])[0] if choice.draws else choice.scores(row[None], ahead)[0].float().softmax(-1)
-                )
+                place.law = choice.weights(row[None], position + place.depth - 1)[0]
                 place.rest = place.law.double()
 
         while (here or below) and len(tokens) < self.num_nodes:

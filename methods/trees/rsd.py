@@ -85,7 +85,7 @@ class StochasticBeam(Shape):
         log_prob = torch.zeros(1, dtype=torch.float64, device=logits.device)
         perturbed = log_prob
         for level in range(max_depth):
-            law = choice.laws(logits) if choice.draws else choice.scores(logits, position + level).float().softmax(-1)
+            law = choice.weights(logits, position + level)
             below = log_prob[:, None] + law.double().log()  # log-probabilities of all children's paths
             keys = gumbel_below(below, perturbed, choice.generator) if choice.draws else below
             best = keys.flatten().topk(min(self.width, keys.numel()))

@@ -12,8 +12,9 @@ from typing import Any
 from specbench.config.options import ConfigError
 from specbench.config.say import say
 from specbench.config.schema import RunConfig
+from specbench.processes.interrupts import interruption, terminated
 
-OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, WRONG_OPTION = 0, 1, 2
 # Continued on the configured pair; short, so that the checks take seconds.
 TEXTS = (
     "def add(a, b):\n    ",
@@ -33,10 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", "-cd", action="append", default=[], help="a folder of your own YAML files")
     options = parser.parse_intermixed_args(arguments)
     try:
-        return check_all(compose(options.overrides, options.config_dir))
-    except KeyboardInterrupt:
-        say("interrupted")
-        return INTERRUPTED
+        with terminated():
+            return check_all(compose(options.overrides, options.config_dir))
+    except KeyboardInterrupt as interrupt:
+        text, status = interruption(interrupt)
+        say(text)
+        return status
     except Exception as error:
         from specbench.config.errors import explain
 

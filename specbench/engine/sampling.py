@@ -86,10 +86,7 @@ class SamplingLaw:
 
         Raises ValueError for logits that make no law (NaN, infinity); costs one host read.
         """
-        law = self.warp(logits).softmax(dim=-1)
-        if not math.isfinite(float(law[..., 0].sum())):  # one NaN makes its whole row NaN
-            raise ValueError(NO_LAW)
-        return law
+        return shares(self.warp(logits))
 
     def choose(self, logits: Tensor, positions: Sequence[int], noise_key: int) -> list[int]:
         """One token id per row of logits [n, V]; positions[i] is the position in the sequence that row i's token will take.
@@ -114,6 +111,14 @@ class SamplingLaw:
             raise ValueError(NO_LAW)
         chosen: list[int] = tokens
         return chosen
+
+
+def shares(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension. Raises ValueError for scores that make no law (NaN, infinity); costs one host read."""
+    law = scores.softmax(dim=-1)
+    if not math.isfinite(float(law[..., 0].sum())):  # one NaN makes its whole row NaN
+        raise ValueError(NO_LAW)
+    return law
 
 
 def noise_key(seed: int, sample_id: str, turn: int) -> int:

@@ -2,8 +2,9 @@
 
     python -m specbench method=amusd data=humaneval
 
-Exit status: 0 success, 1 a run that failed, 2 a wrong option, 130 Ctrl-C. Errors are one line on stderr; HYDRA_FULL_ERROR=1
-shows the traceback instead. Heavy libraries are imported by the run, so that `--help` and `--cfg job` answer at once.
+Exit status: 0 success, 1 a run that failed, 2 a wrong option; ended from outside: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. Errors
+are one line on stderr; HYDRA_FULL_ERROR=1 shows the traceback instead. Heavy libraries are imported by the run, so that
+`--help` and `--cfg job` answer at once.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from specbench.config.say import say
 from specbench.config.schema import RunConfig
 from specbench.front import launchers
 from specbench.front.sweep import JobFailed, Sweep, plain_table
+from specbench.processes.interrupts import interruption, terminated
 
-OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, WRONG_OPTION = 0, 1, 2
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 _AGENT = "WANDB_SWEEP_ID"  # set for the runs of a W&B sweep, whose grid knows no "not for this method"
@@ -65,6 +67,11 @@ class Task:
 
 def main(said: list[str] | None = None) -> int:
     """Run the command line in sys.argv; returns the exit status. said: takes the lines about errors, for who wants them too."""
+    with terminated():
+        return _main(said)
+
+
+def _main(said: list[str] | None) -> int:
     said = [] if said is None else said
 
     def end(text: str, status: int) -> int:
@@ -90,8 +97,8 @@ def main(said: list[str] | None = None) -> int:
                     say(f"{launchers.DRAFT_LENGTH} is left out: the sweep's method has none")
                 sys.argv[1:] = used
         hydra.main(config_path=str(CONF_DIR), config_name="config", version_base=HYDRA_VERSION)(task)()
-    except KeyboardInterrupt:
-        return end("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        return end(*interruption(interrupt))
     except Exception as error:
         if task.wants_tracebacks:
             raise

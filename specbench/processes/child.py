@@ -14,13 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 KILL_SECONDS = 5.0  # how long the system may take to end a killed process
 _PR_SET_PDEATHSIG = 1
-INTERRUPT_SECONDS, WRITE_SECONDS = 5.0, 20.0  # after Ctrl-C: until a child is told again, and until it is killed
+INTERRUPT_SECONDS, WRITE_SECONDS = 5.0, 20.0  # after Ctrl-C: until a child is told too, and until it is killed
 
 
 # ---------------------------------------------------------------------------------------------------- the child's side
@@ -57,8 +56,8 @@ def run_module(
     """`python -m <arguments>` to its end, or until it is stopped: its exit status (see `death`), None after `timeout_seconds`.
 
     Its standard input begins with `order` and is its lifeline. With an `output`, which takes all that it prints, it has a
-    process group of its own, which ends with it; without, it has the terminal's: Ctrl-C reaches it there, and it is given time
-    to write down that it was interrupted. inherited: descriptors that it has under the same numbers.
+    process group of its own, which ends with it; without, it has the terminal's: Ctrl-C reaches it there, Terminated is passed
+    on, and it is given time to write down that it was interrupted. inherited: descriptors that it has under the same numbers.
     """
     apart = output is not None
     child = subprocess.Popen(
@@ -83,9 +82,10 @@ def run_module(
             child.stdin.write(order)
             child.stdin.flush()  # left open
         return child.returncode if ended(timeout_seconds) else None
-    except BaseException:
+    except BaseException as error:
         if not apart:
-            stop(ended, (INTERRUPT_SECONDS, lambda: child.send_signal(signal.SIGINT)), (WRITE_SECONDS, child.kill))
+            known = INTERRUPT_SECONDS if type(error) is KeyboardInterrupt else 0.0
+            stop(ended, (known, child.terminate), (WRITE_SECONDS, child.kill))
         raise
     finally:
         if apart:
@@ -111,22 +111,3 @@ def death(status: int) -> str:
         return f"died with exit status {status}"
     hint = "; the system may have run out of memory" if -status == signal.SIGKILL else ""
     return f"died of {signal.Signals(-status).name}{hint}"
-
-
-@contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """A child that is started in here inherits a blocked SIGINT: Ctrl-C during its start would otherwise print its traceback
-    over the parent's words.
-
-    Nothing is lost: an interrupt that comes in between reaches the parent at the end.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # Starting the tracker unblocks the signal as a side effect: it must be there before.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

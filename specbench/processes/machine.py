@@ -11,7 +11,8 @@ from typing import Any
 from specbench.processes import placement
 from specbench.processes.mailbox import Mailbox
 from specbench.processes.placement import Placement
-from specbench.processes.worker import Program, Worker
+from specbench.processes.program import Program
+from specbench.processes.worker import Worker
 
 
 class Machine:

@@ -1,6 +1,6 @@
 """A model in a process of its own: start, feed with samples, supervise, stop.
 
-The child loads its model by a small picklable call and runs a *program*: an object with `open(model)`,
+The child loads its model by a small picklable call and runs a *program* (`processes.program`): an object with `open(model)`,
 `prepare(order)` and `run()`, so that AMUSD's drafter, PEARL's and others share this file. Between samples the child sleeps at
 its pipe and costs nothing. Death in either direction is noticed: the child has a lifeline that closes with its parent, the
 parent looks at the child whenever it waits, and an error travels with its own text. So is silence, wherever it begins: a child
@@ -11,22 +11,18 @@ be due (loading takes as long as the model is large): there a child is silent wh
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing
 import os
-import signal
 import socket
 import struct
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-from specbench.measure.sensors.clock import memory_peak_bytes
-from specbench.measure.sensors.memory import process_peak_rss_bytes, process_rss_bytes
-from specbench.processes.child import death, end_with_parent, stop, without_interrupts
+from specbench.processes.child import death, stop
+from specbench.processes.interrupts import without_interrupts
 from specbench.processes.placement import Placement
+from specbench.processes.program import Program, ProgramError, WorkerError, serve
 from specbench.processes.silence import Silence, signs_of_life
 
 START_SECONDS = 600.0  # for a child that shows signs of life all the time and does not come to an end
@@ -34,34 +30,10 @@ START_SECONDS = 600.0  # for a child that shows signs of life all the time and d
 _STAGES = {"prepared": "preparing a sample", "result": "decoding a sample", "memory": "counting its memory"}
 
 
-class WorkerError(RuntimeError):
-    """A worker died, hung or failed; the message is its own error text."""
-
-
-class Program(Protocol):
-    """What a worker does. Instances travel to the child by pickle, before the model exists."""
-
-    def open(self, model: Any) -> None:
-        """Once, in the child, with the loaded `specbench.engine.model.Model`."""
-
-    def prepare(self, order: Any) -> None:
-        """A new sample: ids onto the device, buffers reserved. The clock has not started."""
-
-    def run(self) -> Any:
-        """The sample itself, from its first mailbox message to its last; returns what is reported (picklable)."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception of the child, as text."""
-
-    kind: str
-    message: str
-    trace: str
-
-
 class Worker:
-    """The parent's handle on one child process. Raises WorkerError from any call when the child is gone or failed.
+    """The parent's handle on one child process.
+
+    Raises WorkerError from any call when the child is gone or failed; ProgramError where a sample did and the next may come.
 
     load: makes the model, in the child; picklable.
     timeout_seconds: how long the child may be silent; it then counts as hung and is killed.
@@ -84,7 +56,7 @@ class Worker:
         _limit_waiting(self._pipe, timeout_seconds)
         lifeline, self._lifeline = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_child_main,
+            target=serve,
             args=(child_pipe, lifeline, load, program, placement),
             name=f"specbench-{role}",
             daemon=True,
@@ -105,8 +77,7 @@ class Worker:
 
     def prepare(self, order: Any) -> None:
         """Hand over a sample and wait until the child is ready for it."""
-        while self._owed:  # to a sample that failed or was interrupted elsewhere
-            self._answer()
+        self._settle()
         self._send("prepare", order, "prepared")
         self._answer()
 
@@ -121,11 +92,16 @@ class Worker:
 
     def memory_bytes(self) -> dict[str, int]:
         """What the child's process holds, by part (see `held_bytes`); asked between samples."""
-        while self._owed:
-            self._answer()
+        self._settle()
         self._send("memory", None, "memory")
         held: dict[str, int] = self._answer()
         return held
+
+    def _settle(self) -> None:
+        """Take the answers that are due to a sample that failed or was interrupted elsewhere: they are nobody's any more."""
+        while self._owed:
+            with contextlib.suppress(ProgramError):
+                self._answer()
 
     def check(self) -> None:
         """Raise WorkerError if the child is dead or has reported a failure; cheap, called while waiting for its messages."""
@@ -203,9 +179,9 @@ class Worker:
             self._process.join(1.0)
             raise WorkerError(self._death()) from None
         if kind == "failure":
-            error = WorkerError(f"worker {self.role}: {content.kind}: {content.message}")
-            error.add_note(f"In the worker's process:\n{content.trace}")
-            raise error
+            if not content.ends:
+                del self._owed[0]
+            raise content.error(self.role)
         return kind, content
 
     def _death(self) -> str:
@@ -239,53 +215,3 @@ def _limit_waiting(pipe: Connection, seconds: float) -> None:
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             end.setsockopt(socket.SOL_SOCKET, option, limit)
-
-
-def held_bytes(model: Any, program: Program) -> dict[str, int]:
-    """Bytes of this process by part: weights, kv (of the program's `session`), device_peak (CUDA), process_rss and its peak."""
-    cache = getattr(getattr(program, "session", None), "cache", None)
-    parts = {
-        "weights": sum(p.numel() * p.element_size() for p in model.module.parameters()),
-        "kv": None if cache is None else cache.nbytes,
-        "device_peak": memory_peak_bytes(str(model.device)),
-        "process_rss": process_rss_bytes(),
-        "process_peak_rss": process_peak_rss_bytes(),
-    }
-    return {part: size for part, size in parts.items() if size is not None}
-
-
-def _child_main(
-    pipe: Connection, lifeline: Connection, load: Callable[[], Any], program: Program, placement: Placement
-) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides what becomes of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not while the polite way is still open: `close` sends its word first and then lets go of the lifeline.
-    end_with_parent(lifeline.fileno(), grace_seconds=1.0)
-    try:
-        placement.apply()
-        pipe.send(("stage", "loading its model"))
-        model = load()
-        pipe.send(("stage", "opening its program"))
-        program.open(model)
-        gc.collect()
-        gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
-        pipe.send(("ready", None))
-        while True:
-            word, content = pipe.recv()
-            if word == "prepare":
-                if hasattr(content, "request"):  # a sample, and not another order of a method's own
-                    model.expect(content.request)
-                program.prepare(content)
-                pipe.send(("prepared", None))
-            elif word == "run":
-                pipe.send(("result", program.run()))
-            elif word == "memory":
-                pipe.send(("memory", held_bytes(model, program)))
-            else:
-                return
-    except EOFError:
-        return
-    except BaseException as error:  # its text must reach the user whatever it is, memory exhaustion included
-        with contextlib.suppress(OSError):
-            pipe.send(("failure", Failure(type(error).__name__, str(error), traceback.format_exc(limit=8))))
-        os._exit(1)

@@ -19,7 +19,7 @@ from specbench.measure.records.events import Round, SampleRecord
 from specbench.measure.sensors.clock import memory_peak_bytes, reset_memory_peak
 from specbench.method import Method
 from specbench.processes.placement import Placement, available_cores
-from specbench.processes.worker import WorkerError
+from specbench.processes.program import WorkerError
 from specbench.run.hooks import RAISED, MethodError, Watchdog, name_of, told
 
 CLOCK_SLACK_SECONDS = 0.01  # between two clocks, and an accelerator's own

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from specbench.config.options import ConfigError
 from specbench.method import Method
-from specbench.processes.worker import WorkerError
+from specbench.processes.program import WorkerError
 
 RAISED = (Exception, SystemExit)  # a hook that calls sys.exit() must not end the run, least of all with status 0
 SHOWN = 4  # calls of a hook that are named

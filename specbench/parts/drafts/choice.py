@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from specbench.engine.sampling import keyed_gumbel
+from specbench.engine.sampling import keyed_gumbel, shares
 from specbench.engine.tree import Contract
 
 if TYPE_CHECKING:
@@ -77,3 +77,10 @@ class Choice:
         if self.shares_noise:
             scores = scores + keyed_gumbel(self.noise_key, [position], logits.shape[1], logits.device)
         return scores
+
+    def weights(self, logits: Tensor, position: int) -> Tensor:
+        """What tokens are taken by, [n, V], rows that sum to 1: the laws to draw from, or what ranks them, for the largest.
+
+        Raises ValueError for logits that make no law (NaN, infinity).
+        """
+        return self.laws(logits) if self.draws else shares(self.scores(logits, position).float())

@@ -9,6 +9,7 @@ lossy.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from specbench.config.options import ConfigError, whole
 from specbench.engine.request import Request
-from specbench.engine.sampling import keyed_gumbel
+from specbench.engine.sampling import NO_LAW, keyed_gumbel
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting
 from specbench.parts.heads.base import TreeHeads, open_heads
 from specbench.parts.shapes.cost import MAX_NODES, measure_rounds
-from specbench.parts.shapes.plan import TreePlan
+from specbench.parts.shapes.plan import Level, TreePlan
 from specbench.parts.shapes.static import Node, build_static_tree, expected_accepted_length, fastest_tree
 
 SIZES = (1, 3, 8, 16, 32)  # nodes of the trees that are measured, beside the largest; between them lies a straight line
@@ -142,7 +143,7 @@ class HeadDraft(Drafter):
         """What a round with this plan drafts, after any token."""
         self.plan = plan
         hidden = torch.zeros(self.heads.target.width, device=self.heads.target.device, dtype=self.heads.target.dtype)
-        return plan.tree(self.heads.fill(hidden, 0, plan.levels, self.candidates).tolist(), plan.depth, 1)
+        return plan.tree(self._fill(hidden, 0, plan.levels), plan.depth, 1)
 
     @staticmethod
     def _floor(nodes: list[Node]) -> list[Node]:
@@ -168,8 +169,16 @@ class HeadDraft(Drafter):
         if self.shares_noise:
             positions = range(self.num_output, self.num_output + depth)
             self.noise = keyed_gumbel(self.noise_key, positions, self.vocab_size, self.target.model.device)
-        tokens = self.heads.fill(self.hidden, self.pending, self.plan.levels[:depth], self.candidates).tolist()
+        tokens = self._fill(self.hidden, self.pending, self.plan.levels[:depth])
         return self.plan.tree(tokens, depth, depth if self.family.level_by_level else 1)
+
+    def _fill(self, hidden: Tensor, pending: int, levels: Sequence[Level]) -> list[int]:
+        """The heads' tokens of all nodes of the levels. Raises ValueError for logits that make no law (NaN, infinity)."""
+        self.heights: list[Tensor] = []
+        tokens: list[int] = self.heads.fill(hidden, pending, levels, self.candidates).tolist()
+        if not all(map(math.isfinite, torch.stack(self.heights).tolist())):
+            raise ValueError(NO_LAW)
+        return tokens
 
     def candidates(self, logits: Tensor, depth: int) -> Tensor:
         """The best ids by rank, int64 [rows, plan.width], for nodes of a depth, among those that the target may emit.
@@ -181,7 +190,9 @@ class HeadDraft(Drafter):
         logits = logits[..., : self.vocab_size]
         if self.noise is not None:
             logits = logits.float() / self.law.temperature + self.noise[depth - 1]
-        return logits.topk(self.plan.width, dim=-1).indices
+        best = logits.topk(self.plan.width, dim=-1)
+        self.heights.append(best.values.max())  # NaN counts as the largest
+        return best.indices
 
     def memory_bytes(self) -> dict[str, int]:
         size = sum(p.numel() * p.element_size() for p in itertools.chain(self.heads.parameters(), self.heads.buffers()))

@@ -18,8 +18,9 @@ from specbench.parts.schedules.books import Books
 from specbench.parts.schedules.sides import SideReport
 from specbench.processes.machine import Machine
 from specbench.processes.mailbox import Mailbox, PeerLost
+from specbench.processes.program import Program, WorkerError
 from specbench.processes.steps import Order, Side, drive
-from specbench.processes.worker import Program, Worker, WorkerError
+from specbench.processes.worker import Worker
 
 
 class TargetSide(Side, Protocol):
