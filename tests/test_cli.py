@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from specbench.config import help as help_page
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
@@ -272,6 +276,53 @@ def test_looking_does_not_load_heavy_libraries() -> None:
     ends = [printed.index(f"{arguments} loaded: []") for arguments in lines]
     assert [printed[end - 1] for end in ends] == [f"exit status {code}" for code in (0, 0, 0, 2)]
     assert all(after - before > 2 for before, after in itertools.pairwise([-1, *ends[:3]])), "each says something"
+
+
+def options_in(text: str) -> dict[str, str]:
+    """key=value and what is said of it, from the page."""
+    rows: dict[str, str] = {}
+    key = ""
+    for line in text.partition("Options, written")[2].splitlines()[2:]:
+        head = re.match(r"  (\S[^=]*)=\S*", line)
+        key = head[1] if head else key
+        rows[key] = rows.get(key, "") + (line[head.end() :] if head else line).strip()
+        if not line:
+            break
+    return rows
+
+
+def test_help_says_what_every_option_means() -> None:
+    page = help_page.text()
+    options = options_in(page)
+    for method in choices("method"):
+        said = help_page._yaml_meanings([CONF_DIR], "method", method)
+        keys = yaml.safe_load((CONF_DIR / "method" / f"{method}.yaml").read_text()).keys() - {"defaults", "_target_"}
+        assert keys - said.keys() == set(), method
+    assert [key for key, said in options.items() if key and not said] == []
+    assert {"data.limit", "sweep.name", "device_lock", "method.rule", "baseline.draft_length"} <= set(options)
+    assert not {"data.sha256", "data.masked", "method_name"} & set(options) and "_base" not in page
+    assert max(map(len, page.splitlines())) <= help_page.WIDTH
+
+
+def test_help_shows_the_choice_that_was_made(door: Door, tmp_path: Path) -> None:
+    status, out, _ = door("--help", "method=pearl", "track=wandb")
+    text = "\n".join(out)
+    assert status == 0 and "method.pre_verify=true" in text and "track.project=specbench" in text
+    assert door("--help", "method=nothing")[0] == 2
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("_target_: a.b\nknob: 3 # what it turns\n")
+    text = "\n".join(door("--help", "--config-dir", str(tmp_path), "method=mine")[1])
+    assert re.search(r"method\.knob=3 +what it turns", text) and re.search(r"medusa, mine, osd", " ".join(text.split()))
+
+
+def test_an_option_without_a_meaning_is_caught() -> None:
+    @dataclasses.dataclass
+    class Some:
+        # Said.
+        one: int = 1
+        other: int = 2
+
+    assert help_page.comments(Some) == {"one": "Said."}
 
 
 def test_a_heavy_import_is_caught() -> None:

@@ -1,7 +1,7 @@
-"""The typed shape of a run's configuration, and the range of each option: what a type cannot say.
+"""The typed shape of a run's configuration, the range of each option, which a type cannot say, and what it means.
 
 Plain dataclasses, so that `run` works without hydra; `compose` registers the same classes as Hydra's schema. The `method` and
-`baseline` nodes stay open: a plugin's constructor checks its own options.
+`baseline` nodes stay open: a plugin's constructor checks its own options. `--help` says of a field what stands above it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from specbench.config.draft_errors import DraftErrors
 from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, number, one_of, option, text, whole
 
 TEMPLATES = ("auto", "raw", "chat", "amusd")
+DATA_FACTS = ("file", "sha256", "hub_repo", "hub_revision", "hub_file", "hub_sha256", "text", "answer", "masked")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = ("possible: auto, cpu, cuda, cuda:<number>", r"auto|cpu|cuda(:\d+)?")
 _A_MODEL = "name a Hugging Face repository, a local folder, smollm2:target or builtin:"
@@ -28,17 +29,27 @@ _A_SHARE = "a number above 0 and up to 1, or null (no cut)"
 class PairConfig:
     """Which models: names of Hugging Face repositories, local folders, `builtin:<part>` or `smollm2:<part>`."""
 
+    # What the pair is called in tables and run folders.
     name: str = "custom"
+    # The target model: a repository of the Hub, a folder, or a part of a pair that ships.
     target: str = option("", text, f"{_A_MODEL}target")
+    # The draft model, named like the target; null: none.
     draft: str | None = option(None, text, f"{_A_MODEL}draft, or null for no draft", null=True)
+    # auto: float32 on a CPU, bfloat16 on CUDA.
     target_dtype: str = option("auto", one_of, *_DTYPES)
+    # The same of the draft model.
     draft_dtype: str = option("auto", one_of, *_DTYPES)
+    # auto: the first CUDA device, else the CPU.
     target_device: str = option("auto", text, *_DEVICE)
+    # auto: a second CUDA device where there is one.
     draft_device: str = option("auto", text, *_DEVICE)
+    # Commit, branch or tag of a repository; null: its newest.
     target_revision: str | None = None
+    # The same of the draft model's.
     draft_revision: str | None = None
-    # Instead of the draft's own words the target's, wrong where this says (draft_errors.py).
+    # A pattern: the draft replays the target's text, wrong where it says (draft_errors.py); null: its own words.
     draft_errors: str | None = option(None, text, _A_PATTERN, null=True)
+    # Whether code that comes with a model may run.
     trust_remote_code: bool = False
 
 
@@ -46,20 +57,29 @@ class PairConfig:
 class DataConfig:
     """Which prompts. `source`: auto (path, SPECBENCH_DATA, hub, stand-in), path, hub or standin."""
 
+    # The data set.
     name: str = option("humaneval", text, "name a data set")
+    # auto: data.path, SPECBENCH_DATA, the Hub, the stand-in that ships, whichever is there first.
     source: str = option("auto", one_of, "auto", "path", "hub", "standin")
+    # A file or a folder of your own; null: where source says.
     path: str | None = None
+    # Samples at most; null: all.
     limit: int | None = option(20, whole, 1, null="all samples")
+    # Samples of these alone; null: all.
     categories: list[str] | None = None
+    # Of the draw, where limit takes some.
     seed: int = option(0, whole, 0)
+    # How a prompt is written; auto: the tokenizer's chat template where it has one.
     template: str = option("auto", one_of, *TEMPLATES)
+    # Whose earlier answers a later turn follows: the baseline's, each arm's own, the data set's.
     history: str = option("baseline", one_of, "baseline", "own", "dataset", "auto")
+    # Longer prompts are left out; null: the pair's context decides.
     max_prompt_tokens: int | None = option(None, whole, 1, null="the pair's context")
-    # Unrelated text before each sample, up to a prompt of this length (padding.py).
+    # Unrelated text before each sample, up to a prompt of this length (padding.py); null: none.
     context_tokens: int | None = option(None, whole, 1, null="prompts as they are")
-    # How answers are compared with the set's own, where it has them (grade.py).
+    # How answers are compared with the set's own, where it has them (grade.py); null: not at all.
     grade: str | None = option(None, one_of, None, "exact", "boxed", "number")
-    # Facts of the data set itself (conf/data/<name>.yaml); users do not set these.
+    # Facts of the data set itself (conf/data/<name>.yaml, DATA_FACTS); users do not set these.
     file: str = ""  # file name looked for in data.path / SPECBENCH_DATA
     sha256: str | None = None
     hub_repo: str | None = None
@@ -75,10 +95,15 @@ class DataConfig:
 class DecodingConfig:
     """The sampling law and the limits, the same for both arms."""
 
+    # Tokens of an answer at most.
     max_new_tokens: int = option(128, whole, 1)
+    # 0: greedy.
     temperature: float = option(0.0, number, 0.0, math.inf, "0 (greedy) or a positive number")
+    # Tokens that may be drawn at each position; null: all.
     top_k: int | None = option(None, whole, 1, null="no cut")
+    # Share of the probability that may be drawn; null: all.
     top_p: float | None = option(None, number, ABOVE_ZERO, 1.0, _A_SHARE, null=True)
+    # Of the noise that tokens are drawn with.
     seed: int = option(0, whole, 0)
 
 
@@ -86,12 +111,18 @@ class DecodingConfig:
 class MeasureConfig:
     """How often, in which mode, with which extras."""
 
+    # Passes over the prompts.
     repeats: int = option(3, whole, 1)
+    # Prompts outside the evaluated ones, before the clock starts.
     warmup: int = option(2, whole, 0)
+    # paired, or aa: the baseline against itself, which is this machine's noise floor.
     mode: str = option("paired", one_of, "paired", "aa")
+    # Energy in a pass of its own; auto: where something can be read.
     power: str = option("auto", one_of, "auto", "off")
+    # Also write trace.json, a timeline for ui.perfetto.dev.
     trace: bool = False
-    seed: int = option(0, whole, 0)  # order of the arms
+    # Of the order of the arms.
+    seed: int = option(0, whole, 0)
 
 
 @dataclass
@@ -100,8 +131,10 @@ class EngineConfig:
 
     # What computes the forwards of both arms and both models; auto: the fastest that can.
     backend: str = option("eager", one_of, "auto", "eager", "native")
+    # Which of transformers' own forms of attention.
     attention: str = option("sdpa", one_of, "sdpa", "eager")
-    threads: int | None = option(None, whole, 1, null="chosen in the warm-up")  # CPU threads of each arm, chosen by speed
+    # CPU threads of each arm; null: chosen by speed in the warm-up.
+    threads: int | None = option(None, whole, 1, null="chosen in the warm-up")
     # A worker that is silent this long counts as hung; a method's hook in the run's own process after ten times as long.
     timeout_seconds: float = option(60.0, number, ABOVE_ZERO, math.inf, "a positive number of seconds")
 
@@ -110,7 +143,7 @@ class EngineConfig:
 class SweepConfig:
     """How a sweep is kept."""
 
-    # Its folder below <runs_dir>/sweeps; None: from the options that are swept and its jobs' hash.
+    # Its folder below <runs_dir>/sweeps; null: from the options that are swept and its jobs' hash.
     name: str | None = option(None, text, _A_FOLDER, r"[A-Za-z0-9][A-Za-z0-9._+-]*", null=True)
 
 
@@ -127,14 +160,17 @@ class RunConfig:
     baseline: Any = field(default_factory=dict)
     method_name: str = "autoregressive"  # the YAML's file name
     baseline_name: str = "autoregressive"
+    # Where run folders go.
     runs_dir: str = option("runs", text, "name a folder for run folders")
     # Further packages that a method's `_target_` may name: it is code to run.
     allow_targets: list[str] = field(default_factory=list)
-    resume: str | None = option(None, text, "name a run folder, or null", null=True)  # to go on with
+    # A run folder that was cut off, to go on with.
+    resume: str | None = option(None, text, "name a run folder, or null", null=True)
     # Exactly this folder, continued if it is there (a sweep gives each job its own).
     run_folder: str | None = option(None, text, "name a run folder, or null", null=True)
-    allow_mixed: bool = False  # go on although code, packages or machine changed since the run was started; the run says so
-    # While another run measures on the same device of this host.
+    # Go on although code, packages or machine changed since the run was started; the run says so.
+    allow_mixed: bool = False
+    # What to do while another run measures on a device of this one: wait for its end, refuse, or off (beside it).
     device_lock: str = option("wait", one_of, "wait", "refuse", "off")
     sweep: SweepConfig = field(default_factory=SweepConfig)
     track: Any = field(default_factory=dict)  # where finished numbers are mirrored to; empty: nowhere

@@ -86,9 +86,15 @@ def _main(said: list[str] | None) -> int:
     overrides: list[str] = []
     os.environ[_FULL_ERROR] = "1"  # Hydra raises its errors instead of printing them its own way: they are explained here
     try:
-        overrides = parse_arguments(sys.argv[1:]).overrides
+        parsed = parse_arguments(sys.argv[1:])
+        overrides = parsed.overrides
         register()
         launchers.register()
+        if parsed.help:
+            from specbench.config import help as page
+
+            print(page.text(overrides, parsed.config_dir))
+            return OK
         if _AGENT in os.environ:
             with contextlib.suppress(Exception):  # what is wrong with the options is said below
                 typed = sys.argv[1:]
