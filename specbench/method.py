@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from specbench.config.create import create_part, named_part
 from specbench.config.options import ConfigError, flag, number, one_of, whole
+from specbench.config.specs import ModelSpec
 from specbench.engine.request import Outcome, Request
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
@@ -113,6 +114,11 @@ class Method:
     def placement(self) -> Placement | None:
         """Cores and threads of the target's process, for methods that share them with workers."""
         return self.schedule.placement
+
+    def look_up(self, target: ModelSpec) -> None:
+        """Whether what the options name is there, before anything is loaded. Raises ConfigError."""
+        for part in self._parts:
+            part.look_up(target)
 
     # Life cycle. `open` once per run, `decode` per sample, `close` at the end whatever happened.
 

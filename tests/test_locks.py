@@ -92,6 +92,17 @@ def test_a_second_run_waits_and_says_for_whom(holder: type[Holder]) -> None:
     assert second.leave() == "[]", "it was never there at the same time"
 
 
+def test_a_long_wait_is_said_again_in_other_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, said = iter([False] * 5 + [True]), list[str]()
+    monkeypatch.setattr(locks, "_try", lambda _: next(answers))
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(locks.time, "monotonic", iter(range(0, 10_000, 45)).__next__)
+    with locks.hold(["cpu"], "wait", said.append):
+        pass
+    assert [line.partition(" (")[0] for line in said[1:]] == [f"still waiting for cpu, {n} min by now" for n in (2, 4)]
+    assert said[0].startswith("waiting for cpu: another run measures on it")
+
+
 def test_a_killed_holder_leaves_nothing_behind(holder: type[Holder], folder: Path) -> None:
     first = holder("wait", "cpu")
     assert first.has_it()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import tiny
+import yaml
 
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
-from specbench.method import EMPTY, DraftTree, Needs
+from specbench.config.paths import CONF_DIR
+from specbench.config.schema import DecodingConfig, RunConfig
+from specbench.config.specs import PairSpec
+from specbench.method import EMPTY, DraftTree, Needs, create_method
+from specbench.run.prepare import refuse_endless_drafts, refuse_unmet_needs
 from specbench.run.run import run
 
 
@@ -21,6 +27,88 @@ def test_a_target_that_cannot_do_it_is_refused_before_a_folder_exists(tmp_path: 
     with pytest.raises(ConfigError, match=r"pair\.target=.*gpt2.*cannot give layers"):
         run(config)
     assert not (tmp_path / "runs").exists()
+
+
+METHODS = "specbench.methods."
+LOOKED_UP: list[tuple[str, dict[str, str | None], str]] = [
+    ("heads.medusa.Medusa", {}, r"method\.heads=None: .* has none of its own; train medusa heads"),
+    ("heads.hydra.Hydra", {"heads": "none/there/at/all"}, r"method\.heads=.*no such folder"),
+    ("heads.eagle.Eagle", {}, r"method\.heads=None"),
+    ("heads.eagle.Eagle", {"heads": "builtin:heads_medusa"}, r"these are medusa heads; the method needs eagle heads"),
+    ("text.rest.Rest", {}, r"method\.datastore=None: no datastore there"),
+    ("text.rest.Rest", {"datastore": "none"}, r"method\.datastore='none': no datastore there"),
+    ("chains.speculative.Speculative", {}, r"pair\.draft=None: .*name one"),
+    ("overlap.amusd.Amusd", {}, r"pair\.draft=None: .*name one"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "said"), LOOKED_UP)
+def test_what_options_name_is_looked_up(name: str, options: dict[str, str | None], said: str) -> None:
+    method = create_method({"_target_": METHODS + name, **options})
+    with pytest.raises(ConfigError, match=said):
+        refuse_unmet_needs([method], PairSpec("some", tiny.spec(), None))
+
+
+def test_heads_of_another_target_are_refused(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "llama", tiny.module("llama"))
+    method = create_method({"_target_": METHODS + "heads.eagle.Eagle", "heads": "builtin:heads_eagle"})
+    target = dataclasses.replace(tiny.spec(), name=str(folder), path=str(folder))
+    with pytest.raises(ConfigError, match=r"trained for a target of sha256 .*train heads for it"):
+        refuse_unmet_needs([method], PairSpec("some", target, None))
+
+
+def test_missing_heads_take_no_device_and_leave_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specbench.run.run.hold", lambda *_: pytest.fail("the device was taken"))
+    for options, said in (
+        (["method=autoregressive", "method@baseline=medusa", "baseline.heads=none/there/at/all"], r"method\.heads="),
+        (["method=speculative", "method.draft_length=99999"], r"method\.draft_length=99999"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run(compose([*options, "data.source=standin", "data.limit=1", f"runs_dir={tmp_path / 'runs'}"]))
+        assert not (tmp_path / "runs").exists()
+
+
+def test_heads_that_are_there_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: the same way leads to the device where nothing is missing."""
+
+    class Taken(Exception):
+        pass
+
+    def taken(*_: object) -> None:
+        raise Taken
+
+    monkeypatch.setattr("specbench.run.run.hold", taken)
+    with pytest.raises(Taken):
+        run(compose(["method=eagle", "data.source=standin", "data.limit=1", f"runs_dir={tmp_path / 'runs'}"]))
+
+
+STOP = {"_target_": "specbench.parts.stops.Stop", "draft_length": 99999}
+
+
+@pytest.mark.parametrize(
+    ("arm", "options", "tokens", "said"),
+    [
+        ("method", {"draft_length": 99999}, 128, r"method\.draft_length=99999: .*decoding\.max_new_tokens=128.*at most 128"),
+        ("method", {"draft_length": 129}, 128, r"method\.draft_length=129"),
+        ("method", {"draft_length": 65}, 8, r"method\.draft_length=65: .*at most 64"),
+        ("method", {"max_lookahead": 99999}, 128, r"method\.max_lookahead=99999"),
+        ("baseline", {"draft_length": 99999}, 128, r"baseline\.draft_length=99999"),
+        ("method", {"stop": STOP}, 128, r"method\.stop\.draft_length=99999"),
+        ("method", {"num_nodes": 99999}, 128, r"method\.num_nodes=99999: the pair has 2048 positions: at most 2048"),
+    ],
+)
+def test_a_draft_that_no_answer_can_hold_is_refused(arm: str, options: dict[str, object], tokens: int, said: str) -> None:
+    config = dataclasses.replace(RunConfig(decoding=DecodingConfig(max_new_tokens=tokens)), **{arm: options})
+    with pytest.raises(ConfigError, match=said):
+        refuse_endless_drafts(config, 2048)
+
+
+def test_what_methods_draft_by_default_is_accepted_with_short_answers() -> None:
+    for path in (CONF_DIR / "method").glob("[!_]*.yaml"):
+        node = yaml.safe_load(path.read_text())
+        config = RunConfig(decoding=DecodingConfig(max_new_tokens=1), method=node, baseline=node)
+        refuse_endless_drafts(config, 128)
+    refuse_endless_drafts(RunConfig(method={"draft_length": 128, "num_nodes": 99999}), None)
 
 
 def test_needs_add_up() -> None:

@@ -24,6 +24,7 @@ from specbench.method import (
     Evidence,
     Feedback,
     Method,
+    ModelSpec,
     Request,
     Rule,
     Setting,
@@ -78,6 +79,9 @@ class RestDraft(Drafter):
     @property
     def max_nodes(self) -> int:
         return self.num_nodes
+
+    def look_up(self, target: ModelSpec) -> None:
+        Datastore.look_up(self.name)
 
     def open(self, setting: Setting) -> None:
         target = setting.runtime.target

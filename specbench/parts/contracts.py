@@ -21,6 +21,7 @@ from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from specbench.config.specs import ModelSpec
     from specbench.engine.request import Outcome, Request
     from specbench.engine.runtime import Runtime
     from specbench.engine.target import Target
@@ -79,6 +80,9 @@ class Part:
     """What every part may say of itself. `open` once a run, `close` at its end whatever happened (twice does no harm)."""
 
     needs: Needs = Needs()
+
+    def look_up(self, target: ModelSpec) -> None:
+        """Is there what the options name? Before a folder exists and a weight is loaded. Raises ConfigError."""
 
     def open(self, setting: Setting) -> None:
         """Take hold of models, build sessions. Raises ConfigError when the pair lacks what is needed."""

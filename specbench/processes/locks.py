@@ -208,16 +208,19 @@ def _is_held(folder: int, name: str) -> bool:
 
 
 def _take(descriptor: int, key: str, policy: str, say: Callable[[str], None]) -> None:
-    said = None
+    began, said = time.monotonic(), None
     while not _try(descriptor):
         who = _holder(descriptor)
         if policy == "refuse":
             raise ConfigError(
                 "device_lock", policy, f"another run measures on {key} ({who}); device_lock=wait waits for its end"
             )
-        if said is None or time.monotonic() - said > REMIND_SECONDS:
+        now = time.monotonic()
+        if said is None:
             say(f"waiting for {key}: another run measures on it ({who}); device_lock=off would measure beside it")
-            said = time.monotonic()
+        elif now - said > REMIND_SECONDS:
+            say(f"still waiting for {key}, {(now - began) / 60:.0f} min by now ({who})")
+        said = now if said is None or now - said > REMIND_SECONDS else said
         time.sleep(POLL_SECONDS)
 
 

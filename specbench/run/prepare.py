@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from specbench import data
 from specbench.config.options import ConfigError
 from specbench.config.schema import RunConfig
-from specbench.config.specs import ModelSpec, PairSpec
+from specbench.config.specs import PairSpec
 from specbench.data import Dataset, Sample
 from specbench.engine.sampling import SamplingLaw
 from specbench.measure.records import provenance
@@ -27,6 +27,10 @@ from specbench.pair.load import (
 )
 from specbench.pair.spec import specify
 from specbench.processes.placement import available_cores
+
+DEPTHS = ("draft_length", "max_lookahead", "max_depth")  # options of methods: tokens of a draft, one behind the other
+ROWS = ("num_nodes",)  # tokens of a draft, all together
+SHORT = 64  # what may be drafted however short the answers: a method's own defaults stay possible
 
 
 @dataclass
@@ -61,7 +65,7 @@ def prepare(config: RunConfig) -> Prepared:
         pair = PairSpec(pair.name, pair.target, None)
     for method in methods.values():
         method.rule_for(law)
-    refuse_unmet_needs(methods.values(), pair.target)
+    refuse_unmet_needs(methods.values(), pair)
     dataset = data.load(config.data)
     samples = data.select(dataset, config.data)
     warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
@@ -75,18 +79,44 @@ def prepare(config: RunConfig) -> Prepared:
     refuse_ids_without_rows(pair.target, tokenizer, prompts)
     warnings = data.prompt_warnings(samples, prompts, tokenizer, template)
     context, limits = context_length(pair), (config.data.max_prompt_tokens, decoding.max_new_tokens)
+    refuse_endless_drafts(config, context)
     run = {name: len(ids) for name, ids in prompts.items() if not data.too_long(ids, limits[0], context, limits[1])}
     refuse_recomputed(pair.target, run, decoding.max_new_tokens)
     return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context, warnings, instead)
 
 
-def refuse_unmet_needs(methods: Iterable[Method], target: ModelSpec) -> None:
-    """Raise ConfigError for a target that cannot give what a method needs of it beside hidden states, which all have."""
+def refuse_unmet_needs(methods: Iterable[Method], pair: PairSpec) -> None:
+    """Raise ConfigError for a pair without the draft model that a method needs, a target that cannot give what it needs beside
+    hidden states, which all have, and options that name what is not there (heads, a datastore)."""
+    target, methods = pair.target, list(methods)
+    if pair.draft is None and any(method.needs.draft != "none" for method in methods):
+        raise ConfigError("pair.draft", None, "the method drafts with a model: name one")
+    for method in methods:
+        method.look_up(target)
     wanted = frozenset[str]().union(*(method.needs.of_target for method in methods)) - {"taps"}
     missing = wanted - abilities(target) if wanted else frozenset[str]()
     if missing:
         remedy = f"it cannot give {', '.join(sorted(missing))}, which the method needs: choose another target or method"
         raise ConfigError("pair.target", target.name, remedy)
+
+
+def refuse_endless_drafts(config: RunConfig, context: int | None) -> None:
+    """Raise ConfigError for a draft longer than any answer, and for more nodes than the pair has positions: room that is
+    reserved and never used, or more of it than there is."""
+    longest = max(config.decoding.max_new_tokens, SHORT)
+    answer = (
+        f"an answer has at most decoding.max_new_tokens={config.decoding.max_new_tokens}, and what lies behind is thrown away"
+    )
+    for arm in ("method", "baseline"):
+        node = getattr(config, arm)
+        stop = node.get("stop")
+        nodes = {arm: node} | ({f"{arm}.stop": stop} if isinstance(stop, Mapping) else {})
+        for place, options in nodes.items():
+            for name in (*DEPTHS, *ROWS):
+                value = options.get(name)
+                most, why = (longest, answer) if name in DEPTHS else (context, f"the pair has {context} positions")
+                if isinstance(value, int) and most is not None and value > most:
+                    raise ConfigError(f"{place}.{name}", value, f"{why}: at most {most}")
 
 
 def create_arms(config: RunConfig) -> dict[str, Method]:

@@ -28,6 +28,7 @@ from specbench.method import (
     Evidence,
     Feedback,
     Method,
+    ModelSpec,
     Needs,
     Request,
     Rule,
@@ -39,7 +40,7 @@ from specbench.method import (
 )
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
-from specbench.parts.heads.base import open_heads
+from specbench.parts.heads.base import look_up_heads, open_heads
 from specbench.parts.shapes.cost import measure_costs
 from specbench.parts.shapes.dynamic import likeliest
 from specbench.parts.shapes.static import fastest_tree, seconds_of_rows
@@ -91,6 +92,9 @@ class EagleDraft(Drafter):
     @property
     def max_nodes(self) -> int:
         return self.size
+
+    def look_up(self, target: ModelSpec) -> None:
+        look_up_heads(EagleHeads, self.heads_name, target)
 
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target

@@ -59,15 +59,21 @@ class Datastore:
         own = {"end_id": self.end_id, "vocab_size": self.vocab_size, "num_tokens": len(self.tokens)}
         (folder / _FACTS).write_text(json.dumps({**own, **facts}, indent=1) + "\n")
 
+    @staticmethod
+    def look_up(name: object) -> Path:
+        """The folder that the option names. Raises ConfigError naming method.datastore."""
+        if not isinstance(name, str) or not (Path(name) / _FACTS).is_file():
+            raise ConfigError(KEY, name, f"no datastore there; make one: {COMMAND}")
+        return Path(name)
+
     @classmethod
     def load(cls, name: object, vocab_size: int) -> Datastore:
         """Read where they lie, as they are needed. Raises ConfigError naming method.datastore."""
-        if not isinstance(name, str) or not (Path(name) / _FACTS).is_file():
-            raise ConfigError(KEY, name, f"no datastore there; make one: {COMMAND}")
-        facts = json.loads((Path(name) / _FACTS).read_text())
+        folder = cls.look_up(name)
+        facts = json.loads((folder / _FACTS).read_text())
         if facts["vocab_size"] > vocab_size:
             raise ConfigError(KEY, name, f"made with a vocabulary of {facts['vocab_size']}, the target's is {vocab_size}")
-        tokens, order = (np.asarray(np.load(Path(name) / file, mmap_mode="r")) for file in (_TOKENS, _ORDER))
+        tokens, order = (np.asarray(np.load(folder / file, mmap_mode="r")) for file in (_TOKENS, _ORDER))
         return cls(tokens, order, facts["end_id"], facts["vocab_size"])
 
     def find(self, pattern: list[int]) -> tuple[int, int]:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from specbench.config.options import ConfigError, whole
+from specbench.config.specs import ModelSpec
 from specbench.engine.request import Request
 from specbench.engine.sampling import NO_LAW, keyed_gumbel
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting
-from specbench.parts.heads.base import TreeHeads, open_heads
+from specbench.parts.heads.base import TreeHeads, look_up_heads, open_heads
 from specbench.parts.shapes.cost import MAX_NODES, measure_rounds
 from specbench.parts.shapes.plan import Level, TreePlan
 from specbench.parts.shapes.static import Node, build_static_tree, expected_accepted_length, fastest_tree
@@ -71,6 +72,9 @@ class HeadDraft(Drafter):
     @property
     def max_nodes(self) -> int:
         return len(self.plan.nodes) if self.plan is not None else 0
+
+    def look_up(self, target: ModelSpec) -> None:
+        look_up_heads(self.family, self.heads_name, target)
 
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target

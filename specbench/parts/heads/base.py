@@ -25,6 +25,7 @@ from specbench.config.options import ConfigError, flag, whole
 from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS, round_mantissa
 
 if TYPE_CHECKING:
+    from specbench.config.specs import ModelSpec
     from specbench.engine.runtime import Runtime
     from specbench.parts.shapes.plan import Level
 
@@ -210,23 +211,13 @@ def load_heads(cls: type[AnyHeads], folder: Path, target: TargetParts, key: str 
         if published is None:
             raise ConfigError(key, name, f"no {DESCRIPTION} in it: give a folder made by python -m specbench.train part=heads")
         return _ready(published, target)  # type: ignore[return-value]
-    stored = json.loads((folder / DESCRIPTION).read_text())
-    if stored.get("format_version") != FORMAT_VERSION:
-        raise ConfigError(key, name, f"format version {stored.get('format_version')}, this specbench reads {FORMAT_VERSION}")
-    if stored["family"] != cls.family:
-        raise ConfigError(key, name, f"these are {stored['family']} heads; the method needs {cls.family} heads")
+    stored = _description(cls, folder, target.sha256, key)
     belongs = stored["target"]
     for what in ("width", "vocab_size"):
         if belongs[what] != getattr(target, what):
             raise ConfigError(
                 key, name, f"trained for a target of {what} {belongs[what]}; pair.target has {getattr(target, what)}"
             )
-    if None not in (belongs["sha256"], target.sha256) and belongs["sha256"] != target.sha256:
-        raise ConfigError(
-            key,
-            name,
-            f"trained for a target of sha256 {belongs['sha256']}; pair.target has {target.sha256}: train heads for it",
-        )
     heads = build_heads(cls, target, stored["options"])
     try:
         heads.load_state_dict(load_file(folder / WEIGHTS))
@@ -237,6 +228,32 @@ def load_heads(cls: type[AnyHeads], folder: Path, target: TargetParts, key: str 
             raise ConfigError(key, name, f"broken weights: {part} holds NaN or infinity")
     heads.calibration = stored.get("calibration", {})
     return _ready(heads, target)
+
+
+def _description(cls: type[Heads], folder: Path, sha256: str | None, key: str) -> dict[str, Any]:
+    """What heads say of themselves, when they are of the family and of a target with these weights."""
+    name, stored = str(folder), json.loads((folder / DESCRIPTION).read_text())
+    if stored.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(key, name, f"format version {stored.get('format_version')}, this specbench reads {FORMAT_VERSION}")
+    if stored["family"] != cls.family:
+        raise ConfigError(key, name, f"these are {stored['family']} heads; the method needs {cls.family} heads")
+    whose = stored["target"]["sha256"]
+    if None not in (whose, sha256) and whose != sha256:
+        remedy = f"trained for a target of sha256 {whose}; pair.target has {sha256}: train heads for it"
+        raise ConfigError(key, name, remedy)
+    return dict(stored)
+
+
+def look_up_heads(cls: type[Heads], name: str | None, target: ModelSpec) -> None:
+    """What a drafter's `look_up` calls: whether `method.heads` names heads that are there and this target's.
+
+    Raises ConfigError.
+    """
+    from specbench.parts.heads.files import KEY, find_heads, target_hash
+
+    folder = find_heads(cls.family, name, target.name)
+    if (folder / DESCRIPTION).is_file():
+        _description(cls, folder, target_hash(target), KEY)
 
 
 def _ready(heads: AnyHeads, target: TargetParts) -> AnyHeads:
