@@ -31,6 +31,7 @@ class BareBench(Bench):
     def runtime(self, law: SamplingLaw) -> Runtime:
         around = super().runtime(law)
         around.load_draft = lambda: bare_pair()[1]
+        around.load_stage = lambda name: (name, lambda: bare_pair()[1])
         if self.needs.draft != "local":
             around.draft = None
         return around

@@ -96,7 +96,8 @@ class SteppedWorker:
 
 def interleaved(side: Any, check: Callable[[], None], timeout_seconds: float) -> None:
     """`engine.steps.drive` for both sides at once: who steps next is drawn from a fixed seed."""
-    rng, sides = random.Random(0), [side, check.__self__.program]  # type: ignore[attr-defined]
+    programs = [worker.program for worker in check.__self__.workers]  # type: ignore[attr-defined]
+    rng, sides = random.Random(0), [side, *programs]
     for _ in range(100_000):
         if not sides:
             return

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specbench.parts.schedules.lockstep.rows import RowBuffer
-from specbench.processes.mailbox import DONE, LocalSlot, Mailbox, PeerLost, SharedSlot, sleep_until_news
+from specbench.processes.mailbox import DONE, Either, LocalSlot, Mailbox, PeerLost, SharedSlot, sleep_until_news
 
 CAPACITY = 24
 SPAWN = multiprocessing.get_context("spawn")
@@ -121,6 +121,24 @@ def test_waiting_ends_with_news_and_with_the_time() -> None:
     assert slot.wait(seen, 30.0)
     timer.join()
     assert slot.wait(seen, 0.0), "news that came before the wait"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_news_of_either_slot_wakes_their_reader(which: int) -> None:
+    slots = (SharedSlot(4), SharedSlot(4))
+    either = Either(*slots)
+    seen = either.version()
+    start = time.perf_counter()
+    assert not either.wait(seen, 0.05) and time.perf_counter() - start >= 0.04, "it did not sleep"
+    timer = threading.Timer(0.1, slots[which].publish, (1, 0, 0, [1]))
+    timer.start()
+    assert either.wait(seen, 30.0)
+    timer.join()
+    assert time.perf_counter() - start < 20.0, "only the time woke it"
+    assert either.version() == seen + 1 and not either.wait(seen + 1, 0.0)
+    local = Either(LocalSlot(), LocalSlot())
+    local.slots[which].publish(1, 0, 0, [1])
+    assert local.version() == 1 and local.wait(0, 0.0) and not local.wait(1, 0.0)
 
 
 def test_rings_do_not_pile_up() -> None:

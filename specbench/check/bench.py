@@ -17,6 +17,7 @@ from specbench.measure.metrics import RoundTable, check_identities
 from specbench.measure.records.events import SampleRecord
 from specbench.method import Method, create_method
 from specbench.pair.load import draft_loader, load_model
+from specbench.pair.stages import stage_loader
 from specbench.processes.placement import Placement
 
 GREEDY = SamplingLaw()
@@ -59,7 +60,14 @@ class Bench:
         if self.needs.draft == "local" and self._draft is None and self.pair.draft is not None:
             self._draft = load_model(self.pair.draft, self.pair.vocab_size)
         settings = (law, MAX_NEW_TOKENS, self.eos_ids, self.timeout_seconds)
-        return Runtime(self.pair, self.target, self._draft, *settings, load_draft=draft_loader(self.pair))
+        return Runtime(
+            self.pair,
+            self.target,
+            self._draft,
+            *settings,
+            load_draft=draft_loader(self.pair),
+            load_stage=stage_loader(self.pair),
+        )
 
     def method(self, law: SamplingLaw) -> Method:
         """The method, open. Raises ConfigError when the pair lacks what it needs."""

@@ -44,6 +44,11 @@ def view(model: Model, layers: Sequence[int], final_norm: bool = True) -> Model:
     return replace(model, module=_with(outer, config, model=small))
 
 
+def first_layers(model: Model, count: int) -> Model:
+    """A model of its own that ends early: the first layers, then the final norm and the LM head; needs no backend's weights."""
+    return replace(view(model, range(count)), num_cache_layers=count, native=None)
+
+
 def _with(module: nn.Module, config: Any, **children: nn.Module) -> Any:
     """The same parameters, other children."""
     made = copy.copy(module)

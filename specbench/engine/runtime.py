@@ -25,6 +25,7 @@ class Runtime:
     timeout_seconds: float = 60.0
     trace: bool = False  # methods with workers report spans
     load_draft: Callable[[], Any] | None = None  # makes the draft's Model in a worker's process; picklable
+    load_stage: Callable[[str], tuple[str, Callable[[], Any]]] | None = None  # of a chain: see `pair.stages`
     alive: Callable[[], None] = lambda: None  # a schedule of one process calls it after every round: who does not, hangs
     machine: Any = None  # a processes.machine.Machine to take processes from; None: this one
 

@@ -217,12 +217,13 @@ class Stop(Part):
 class Schedule(Part):
     """Who computes when. `placement`: cores and threads of the target's process, where they are shared with workers.
 
-    name: in a word; source, form: as a drafter's, where the schedule drafts itself.
+    name: in a word; source, form: as a drafter's, where the schedule drafts itself. num_workers: processes beside the target's.
     """
 
     name: ClassVar[str] = "sequential"
     source: ClassVar[str] = "-"
     form: ClassVar[str] = "-"
+    num_workers: int = 0
     placement: Placement | None = None
 
     @property

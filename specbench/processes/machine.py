@@ -22,9 +22,9 @@ class Machine:
         """Between two of its processes, for sequences of at most `capacity` output tokens, drafts included."""
         return Mailbox.shared(capacity)
 
-    def split(self, target_device: str, draft_device: str, draft_cores: int) -> tuple[Placement, Placement]:
-        """Cores of the target's process and of the draft's."""
-        return placement.split(target_device, draft_device, draft_cores)
+    def split(self, target_device: str, draft_device: str, draft_cores: int, num_drafts: int = 1) -> tuple[Placement, ...]:
+        """Cores of the target's process and of its drafts'."""
+        return placement.split(target_device, draft_device, draft_cores, num_drafts)
 
     def worker(
         self, role: str, load: Callable[[], Any], program: Program, placement: Placement, timeout_seconds: float

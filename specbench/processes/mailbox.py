@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from specbench.measure.sensors.clock import now
-from specbench.processes.shared import Doorbell, SharedArray, fence
+from specbench.processes.shared import Doorbell, SharedArray, fence, sleep_at
 from specbench.processes.silence import Silence
 
 # Cells of a slot's header; _VERSION follows _BEGUN when a message is whole.
@@ -48,20 +48,24 @@ class Message:
         return self.start + len(self.tokens)
 
 
-class Slot(Protocol):
+class Inbox(Protocol):
+    """What a reader sleeps at."""
+
+    def version(self) -> int:
+        """Changes with every publish; cheap enough to poll."""
+
+    def wait(self, seen_version: int, timeout_seconds: float) -> bool:
+        """Sleep until the version differs from `seen_version` or the time is up; whether there is news."""
+
+
+class Slot(Inbox, Protocol):
     """One direction of a mailbox."""
 
     def publish(self, request: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
         """Keep the first `keep` tokens, put `tokens` behind them, and ring."""
 
-    def version(self) -> int:
-        """Changes with every publish; cheap enough to poll."""
-
     def read(self, start: int) -> Message:
         """The state now and the tokens from `start` on (none if the slot is shorter)."""
-
-    def wait(self, seen_version: int, timeout_seconds: float) -> bool:
-        """Sleep until the version differs from `seen_version` or the time is up; whether there is news."""
 
 
 class LocalSlot:
@@ -163,19 +167,50 @@ class SharedSlot:
             time.sleep(0)
 
     def wait(self, seen_version: int, timeout_seconds: float) -> bool:
-        cells = self._cells
-        start = now()
-        spin_until, end = start + self.SPIN_SECONDS, start + timeout_seconds
-        while now() < spin_until:
-            if cells[_VERSION] != seen_version:
-                return True
-        cells[_WAITING] = 1
-        self._bell.silence()  # of a message that was seen without it
-        fence()
-        while cells[_VERSION] == seen_version and (left := end - now()) > 0 and self._bell.sleep(left):
-            self._bell.silence()
-        cells[_WAITING] = 0
-        return bool(cells[_VERSION] != seen_version)
+        return _wait((self,), self.version, seen_version, timeout_seconds)
+
+    def expects(self, waiting: bool) -> None:
+        """The reader sleeps from now on, or is awake."""
+        self._cells[_WAITING] = waiting
+
+    @property
+    def bell(self) -> Doorbell:
+        return self._bell
+
+
+def _wait(slots: Sequence[SharedSlot], version: Callable[[], int], seen_version: int, timeout_seconds: float) -> bool:
+    """The reader's sleep at one slot or several, whose versions together are `version`."""
+    start = now()
+    spin_until, end = start + slots[0].SPIN_SECONDS, start + timeout_seconds
+    while now() < spin_until:
+        if version() != seen_version:
+            return True
+    bells = [slot.bell for slot in slots]
+    for slot in slots:
+        slot.expects(True)
+        slot.bell.silence()  # of a message that was seen without it
+    fence()
+    while version() == seen_version and (left := end - now()) > 0 and sleep_at(bells, left):
+        for bell in bells:
+            bell.silence()
+    for slot in slots:
+        slot.expects(False)
+    return version() != seen_version
+
+
+class Either:
+    """News of any of several slots with one reader, to sleep at: its version is the sum of theirs."""
+
+    def __init__(self, *slots: Any):
+        self.slots = slots
+
+    def version(self) -> int:
+        return sum(slot.version() for slot in self.slots)
+
+    def wait(self, seen_version: int, timeout_seconds: float) -> bool:
+        if all(isinstance(slot, SharedSlot) for slot in self.slots):
+            return _wait(self.slots, self.version, seen_version, timeout_seconds)
+        return self.version() != seen_version
 
 
 @dataclass
@@ -199,7 +234,7 @@ class Mailbox:
         return sum(getattr(slot, "nbytes", 0) for slot in (self.committed, self.drafts))
 
 
-def sleep_until_news(slot: Slot, seen_version: int, check: Callable[[], None], timeout_seconds: float) -> float:
+def sleep_until_news(slot: Inbox, seen_version: int, check: Callable[[], None], timeout_seconds: float) -> float:
     """Wait for a change of `slot`, calling `check()` every 50 ms (it raises when the other side is gone).
 
     Returns the seconds waited. Raises PeerLost after `timeout_seconds` without news (see `Silence`).

@@ -54,12 +54,16 @@ def pin(cores: tuple[int, ...]) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def split(target_device: str, draft_device: str, draft_cores: int = 1) -> tuple[Placement, Placement]:
-    """Placements of the target's and the draft's process; only processes that compute on the CPU get cores of their own."""
+def split(target_device: str, draft_device: str, draft_cores: int = 1, num_drafts: int = 1) -> tuple[Placement, ...]:
+    """Placements of the target's process and of those of its drafts; only such as compute on the CPU get cores of their own.
+
+    Where there are too few for all, the target keeps what one draft leaves it, and the drafts share the rest.
+    """
     cores = available_cores()
     if target_device != "cpu" or draft_device != "cpu" or len(cores) <= draft_cores:
-        # An accelerator's process needs one core to launch work; with a single core the two take turns.
-        shared = Placement((), 1)
-        return shared, shared
-    mine, theirs = cores[:-draft_cores], cores[-draft_cores:]
-    return Placement(mine, len(mine)), Placement(theirs, len(theirs))
+        # An accelerator's process needs one core to launch work; with a single core they take turns.
+        return (Placement((), 1),) * (1 + num_drafts)
+    apart = min(num_drafts, (len(cores) - 1) // draft_cores)  # drafts with cores of their own
+    mine, theirs = cores[: -apart * draft_cores], cores[-apart * draft_cores :]
+    groups = [theirs[n * draft_cores : (n + 1) * draft_cores] for n in range(apart)]
+    return Placement(mine, len(mine)), *(Placement(groups[n % apart], draft_cores) for n in range(num_drafts))

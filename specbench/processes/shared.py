@@ -13,7 +13,7 @@ import struct
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from typing import Any
 
@@ -73,6 +73,10 @@ class Doorbell:
     def __reduce__(self) -> tuple[type[Doorbell], tuple[tuple[Descriptor, Descriptor]]]:
         return Doorbell, (self._ends,)
 
+    def fileno(self) -> int:
+        """Readable while it rings."""
+        return self._here
+
     def ring(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it rings already, thousands of times
             os.write(self._there, b"!")
@@ -85,6 +89,16 @@ class Doorbell:
         with contextlib.suppress(BlockingIOError):
             while len(os.read(self._here, 4096)) == 4096:
                 pass
+
+
+def sleep_at(bells: Sequence[Doorbell], seconds: float) -> bool:
+    """Until one of them rings or the time is up; whether one rang."""
+    if len(bells) == 1:
+        return bells[0].sleep(seconds)
+    poll = select.poll()
+    for bell in bells:
+        poll.register(bell, select.POLLIN)
+    return bool(poll.poll(1e3 * seconds))
 
 
 def fence() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from specbench.processes.mailbox import Slot, sleep_until_news
+from specbench.processes.mailbox import Inbox, sleep_until_news
 
 
 class Progress(enum.Enum):
@@ -32,8 +32,10 @@ class Order:
 class Side(Protocol):
     """One party of a schedule. After an IDLE step only a change of `inbox` past `seen_version` makes another worthwhile."""
 
-    inbox: Slot
     seen_version: int
+
+    @property
+    def inbox(self) -> Inbox: ...
 
     def step(self) -> Progress:
         """Do the next thing; never blocks."""

@@ -163,13 +163,20 @@ def run_facts(prepared: Prepared) -> dict[str, Any]:
 def shared_device(prepared: Prepared) -> list[str]:
     """Processes that compute at once need devices of their own: what comes out of one device's turns is no basis for speed."""
     pair, method = prepared.pair, prepared.methods["method"]
-    if method.needs.draft != "worker" or pair.draft is None or pair.draft.device != pair.target.device:
+    if method.needs.draft != "worker" or pair.draft is None:
         return []
-    if pair.target.device == "cpu":
-        if len(available_cores()) > 1:
+    num_drafts, is_shared = max(1, method.schedule.num_workers), pair.draft.device == pair.target.device
+    if pair.draft.device != "cpu":
+        who = "draft and target" if is_shared else f"{num_drafts} stages"
+        if num_drafts + is_shared == 1:
             return []
+        return [f"{who} share {pair.draft.device} and take turns: correct, but no basis for speed"]
+    cores, processes = len(available_cores()), num_drafts + is_shared
+    if processes <= cores:
+        return []
+    if processes == 2:
         return ["draft and target share one CPU core and take turns: correct, but no basis for speed"]
-    return [f"draft and target share {pair.target.device} and take turns: correct, but no basis for speed"]
+    return [f"{processes} processes share {cores} CPU cores and take turns: correct, but no basis for speed"]
 
 
 def set_acceptance(pair: PairSpec) -> list[str]:

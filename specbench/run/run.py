@@ -33,6 +33,7 @@ from specbench.pair.load import (
     eos_ids,
     load_model,
 )
+from specbench.pair.stages import stage_loader
 from specbench.processes.locks import Held, hold
 from specbench.processes.placement import Placement
 from specbench.run import resume
@@ -182,7 +183,7 @@ def load(config: RunConfig, prepared: Prepared) -> Runtime:
     ends = eos_ids(target.module, prepared.tokenizer)
     decoding, timeout = config.decoding, config.engine.timeout_seconds
     settings = (prepared.law, decoding.max_new_tokens, ends, timeout, config.measure.trace)
-    return Runtime(pair, target, draft, *settings, load_draft=draft_loader(pair))
+    return Runtime(pair, target, draft, *settings, load_draft=draft_loader(pair), load_stage=stage_loader(pair))
 
 
 def judge_output(prepared: Prepared, runtime: Runtime, samples: Sequence[SampleRecord]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Schedules of two processes: the target's side here, the draft's in a worker; start it, run a sample on both, report, stop.
+"""Schedules of several processes: the target's side here, the draft's in a worker; start it, run a sample, report, stop.
 
 A schedule of this kind says what the draft's program is and what the target's side: two step functions over a mailbox
-(`processes.steps`). The side that decides keeps the books.
+(`processes.steps`). The side that decides keeps the books. Behind the draft there may be more workers, in a chain.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,90 +37,118 @@ class TargetSide(Side, Protocol):
 
 @dataclass
 class Exchange:
-    """One sample, done: when it began and ended on the machine's clock, and the draft's report."""
+    """One sample, done: when it began and ended on the machine's clock; the workers' reports, the target's neighbour first."""
 
     start: float
     end: float
-    report: Any
+    reports: list[Any]
+
+    @property
+    def report(self) -> Any:
+        return self.reports[0]
 
 
 class TwoSides(Schedule):
-    """The target stays in this process; the draft is loaded and run in a worker on `draft_cores` cores of its own."""
+    """The target stays in this process; the draft is loaded and run in a worker on `draft_cores` cores of its own.
+
+    num_workers: 1, or the length of the chain of drafts.
+    """
 
     needs = Needs(draft="worker")
     source = "model"
-    worker: Worker | None = None
+    num_workers = 1
     mailbox: Mailbox
 
     def __init__(self, draft_cores: int):
         self.draft_cores = draft_cores
+        self.workers: list[Worker] = []
+
+    @property
+    def worker(self) -> Worker | None:
+        """The target's neighbour."""
+        return self.workers[0] if self.workers else None
 
     def open(self, setting: Setting) -> None:
         self.setting, self.number = setting, 0
         self.machine: Machine = setting.runtime.machine or Machine()
 
-    def start_worker(self, program: Program) -> None:
-        """Start the draft's process; `self.mailbox` is there already, and the program holds it too.
+    def start_worker(self, program: Program, role: str = "draft", load: Callable[[], Any] | None = None) -> None:
+        """Start the draft's process, or the next one of a chain; the mailbox is there already, and the program holds it too.
 
-        Raises ConfigError without a draft, WorkerError if it fails.
+        load: makes its model; None for the pair's draft. Raises ConfigError without a draft, WorkerError if it fails.
         """
         runtime = self.setting.runtime
         pair = runtime.pair
         if pair.draft is None or runtime.load_draft is None:
             raise ConfigError("pair.draft", None, "this method drafts with a model in a process of its own: name one")
-        self.placement, draft_placement = self.machine.split(pair.target.device, pair.draft.device, self.draft_cores)
-        self.worker = self.machine.worker("draft", runtime.load_draft, program, draft_placement, runtime.timeout_seconds)
+        placements = self.machine.split(pair.target.device, pair.draft.device, self.draft_cores, self.num_workers)
+        self.placement, place = placements[0], placements[1 + len(self.workers)]
+        load = load or runtime.load_draft
+        self.workers.append(self.machine.worker(role, load, program, place, runtime.timeout_seconds))
+
+    def check(self) -> None:
+        """Raise WorkerError if a worker is dead or has reported a failure."""
+        for worker in self.workers:
+            worker.check()
 
     def exchange(self, side: TargetSide, order: Order) -> Exchange:
         """Run one sample. Raises WorkerError when the draft's process is lost; after any other error the next may come."""
-        assert self.worker is not None, "open first"
+        assert self.workers, "open first"
         side.prepare(order)
-        self.worker.prepare(order)
+        for worker in self.workers:
+            worker.prepare(order)
         start = now()
         try:
-            self.worker.go()
-            drive(side, self.worker.check, self.setting.runtime.timeout_seconds)
+            for worker in self.workers:
+                worker.go()
+            drive(side, self.check, self.setting.runtime.timeout_seconds)
             end = now()
         except WorkerError:
             raise
         except PeerLost as error:
-            self.worker.lost(str(error))
+            self.check()
+            self.workers[0].lost(str(error))
         except BaseException:
             with contextlib.suppress(PeerLost):
                 side.stop()
             raise
-        return Exchange(start, end, self.worker.result())
+        return Exchange(start, end, [worker.result() for worker in self.workers])
 
     def outcome(self, books: Books, done: Exchange) -> Outcome:
-        """The sample's outcome; spans come out on the rounds' clock, without what lies outside the decoding."""
+        """The sample's outcome; spans come out on the rounds' clock, without what lies outside the decoding.
+
+        Seconds are all workers' together, spans those of the target's neighbour.
+        """
         zero, end = books.decode_start, done.end
-        report: SideReport = done.report
-        inside = [(a, b, what) for a, b, what in sorted(report.spans) if zero < b and a < end]
+        reports: list[SideReport] = done.reports
+        inside = [(a, b, what) for a, b, what in sorted(reports[0].spans) if zero < b and a < end]
         return books.outcome(
             prefill_seconds=zero - done.start,
             decode_seconds=end - zero,
             concurrent_seconds={
-                "draft": report.draft_seconds,
-                "discarded_draft": report.discarded_seconds,
-                "idle": report.idle_seconds,
+                "draft": sum(report.draft_seconds for report in reports),
+                "discarded_draft": sum(report.discarded_seconds for report in reports),
+                "idle": sum(report.idle_seconds for report in reports),
             },
+            counted=self.counted(),
             started_at=zero,
             spans=[(max(0.0, a - zero), min(b, end) - zero, what) for a, b, what in inside],
         )
 
     def memory_bytes(self) -> dict[str, int]:
         """The draft's parts are counted in its own process; a draft that no longer answers leaves them out."""
-        if self.worker is None:
+        if not self.workers:
             return {}
         parts = {"mailbox": self.mailbox.nbytes}
         with contextlib.suppress(WorkerError):
-            parts |= {f"draft_{part}": size for part, size in self.worker.memory_bytes().items()}
+            for worker in self.workers:
+                for part, size in worker.memory_bytes().items():
+                    parts[f"draft_{part}"] = parts.get(f"draft_{part}", 0) + size
         return parts
 
     def pids(self) -> list[int]:
-        return [self.worker.pid] if self.worker is not None and self.worker.pid is not None else []
+        return [worker.pid for worker in self.workers if worker.pid is not None]
 
     def close(self) -> None:
-        if self.worker is not None:
-            self.worker.close()
-            self.worker = None
+        while self.workers:
+            self.workers.pop().close()

@@ -12,13 +12,16 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Stop
 from specbench.parts.schedules.sides import Drafting, SideReport
-from specbench.processes.mailbox import DONE, Mailbox
+from specbench.processes.mailbox import DONE, Mailbox, Message
 from specbench.processes.steps import Order, Progress
 
 
 @dataclass
 class DraftReport(SideReport):
-    """discards: (position, number of tokens) of every cut: the output position whose committed token contradicted the draft."""
+    """discards: (position, number of tokens) of every cut: the output position whose committed token contradicted the draft.
+
+    A cut takes along what the side above has taken back, which is not counted.
+    """
 
     discards: list[tuple[int, int]] = field(default_factory=list)
 
@@ -31,6 +34,7 @@ class DraftSide(Drafting):
     """Look for verdicts, draft one token, look again, publish.
 
     stop: may hold the draft back until the next verdict, but never below the `waited_for` drafts that the target waits for.
+    in_chain: the verdicts are another draft's, which may take them back; the target never does.
     """
 
     report: DraftReport
@@ -43,9 +47,10 @@ class DraftSide(Drafting):
         trace: bool = False,
         stop: Stop | None = None,
         waited_for: int = 0,
+        in_chain: bool = False,
     ):
         super().__init__(mailbox, law, trace, stop)
-        self.max_lookahead, self.waited_for = max_lookahead, waited_for
+        self.max_lookahead, self.waited_for, self.in_chain = max_lookahead, waited_for, in_chain
 
     def prepare(self, order: Order) -> None:
         self.begin(order, self.max_lookahead + 2, self._look)
@@ -107,10 +112,12 @@ class DraftSide(Drafting):
     def _take_news(self) -> None:
         if self.inbox.version() == self.seen_version:
             return
-        message = self.inbox.read(self.verified)
+        message = self.inbox.read(0 if self.in_chain else self.verified)
         self.seen_version = message.version
-        if message.request != self.order.number:
-            return
+        if message.request == self.order.number:
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
         self.epoch = message.epoch
         judged = stood = max(0, min(len(self.tokens), message.length) - self.verified)  # of the own drafts
         for index, token in enumerate(message.tokens, start=message.start):
@@ -134,7 +141,7 @@ class DraftSide(Drafting):
     def _discard_from(self, index: int) -> None:
         """Drop own drafts from `index` on and cut the cache back to the agreed prefix."""
         if index < len(self.tokens):
-            self.report.discards.append((index, len(self.tokens) - index))
+            self.report.discards.append((index, sum(span is not None for span in self.forwards[index:])))
             self.report.discarded_seconds += self._close_books(index, "discarded_draft")
             del self.tokens[index:], self.forwards[index:]
         self.published = min(self.published, index)

@@ -6,7 +6,7 @@ from specbench.engine.request import Outcome, Request
 from specbench.parts.contracts import Parts, Setting, Stop
 from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.parts.schedules.free_running.verify import Verifier, book_draft_report
-from specbench.parts.schedules.two_sides import TwoSides
+from specbench.parts.schedules.two_sides import Exchange, TwoSides
 from specbench.processes.steps import Order
 
 
@@ -27,8 +27,12 @@ class FreeRunning(TwoSides):
         super().open(setting)
         runtime = setting.runtime
         self.mailbox = self.machine.mailbox(runtime.max_new_tokens + self.max_lookahead)
-        self.start_worker(self.make_draft_side(setting))
+        self.start(setting)
         self.verifier = Verifier(self.mailbox, runtime.law, setting.rule, self.waits_for, self.stale, setting.target)
+
+    def start(self, setting: Setting) -> None:
+        """Start the workers; the target's mailbox is there."""
+        self.start_worker(self.make_draft_side(setting))
 
     def make_draft_side(self, setting: Setting) -> DraftSide:
         """What the draft's process runs; picklable."""
@@ -36,7 +40,10 @@ class FreeRunning(TwoSides):
         return DraftSide(self.mailbox, runtime.law, self.max_lookahead, runtime.trace, self.stop, self.waits_for)
 
     def run(self, parts: Parts, request: Request) -> Outcome:
-        self.number += 1
-        done = self.exchange(self.verifier, Order(self.number, request))
+        done = self.exchanged(request)
         book_draft_report(self.verifier.books, done.report)
         return self.outcome(self.verifier.books, done)
+
+    def exchanged(self, request: Request) -> Exchange:
+        self.number += 1
+        return self.exchange(self.verifier, Order(self.number, request))

@@ -1,0 +1,71 @@
+"""The models of a chain of drafts beside a pair's own: which they are, and what loads each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from specbench.config.options import ConfigError
+from specbench.config.specs import ModelSpec, PairSpec
+from specbench.pair.load import abilities, draft_loader, load_model, load_tokenizer, read_config
+from specbench.pair.packaged import title
+from specbench.pair.spec import BUILTIN, resolve_path
+from specbench.pair.vocabulary import common_vocabulary
+
+if TYPE_CHECKING:
+    from specbench.engine.model import Model
+
+KEY = "method.stages"
+
+
+def stage_loader(pair: PairSpec) -> Callable[[str], tuple[str, Callable[[], Any]]] | None:
+    """What says, of a stage's name, what the stage is called and what loads it (picklable); None without a draft.
+
+    `draft`: the pair's. `middle`: a model between draft and target. `target:<n>`: the target's first n layers. Else a model as
+    `pair.draft` would name it; these run where the draft does. Raises ConfigError (method.stages).
+    """
+    return None if pair.draft is None else partial(_stage, pair)
+
+
+def _stage(pair: PairSpec, name: str) -> tuple[str, Callable[[], Any]]:
+    load, draft = draft_loader(pair), pair.draft
+    assert load is not None and draft is not None, "without a draft nobody asks"
+    if name == "draft":
+        return draft.name, load
+    if name == "middle" and pair.target.name == f"{BUILTIN}target":
+        name = f"{BUILTIN}draft_large"
+    if name == "middle" or name.startswith("target:"):
+        total = read_config(pair.target).get_text_config(decoder=True).num_hidden_layers
+        wanted = str(max(1, total // 2)) if name == "middle" else name.removeprefix("target:")
+        if not wanted.isdecimal() or not 1 <= int(wanted) <= total:
+            raise ConfigError(KEY, name, f"the target has {total} layers: target:<1 to {total}>")
+        if "layers" not in abilities(pair.target):
+            raise ConfigError(KEY, name, f"{pair.target.name} cannot be run layer by layer: name a model")
+        spec = replace(pair.target, role="draft", device=draft.device)
+        return f"{pair.target.name}, first {wanted} of {total} layers", partial(
+            _load_first_layers, spec, pair.vocab_size, int(wanted)
+        )
+    spec, rows = _named(pair, draft, name)
+    return spec.name, partial(load_model, spec, rows)
+
+
+def _named(pair: PairSpec, draft: ModelSpec, name: str) -> tuple[ModelSpec, int]:
+    """A model of its own, and how many of the target's ids it has rows for."""
+    try:
+        path = resolve_path(name, "draft")
+        spec = replace(draft, name=title(name), path=path, replay=None, revision=None)
+        configs, tokenizers = (map(read_config, (pair.target, spec)), map(load_tokenizer, (pair.target, spec)))
+        return spec, common_vocabulary(*configs, *tokenizers)
+    except ConfigError as error:
+        raise ConfigError(KEY, name, error.remedy) from error
+    except ValueError as error:
+        raise ConfigError(KEY, name, f"does not match {pair.target.name}: {error}") from error
+
+
+def _load_first_layers(spec: ModelSpec, vocab_size: int | None, count: int) -> Model:
+    from specbench.engine.layers import first_layers
+
+    model = first_layers(load_model(replace(spec, backend="eager"), vocab_size), count)
+    return model.run_natively() if spec.backend == "native" else model
