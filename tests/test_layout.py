@@ -97,6 +97,8 @@ ARROWS: dict[str, str] = {
     "analysis.reports": "analysis.show analysis.derive analysis.read measure config",
     "analysis": "analysis.reports analysis.show analysis.read",
     "analysis.__main__": "analysis analysis.reports analysis.show config",
+    # a door over both: methods at work where nothing is measured, and figures of it
+    "sim": "run method parts pair data engine processes measure config analysis.show",
 }
 # Libraries that a room and everything below it does without, so that it runs where they are missing.
 WITHOUT: dict[str, tuple[str, ...]] = {

@@ -23,6 +23,7 @@ from specbench.config.say import visible
 CONDITIONS = {  # by what each is called where runs are told apart (the pair and the data are identities of their own)
     "conditions_hash": "provenance.conditions_hash",
     **{name: name for name in ("device", "pair.target.device", "format_version")},
+    "simulated costs": "simulation.costs_sha256",
     **{f"decoding.{name}": f"config.decoding.{name}" for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")},
     **{f"engine.{name}": f"config.engine.{name}" for name in ("attention", "threads")},
 }
@@ -35,6 +36,7 @@ _LONGEST = 72  # signs of a label
 def conditions_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree between two runs of one table, by dotted name; values are JSON-ready."""
     return {name: entry(run, where) for name, where in CONDITIONS.items()} | {
+        "source": run.get("source", "measured"),
         "baseline": run.get("baseline", entry(run, "config.baseline_name")),
         "baseline options": options_text(entry(run, "config.baseline") or {}),
     }

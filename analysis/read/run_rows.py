@@ -91,7 +91,9 @@ def data_name(name: str, source: str | None) -> str:
 
 
 def machine_name(run: Mapping[str, Any]) -> str:
-    """What the target ran on: the accelerators' names, or the processor's with its cores."""
+    """What the target ran on: the accelerators' names, or the processor's with its cores; nothing, where it was simulated."""
+    if run.get("source") == "simulated":
+        return f"simulated: {entry(run, 'simulation.label')} ({entry(run, 'simulation.costs')})"
     gpus = [gpu.get("name") for gpu in entry(run, "provenance.gpus") or [] if gpu.get("name")]
     if gpus and str(run.get("device", "")).startswith("cuda"):
         return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))

@@ -59,6 +59,7 @@ def build_summary(
         "format_version": FORMAT_VERSION,
         "run_folder": run.get("run_folder"),
         "status": run.get("status"),
+        **({"source": run["source"]} if "source" in run else {}),  # of a run that was not measured
         "method": run.get("method", config.get("method_name")),
         "baseline": run.get("baseline", config.get("baseline_name")),
         "mode": config.get("measure", {}).get("mode", "paired"),

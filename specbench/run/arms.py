@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specbench.engine.request import Request
+from specbench.engine.request import Outcome, Request
 from specbench.measure.metrics import IdentityError, RoundTable, check_identities
 from specbench.measure.records.events import Round, SampleRecord
 from specbench.measure.sensors.clock import memory_peak_bytes, reset_memory_peak
@@ -62,20 +62,7 @@ class Arm:
                 wall_seconds = time.perf_counter() - start
             self.wall_seconds += wall_seconds
             self.claimed_seconds += outcome.prefill_seconds + outcome.decode_seconds
-            record = SampleRecord(
-                **facts,
-                output_ids=tuple(outcome.output_ids),
-                finish_reason=outcome.finish_reason,
-                prefill_seconds=outcome.prefill_seconds,
-                decode_seconds=outcome.decode_seconds,
-                num_emitted=max(0, len(outcome.output_ids) - 1),
-                num_rounds=len(outcome.rounds),
-                memory_peak_bytes=memory_peak_bytes(self.device),
-                concurrent_seconds=outcome.concurrent_seconds,
-                started_at=outcome.started_at,
-                counted=outcome.counted,
-                spans=tuple(outcome.spans),
-            )
+            record = record_of(outcome, memory_peak_bytes=memory_peak_bytes(self.device), **facts)
             wrong = contradiction(request, record, outcome.rounds)
             if wrong is None and outcome.prefill_seconds + outcome.decode_seconds > wall_seconds + CLOCK_SLACK_SECONDS:
                 wrong = f"its clocks say more than the {wall_seconds:.3f} s that it took"
@@ -87,6 +74,23 @@ class Arm:
         except RAISED as error:
             why = told(error, self.method)
         return SampleRecord(**facts, output_ids=(), finish_reason="error", error=why), []
+
+
+def record_of(outcome: Outcome, **facts: Any) -> SampleRecord:
+    """The record of a sample that was finished. facts: the fields that its outcome does not say."""
+    return SampleRecord(
+        **facts,
+        output_ids=tuple(outcome.output_ids),
+        finish_reason=outcome.finish_reason,
+        prefill_seconds=outcome.prefill_seconds,
+        decode_seconds=outcome.decode_seconds,
+        num_emitted=max(0, len(outcome.output_ids) - 1),
+        num_rounds=len(outcome.rounds),
+        concurrent_seconds=outcome.concurrent_seconds,
+        started_at=outcome.started_at,
+        counted=outcome.counted,
+        spans=tuple(outcome.spans),
+    )
 
 
 def clock_warnings(arms: Iterable[Arm]) -> list[str]:

@@ -100,7 +100,9 @@ def _said(config: RunConfig, key: str) -> Any:
 
 
 def check_config(config: RunConfig, run: Mapping[str, Any], folder: Path) -> None:
-    """Raises ConfigError naming the first option that differs from the stored run's."""
+    """Raises ConfigError naming the first option that differs from the stored run's, and for a run that was never measured."""
+    if run.get("source") == "simulated":
+        raise ConfigError("resume", str(folder), "was simulated (python -m specbench.sim): no measured sample belongs in it")
     mine = as_dict(config)
     if files.config_hash(mine) == run.get("config_hash"):
         return

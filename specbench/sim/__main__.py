@@ -1,0 +1,123 @@
+"""`python -m specbench.sim pair=<pair> devices=<preset or file>`: what would this pair do on machines that are not here?
+
+python -m specbench.sim pair=llama3.1_8b_1b devices=h100,2xh100,phone,gpu_npu acceptance=0.8
+python -m specbench.sim measure pair=builtin out=costs.json          this machine's costs
+python -m specbench.sim pair=builtin devices=costs.json acceptance=runs/<date>/<run>
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from specbench.config.options import ConfigError
+from specbench.config.say import say
+from specbench.config.schema import RunConfig
+from specbench.sim.costs import CostError
+from specbench.sim.options import SimConfig, parse
+
+OK, WRONG_OPTION, INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status. The last line of stdout is a JSON document."""
+    parser = argparse.ArgumentParser(prog="python -m specbench.sim", description=__doc__.partition("\n")[0])
+    parser.add_argument("words", nargs="*", metavar="command | key=value | folder", help="see docs/sim.md")
+    words = parser.parse_args(arguments).words
+    name = words.pop(0) if words and words[0] in COMMANDS else "compare"
+    try:
+        folders = [word for word in words if "=" not in word]
+        options, rest = parse([word for word in words if "=" in word])
+        print(json.dumps(COMMANDS[name](options, rest, folders)))
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        from specbench.config.errors import explain
+
+        line = str(error) if isinstance(error, ConfigError | CostError) else explain(error, words)
+        if line is None:
+            raise
+        say(line)
+        return WRONG_OPTION
+    return OK
+
+
+def configuration(rest: Sequence[str], *methods: str) -> tuple[RunConfig, dict[str, Any]]:
+    """The run's configuration, and the nodes of methods by name, with the options that were given for them."""
+    from specbench.config.compose import compose
+
+    config = compose(rest)
+    nodes = {}
+    for method in methods:
+        own = [word for word in rest if not word.startswith(("method=", "method."))]
+        chosen = [word for word in rest if word.startswith("method.")]
+        nodes[method] = compose([*own, f"method={method}", *chosen]).method
+    return config, nodes
+
+
+def refuse_folders(folders: Sequence[str]) -> None:
+    if folders:
+        raise ConfigError("command", folders[0], f"possible: {', '.join(COMMANDS)}, or options as key=value")
+
+
+def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """The methods on machines: a table, a figure, a report in `out`, and a run folder for each line of the table."""
+    refuse_folders(folders)
+    from pathlib import Path
+
+    from specbench.analysis.show.text import table_text
+    from specbench.pair.spec import specify
+    from specbench.sim.compare import Bench, line_of, played_best, rate_of, with_length
+    from specbench.sim.folders import write
+    from specbench.sim.report import Line, document, largest_share, pays_from
+
+    chosen = [word.partition("=")[2] for word in rest if word.startswith("method=")] or list(options.methods)
+    config, nodes = configuration(rest, *chosen)
+    pair = specify(config.pair)
+    bench = Bench(options, pair, nodes, config.baseline)
+    sources = {bench.costs(devices).source for devices in options.devices}
+    say(f"{len(options.devices)} machines, {len(nodes)} methods: {', '.join(nodes)}")
+    cells = bench.over_acceptance()
+    rate = rate_of(bench.texts(options.acceptance))
+    recorded = Path(options.acceptance).exists()
+    shares = bench.over_share(options.acceptance)
+    lines = []
+    for devices in options.devices:
+        base = bench.base(devices, options.acceptance)
+        for method, node in nodes.items():
+            length, played = played_best(bench, devices, method, options.acceptance)
+            own = replace(config, method=dict(with_length(node, length)), method_name=method)
+            name = "recorded" if recorded else f"acceptance-{options.acceptance}"
+            folder = write(
+                own, pair, bench.costs(devices), {"method": played, "baseline": base},
+                data_name=name, acceptance=options.acceptance, seed=options.seed,
+            )  # fmt: skip
+            total = sum(outcome.prefill_seconds + outcome.decode_seconds for outcome in played.outcomes)
+            busy = {process: seconds / total for process, seconds in played.busy_seconds.items()}
+            speedup = played.tokens_per_second / base.tokens_per_second
+            of_acceptance, of_share = line_of(cells, devices, method), line_of(shares, devices, method)
+            lines.append(
+                Line(
+                    *(bench.costs(devices).label, method, length, played.tokens_per_second, speedup),
+                    *(pays_from(of_acceptance), largest_share(of_share) if of_share else None, busy, str(folder)),
+                )
+            )
+    doc, tables = document(lines, cells, shares, options.acceptance, rate, " and ".join(sorted(sources)), pair.name)
+    path = doc.save(Path(options.out))
+    for table in tables:
+        print(table_text(table), end="\n\n", file=sys.stderr)
+    say(f"report: {path}")
+    found = [{"machine": line.label, "method": line.method, "speedup": line.speedup, "folder": line.folder} for line in lines]
+    return {"report": str(path), "source": "simulated", "lines": found}
+
+
+COMMANDS: dict[str, Callable[[SimConfig, Sequence[str], Sequence[str]], dict[str, Any]]] = {"compare": compare}
+
+
+if __name__ == "__main__":  # a worker process imports this module again, and must not run it
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Which drafts are right: recorded from a run's rounds, or drawn by a seed from rates.
+
+Under a match rule a draft stands exactly when it is the target's own token, so all that a schedule needs to know of two models
+is, for every output position, whether the draft would have said the target's token there, and where not, how far down its
+list that token stands (a schedule that prepares several verdicts asks this). Both are properties of the text, whoever asks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from specbench.config.draft_errors import DraftErrors
+from specbench.config.options import ConfigError
+from specbench.measure.records.events import SampleRecord
+from specbench.measure.records.store import RoundColumns
+
+LATER_RANKS = 0.6  # share of wrong drafts whose token is the next in the draft's list, of those that are left: see `Profile`
+
+
+@dataclass(frozen=True)
+class Text:
+    """One continuation, as far as a simulation knows it.
+
+    right[i]: whether the draft has output position i (0 is the prefill's and nobody drafts it). rank[i]: the place of the
+    target's token in the draft's list there, 1 where it is right. length: of the output; eos: whether an EOS ends it.
+    """
+
+    sample_id: str
+    turn: int
+    prompt_length: int
+    length: int
+    limit: int
+    eos: bool
+    right: tuple[bool, ...]
+    rank: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Rates of right drafts. rates[r]: behind r right ones in a row, the last rate for all longer runs; in [0, 1].
+
+    rank_rate: of the wrong ones, the share whose token is the draft's second choice, of the rest its third, and so on.
+    """
+
+    rates: tuple[float, ...]
+    rank_rate: float = LATER_RANKS
+
+    def __post_init__(self) -> None:
+        for rate in (*self.rates, self.rank_rate):
+            if not 0.0 <= rate <= 1.0:
+                raise ConfigError("acceptance", rate, "a rate lies between 0 and 1")
+        if not self.rates:
+            raise ConfigError("acceptance", "", "give a rate, several by run length, a pattern or a run folder")
+
+    def text(
+        self, sample_id: str, turn: int, prompt_length: int, limit: int, seed: int, known: Mapping[int, bool] | None = None
+    ) -> Text:
+        """A text of full length. known: positions that are not drawn, because it was seen what they are."""
+        draw, right, rank, run = random.Random(f"{seed}/{sample_id}/{turn}"), [True], [1], 0
+        for position in range(1, limit):
+            chance, place = draw.random(), 2
+            while draw.random() >= self.rank_rate and place < MAX_RANK:
+                place += 1
+            stands = (known or {}).get(position, chance < self.rates[min(run, len(self.rates) - 1)])
+            right.append(stands)
+            rank.append(1 if stands else place)
+            run = run + 1 if stands else 0
+        return Text(sample_id, turn, prompt_length, limit, limit, False, tuple(right), tuple(rank))
+
+
+MAX_RANK = 16
+
+
+def pattern_text(
+    errors: DraftErrors, sample_id: str, turn: int, prompt_length: int, limit: int, seed: int, rank_rate: float = LATER_RANKS
+) -> Text:
+    """A text whose wrong positions a pattern names (`pair.draft_errors`)."""
+    is_wrong = errors.wrong_positions(sample_id, turn, limit)
+    known = {position: not is_wrong(position) for position in range(1, limit)}
+    return Profile((1.0,), rank_rate).text(sample_id, turn, prompt_length, limit, seed, known)
+
+
+def judged(columns: RoundColumns, limit: int) -> dict[int, bool]:
+    """What a sample's rounds say of its positions: drafts that stood were right, the first that fell was wrong.
+
+    Nobody judged the place of a bonus token behind a draft that stood as a whole, nor what a plain round emitted.
+    """
+    found: dict[int, bool] = {}
+    position = 1
+    for drafted, accepted, emitted in zip(columns["num_drafted"], columns["num_accepted"], columns["num_emitted"], strict=True):
+        for place in range(position, position + accepted):
+            found[place] = True
+        if accepted < drafted and emitted == accepted + 1:
+            found[position + accepted] = False
+        position += emitted
+    return {place: right for place, right in found.items() if place < limit}
+
+
+def measured_profile(sequences: Iterable[Mapping[int, bool]], longest: int = 8) -> Profile:
+    """Rates by run length from judged positions; runs longer than `longest` are pooled. Raises ConfigError without any."""
+    stood, asked = [0] * (longest + 1), [0] * (longest + 1)
+    for known in sequences:
+        run: int | None = 0
+        for position in range(1, max(known, default=0) + 1):
+            right = known.get(position)
+            if right is None:
+                run = None  # nobody knows how long the run is that goes on behind
+                continue
+            if run is not None:
+                place = min(run, longest)
+                asked[place] += 1
+                stood[place] += right
+            run = 0 if not right else None if run is None else run + 1
+    if not sum(asked):
+        raise ConfigError("acceptance", "run folder", "no draft was judged in it: name a run of a method that drafts a chain")
+    pooled = sum(stood) / sum(asked)
+    return Profile(tuple(s / a if a else pooled for s, a in zip(stood, asked, strict=True)))
+
+
+def recorded_texts(
+    samples: Sequence[SampleRecord], rounds: Mapping[tuple[str, int, int, str], RoundColumns], limit: int, seed: int
+) -> tuple[list[Text], Profile]:
+    """A text for each sample, turn and repeat that the method's arm finished, and the profile that fills what was not judged.
+
+    Repeats are texts of their own: what one repeat left unjudged another may have seen, but timing alone moves that.
+    """
+    own = [r for r in samples if r.arm == "method" and r.decode_seconds is not None and r.repeat >= 0]
+    known = {record.key: judged(rounds[record.key], limit) for record in own}
+    profile = measured_profile(known.values())
+    texts = []
+    for record in own:
+        drawn = profile.text(record.sample_id, record.turn, len(record.prompt_ids), limit, seed, known[record.key])
+        length = len(record.output_ids)
+        texts.append(
+            Text(
+                *(drawn.sample_id, drawn.turn, drawn.prompt_length, length, limit, record.finish_reason == "eos"),
+                *(drawn.right, drawn.rank),
+            )
+        )
+    return texts, profile

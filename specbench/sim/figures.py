@@ -1,0 +1,90 @@
+"""The figure of a comparison: speed-up over acceptance, draft length and the draft's size, a column per machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from specbench.analysis.show.style import AUTOREGRESSIVE, Drawing, legend_below, look, new_figure, styled
+from specbench.sim.compare import Cell, best, crossing, line_of
+
+ROW_HEIGHT, LEGEND_HEIGHT, MAX_COLUMNS = 2.0, 0.5, 4
+
+
+def frame(cells: Sequence[Cell]) -> pd.DataFrame:
+    return pd.DataFrame([{name: getattr(cell, name) for name in Cell.__dataclass_fields__} for cell in cells])
+
+
+def comparison(over_acceptance: Sequence[Cell], over_share: Sequence[Cell], at: float, source: str) -> Drawing:
+    """Rows: acceptance (each method at its best draft length), draft length and draft size (both at the acceptance `at`)."""
+    devices = list(dict.fromkeys(cell.devices for cell in over_acceptance))[:MAX_COLUMNS]
+    methods = list(dict.fromkeys(cell.method for cell in over_acceptance))
+    labels = {cell.devices: cell.label for cell in over_acceptance}
+    near = min({cell.acceptance for cell in over_acceptance}, key=lambda rate: abs(rate - at))
+    rows = 3 if over_share else 2
+    with styled():
+        height = ROW_HEIGHT * rows + LEGEND_HEIGHT
+        figure, axes = new_figure(rows, len(devices), width=max(3.4, 2.15 * len(devices)), height=height, sharey="row")
+        for column, name in enumerate(devices):
+            axes[0, column].set_title(labels[name])
+            for method in methods:
+                marks = look(method) | {"label": method, "markersize": 3.5}
+                line = sorted(best(line_of(over_acceptance, name, method), "acceptance"), key=lambda cell: cell.acceptance)
+                axes[0, column].plot([c.acceptance for c in line], [c.speedup for c in line], **marks)
+                line = [c for c in line_of(over_acceptance, name, method) if c.acceptance == near]
+                axes[1, column].plot([c.draft_length for c in line], [c.speedup for c in line], **marks)
+                if over_share:
+                    shares = sorted(best(line_of(over_share, name, method), "draft_share"), key=lambda c: c.draft_share or 0)
+                    axes[2, column].plot([100 * (c.draft_share or 0) for c in shares], [c.speedup for c in shares], **marks)
+            for other in (m for m in methods if m != "speculative"):
+                _mark_crossing(axes[0, column], over_acceptance, name, other)
+            axes[0, column].set_xlabel("acceptance")
+            axes[1, column].set_xlabel("draft length")
+            axes[1, column].set_xscale("log", base=2)
+            _ticks(axes[1, column], sorted({c.draft_length for c in over_acceptance}))
+            if over_share:
+                axes[2, column].set_xscale("log")
+                axes[2, column].set_xlabel("draft, % of the target")
+                _ticks(axes[2, column], [1, 2, 5, 10, 20, 50])
+        for row in axes:
+            row[0].set_ylabel("speed-up")
+            for axis in row:
+                axis.axhline(1.0, color=look(AUTOREGRESSIVE)["color"], linewidth=0.9, linestyle="--", zorder=1)
+                axis.set_ylim(bottom=0)
+        legend_below(figure)
+    of_shares = (
+        f"; below: over the draft's size, as a share of the target's parameters, at acceptance {at:g}" if over_share else ""
+    )
+    caption = (
+        f"Simulated, {source}: nothing here was measured as a speed. Top: each method at its best draft length over "
+        f"acceptance; a ring where a method overtakes speculative decoding for good. Middle: over the draft length, at "
+        f"acceptance {near:g}{of_shares}, each at its best draft length. Dashed: autoregressive decoding."
+    )
+    data = frame([*over_acceptance, *over_share])
+    return Drawing("simulated_speedup", "Speed-up on machines that are not here", figure, data, caption)
+
+
+def _ticks(axis: object, at: Sequence[float]) -> None:
+    x = axis.xaxis  # type: ignore[attr-defined]
+    x.set_major_locator(FixedLocator(list(at)))
+    x.set_minor_locator(NullLocator())
+    x.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _mark_crossing(axis: object, cells: Sequence[Cell], devices: str, method: str) -> None:
+    """A ring where the method overtakes speculative decoding, inside of what was looked at."""
+    mine, theirs = (
+        {c.acceptance: c.speedup for c in best(line_of(cells, devices, m), "acceptance")} for m in (method, "speculative")
+    )
+    rates = sorted(set(mine) & set(theirs))
+    if len(rates) < 2:
+        return
+    at = crossing(rates, [mine[r] for r in rates], [theirs[r] for r in rates])
+    if at is None or at == rates[0]:
+        return
+    height = float(np.interp(at, rates, [theirs[r] for r in rates]))
+    marks = {"marker": "o", "markersize": 9, "fillstyle": "none", "color": look(method)["color"], "markeredgewidth": 1.3}
+    axis.plot([at], [height], **marks, zorder=5)  # type: ignore[attr-defined]

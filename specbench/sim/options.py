@@ -1,0 +1,85 @@
+"""The options of `python -m specbench.sim`: its own, and a run's beside them (pair, method.<option>, runs_dir)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, number, option, text, whole
+from specbench.config.paths import CONF_DIR
+from specbench.sim.hardware import preset_names
+
+SIMULATED = ("speculative", "amusd", "pearl", "ssd", "pipespec", "dsi")  # of a comparison, where nothing is named
+
+
+def each(key: str, values: object, check: Callable[..., None], *limits: Any) -> None:
+    """Refuse all but tuples of at least one value that the checker takes."""
+    if not isinstance(values, tuple) or not values:
+        raise ConfigError(key, values, "give one value or several with commas between")
+    for value in values:
+        check(key, value, *limits)
+
+
+_RATE = (number, 0.0, 1.0, "rates between 0 and 1")
+
+
+@dataclass
+class SimConfig:
+    """acceptance: a rate; several by run length as 0.8/0.7/0.6; a pattern of wrong drafts (`iid:0.2`, `bursts:8+4`); a run
+    folder. acceptances, draft_lengths, draft_shares: what the comparison runs over; a share is of the target's parameters.
+    samples x tokens: texts of each cell. requests_per_second, max_batch: of serving.
+    """
+
+    devices: tuple[str, ...] = option(None, each, text, "name a preset or a file of measured costs")
+    methods: tuple[str, ...] = option(None, each, text, "name methods of conf/method")
+    acceptance: str = option("0.8", text, "a rate, rates by run length (0.8/0.7), a pattern of wrong drafts, or a run folder")
+    acceptances: tuple[float, ...] = option(None, each, *_RATE)
+    draft_lengths: tuple[int, ...] = option(None, each, whole, 1)
+    draft_shares: tuple[float, ...] = option(None, each, number, ABOVE_ZERO, 1.0, "shares above 0 and up to 1")
+    samples: int = option(4, whole, 1)
+    tokens: int = option(128, whole, 2)
+    prompt_tokens: int = option(128, whole, 1)
+    seed: int = option(0, whole, 0)
+    requests_per_second: tuple[float, ...] = option(None, each, number, ABOVE_ZERO, math.inf, "rates above 0")
+    num_requests: int = option(400, whole, 1)
+    max_batch: int = option(256, whole, 1)
+    arrivals: str | None = option(None, text, "name a file of arrival times, or null for a Poisson process", null=True)
+    seconds: float = option(60.0, number, ABOVE_ZERO, math.inf, "seconds above 0")
+    rows: tuple[int, ...] = option(None, each, whole, 1)
+    contexts: tuple[int, ...] = option(None, each, whole, 0)
+    experts: int = option(8, whole, 2)
+    experts_per_token: int = option(2, whole, 1)
+    out: str = option("sim_report", text, "name a folder or a file")
+
+    def __post_init__(self) -> None:
+        self.devices = self.devices or tuple(preset_names())
+        self.methods = self.methods or tuple(m for m in SIMULATED if (CONF_DIR / "method" / f"{m}.yaml").is_file())
+        self.acceptances = self.acceptances or (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+        self.draft_lengths = self.draft_lengths or (1, 2, 4, 6, 8, 12)
+        self.draft_shares = self.draft_shares or (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6)
+        self.requests_per_second = self.requests_per_second or (0.5, 1, 2, 4, 8, 16, 32, 64)
+        self.rows = self.rows or (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17)
+        self.contexts = self.contexts or (32, 128, 256, 512)
+
+
+def parse(arguments: Sequence[str]) -> tuple[SimConfig, list[str]]:
+    """Own options from `key=value`, and what is left for a run's configuration. Raises ConfigError for a value out of range."""
+    import yaml
+
+    known = {part.name: str(part.type) for part in fields(SimConfig)}
+    own: dict[str, Any] = {}
+    rest = []
+    for argument in arguments:
+        key, equals, written = argument.partition("=")
+        if not equals or key not in known:
+            rest.append(argument)
+            continue
+        if known[key].startswith("tuple"):
+            own[key] = tuple(v if "str" in known[key] else yaml.safe_load(v) for v in written.split(",") if v)
+        else:
+            own[key] = written if "str" in known[key] and written != "null" else yaml.safe_load(written)
+    made = SimConfig(**own)
+    check_ranges(made)
+    return made, rest

@@ -1,0 +1,110 @@
+"""Methods at work on a simulated machine, and their outcomes as the records of an ordinary run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from specbench.config.options import ConfigError
+from specbench.config.specs import ModelSpec, PairSpec
+from specbench.engine.request import Outcome
+from specbench.engine.runtime import Runtime
+from specbench.engine.sampling import SamplingLaw
+from specbench.measure.sensors.clock import told_by
+from specbench.method import Method, create_method
+from specbench.sim.acceptance import Text
+from specbench.sim.costs import ALONE, BESIDE, TURNS, Costs
+from specbench.sim.session import EOS, Script, SimModel, Stage
+from specbench.sim.world import World
+
+MODE_OF_DRAFT = {"none": ALONE, "local": TURNS, "worker": BESIDE}
+WITHOUT_CONFIDENCE = (None, "fixed", "heuristic", "goodput")  # stops that ask nothing of the draft's probabilities
+LATER = 1024  # tokens of the longest output: what a mailbox has room for
+
+
+@dataclass
+class Played:
+    """One method on one machine. seconds_busy: of each simulated process, computing, over all texts."""
+
+    method: Method
+    texts: list[Text]
+    outcomes: list[Outcome]
+    busy_seconds: dict[str, float]
+
+    @property
+    def decode_seconds(self) -> float:
+        return sum(outcome.decode_seconds for outcome in self.outcomes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Decoded, without the prefills'."""
+        return sum(len(outcome.output_ids) - 1 for outcome in self.outcomes)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.num_tokens / self.decode_seconds if self.decode_seconds else float("nan")
+
+
+def refuse_what_cannot_be_simulated(node: Mapping[str, Any], method: Method, key: str = "method") -> None:
+    """Raises ConfigError for methods that ask the models more than which token comes next."""
+    needs = method.needs
+    asked = [name for name in ("taps", "riders", "layers", "fork") if getattr(needs, name)]
+    if asked or needs.scope == "session":
+        raise ConfigError(
+            key, node.get("_target_"), f"asks {', '.join(asked) or 'the text itself'} of the target: not simulated"
+        )
+    if method.rule not in (None, "greedy_match", "sample_match"):
+        raise ConfigError(f"{key}.rule", method.rule, "acceptance is given, and not drawn: leave it null")
+    if node.get("stop") not in WITHOUT_CONFIDENCE:
+        raise ConfigError(f"{key}.stop", node.get("stop"), "reads how sure the draft is, which nobody recorded: use fixed")
+    if node.get("shape", "chain") != "chain":
+        raise ConfigError(f"{key}.shape", node.get("shape"), "trees are not simulated: use chain")
+
+
+@contextmanager
+def opened(node: Mapping[str, Any], costs: Costs, limit: int, key: str = "method") -> Iterator[tuple[Method, World, Stage]]:
+    """A method that holds a simulated pair. limit: tokens of the longest output. Raises ConfigError, CostError."""
+    method = create_method(node, key=key)
+    refuse_what_cannot_be_simulated(node, method, key)
+    mode = MODE_OF_DRAFT[method.needs.draft]
+    world = World(costs.link)
+    stage = Stage(world.charge)
+
+    def model(role: str) -> SimModel:
+        return SimModel(role, stage, costs.curve(role, mode), costs.prefill[role])
+
+    target = model("target")
+    draft = None if mode == ALONE else model("draft")
+    specs = [ModelSpec(role, role, role, "float32", "cpu", None, "sdpa", False) for role in ("target", "draft")]
+    runtime = Runtime(
+        PairSpec("simulated", specs[0], None if draft is None else specs[1]),
+        target,
+        draft if mode == TURNS else None,
+        SamplingLaw(),
+        limit,
+        frozenset({EOS}),
+        load_draft=(lambda: draft) if mode == BESIDE else None,
+        machine=world,
+    )
+    with told_by(world.now):
+        try:
+            method.open(runtime)
+            yield method, world, stage
+        finally:
+            method.close()
+
+
+def play(node: Mapping[str, Any], costs: Costs, texts: Sequence[Text], key: str = "method") -> Played:
+    """Decode every text with the method that a configuration node names. Raises ConfigError, CostError."""
+    limit = max((text.limit for text in texts), default=1)
+    with opened(node, costs, limit, key) as (method, world, stage):
+        outcomes = []
+        for text in texts:
+            stage.script = Script(text)
+            outcome = method.decode(stage.script.request)
+            wanted = stage.script.tokens[: text.length]
+            assert outcome.output_ids == wanted, f"{node.get('_target_')} says something else than the text"
+            outcomes.append(outcome)
+        return Played(method, list(texts), outcomes, {p.name: p.busy_seconds for p in world.processes})

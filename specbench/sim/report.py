@@ -1,0 +1,130 @@
+"""A comparison as tables, a figure and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from specbench.analysis.show.document import Document
+from specbench.analysis.show.table import Column, Table, mark_columns, row_of
+from specbench.sim.compare import Cell, best, crossing, largest_that_pays, line_of
+from specbench.sim.figures import comparison
+
+PAIRS = (("amusd", "speculative"), ("pearl", "speculative"), ("ssd", "speculative"), ("ssd", "amusd"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on a machine, at the acceptance that was asked about."""
+
+    label: str
+    method: str
+    draft_length: int
+    tokens_per_second: float
+    speedup: float
+    pays_from: float | None  # acceptance
+    largest_share: float | None  # of the target's parameters; None: no size pays, or none was tried
+    busy: Mapping[str, float]  # share of the decoding that each process computed
+    folder: str
+
+
+def table_of(lines: Sequence[Line], acceptance: str, source: str) -> Table:
+    columns = [
+        Column("label", "machine", of=lambda line: line.label, text=True, merge=True),
+        Column("method", "method", of=lambda line: line.method, text=True),
+        Column("draft_length", "best draft length", of=lambda line: line.draft_length, digits=0),
+        Column("tokens_per_second", "tokens/s", of=lambda line: line.tokens_per_second, digits=1),
+        Column("speedup", "speed-up", of=lambda line: line.speedup, digits=2),
+        Column("pays_from", "pays from acceptance", of=lambda line: line.pays_from, digits=2),
+        Column(
+            "largest_draft_percent",
+            "largest draft that pays, % of the target",
+            of=lambda line: None if line.largest_share is None else 100 * line.largest_share,
+            digits=0,
+        ),
+        Column("target_busy_percent", "target busy, %", of=lambda line: 100 * line.busy.get("target", 0.0), digits=0),
+        Column("draft_busy_percent", "draft busy, %", of=lambda line: _percent(line.busy.get("draft")), digits=0),
+    ]
+    rows = [row_of(columns, line) for line in lines]
+    for label in dict.fromkeys(line.label for line in lines):
+        mark_columns(
+            [Column("speedup", "", best="largest")], [r for r, line in zip(rows, lines, strict=True) if line.label == label]
+        )
+    caption = (
+        f"Simulated ({source}), acceptance {acceptance}. Speed-up over autoregressive decoding on the same machine, at the "
+        "best draft length of those tried. Pays from: the acceptance above which the best speed-up stays above 1 (the smallest "
+        "that was tried, if already there). Largest draft: at the asked acceptance; none is tried where costs are measured."
+    )
+    return Table("simulated", f"What the methods would do at acceptance {acceptance}", columns, rows, caption)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def crossings(cells: Sequence[Cell]) -> Table | None:
+    """Where one schedule overtakes another on a machine, both at their best draft length."""
+    found = []
+    for devices in dict.fromkeys(cell.devices for cell in cells):
+        for method, other in PAIRS:
+            mine, theirs = (
+                {c.acceptance: c for c in best(line_of(cells, devices, name), "acceptance")} for name in (method, other)
+            )
+            rates = sorted(set(mine) & set(theirs))
+            if len(rates) < 2:
+                continue
+            at = crossing(rates, [mine[r].speedup for r in rates], [theirs[r].speedup for r in rates])
+            said = "never" if at is None else f"from {at:.2f}" if at > rates[0] else "everywhere"
+            found.append({"label": mine[rates[0]].label, "method": method, "other": other, "from": said})
+    if not found:
+        return None
+    columns = [
+        Column("label", "machine", text=True, merge=True),
+        Column("method", "method", text=True),
+        Column("other", "is ahead of", text=True),
+        Column("from", "acceptance", text=True),
+    ]
+    rows = [row_of(columns, item, ranked=False) for item in found]
+    return Table("crossings", "Where one schedule overtakes another", columns, rows, "Each at its best draft length.")
+
+
+def pays_from(cells: Sequence[Cell]) -> float | None:
+    """The acceptance from which a method's best speed-up stays above 1, along one machine and method."""
+    line = sorted(best(cells, "acceptance"), key=lambda cell: cell.acceptance)
+    return crossing([c.acceptance for c in line], [c.speedup for c in line], [1.0] * len(line)) if len(line) > 1 else None
+
+
+def largest_share(cells: Sequence[Cell]) -> float | None:
+    line = best(cells, "draft_share")
+    return largest_that_pays(line) if len(line) > 1 else None
+
+
+def document(
+    lines: Sequence[Line], cells: Sequence[Cell], shares: Sequence[Cell], acceptance: str, rate: float, source: str, pair: str
+) -> tuple[Document, list[Table]]:
+    """The report, and the tables to print."""
+    doc = Document(f"Simulated decoding: {pair}")
+    doc.warning(
+        f"Nothing here was measured as a speed. The schedules are the real ones, step for step; what a forward takes is "
+        f"{source}, and which drafts are right is given (acceptance {acceptance})."
+    )
+    for label in dict.fromkeys(line.label for line in lines):
+        first = max((line for line in lines if line.label == label), key=lambda line: line.speedup)
+        text = (
+            f"{first.method} with draft length {first.draft_length} would be {first.speedup:.2f} times autoregressive decoding"
+        )
+        if first.largest_share is not None:
+            text += f"; with it a draft of up to {100 * first.largest_share:.0f} % of the target pays"
+        doc.answer(f"{label}:", text + ".")
+    tables = [table_of(lines, acceptance, source)]
+    doc.add(tables[0])
+    if len(cells) > 1:
+        doc.add(comparison(cells, shares, rate, source))
+        if (found := crossings(cells)) is not None:
+            tables.append(found)
+            doc.add(found)
+    doc.heading("Run folders")
+    for line in lines:
+        doc.text(f"{line.label}, {line.method}: {Path(line.folder)}")
+    return doc, tables

@@ -1,0 +1,324 @@
+"""The virtual clock: laws with closed forms, bounds that nothing beats, the played theory, folders that say what they are."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_folders import composed, finished_run
+
+from specbench.analysis.derive.conditions import groups
+from specbench.analysis.read.frames import load
+from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
+from specbench.config.specs import ModelSpec, PairSpec
+from specbench.measure.records import store
+from specbench.measure.theory.formulas import emitted_sequential
+from specbench.measure.theory.played import Times, free_running, lockstep, lockstep_seconds
+from specbench.processes.mailbox import PeerLost
+from specbench.run import resume
+from specbench.sim import folders
+from specbench.sim.acceptance import MAX_RANK, Profile, Text, judged, measured_profile, pattern_text, recorded_texts
+from specbench.sim.compare import Cell, crossing, largest_that_pays, texts_of
+from specbench.sim.costs import ALONE, BESIDE, TURNS, CostError, Costs, Grid, Link, Roofline, Size
+from specbench.sim.hardware import load_costs, preset_costs, preset_names
+from specbench.sim.options import parse
+from specbench.sim.play import Played, play
+from specbench.sim.session import EOS, Script
+from specbench.sim.world import SimSlot, World
+
+PAIR = PairSpec(
+    "llama3.1_8b_1b",
+    ModelSpec("target", "meta-llama/Llama-3.1-8B-Instruct", "-", "bfloat16", "cpu", None, "sdpa", False),
+    ModelSpec("draft", "meta-llama/Llama-3.2-1B-Instruct", "-", "bfloat16", "cpu", None, "sdpa", False),
+)
+
+
+@functools.cache
+def node(method: str, *options: str) -> Any:
+    return composed(f"method={method}", *(f"method.{option}" for option in options)).method
+
+
+def flat(target: float, draft: float, row: float = 0.0, link: Link | None = None) -> Costs:
+    """Forwards that cost the same whatever the context, and a prefill that costs nothing to speak of."""
+    models = {"target": (target, row), "draft": (draft, 0.0)}
+    grids = {
+        role: Grid(
+            [[rows, 0, 1, first + more * (rows - 1)] for rows in (1, 64)]
+            + [[r, 9999, 1, 0.0 + first + more * (r - 1)] for r in (1, 64)]
+        )
+        for role, (first, more) in models.items()
+    }
+    curves = {(role, mode): grids[role] for role in models for mode in (ALONE, TURNS, BESIDE)}
+    return Costs(
+        "flat", "measured", curves, dict.fromkeys(models, Grid([[1, 0, 1, 1e-9], [999, 0, 1, 1e-9]])), link or Link(), 2, {}
+    )
+
+
+def texts(rate: float, number: int = 4, tokens: int = 200, seed: int = 0) -> list[Text]:
+    return [Profile((rate,)).text(f"s/{i}", 0, 10, tokens, seed) for i in range(number)]
+
+
+def of(method: str, costs: Costs, some: list[Text], *options: str) -> Played:
+    return play(node(method, *options), costs, some)
+
+
+# ------------------------------------------------------------------------------------------------ laws
+def test_plain_decoding_takes_a_forward_per_token() -> None:
+    played = of("autoregressive", flat(0.004, 0.001), texts(0.5, number=3))
+    assert played.decode_seconds == pytest.approx(3 * 199 * 0.004, rel=1e-9)
+    assert played.busy_seconds["target"] == pytest.approx(played.decode_seconds, rel=1e-6)
+
+
+@pytest.mark.parametrize(("rate", "length"), [(0.5, 1), (0.8, 4), (0.9, 8)])
+def test_speculative_rounds_emit_what_leviathan_says(rate: float, length: int) -> None:
+    """Within four standard errors of the formula, by a seed; and a round costs its drafts and one forward, exactly."""
+    some = texts(rate, number=6, tokens=400)
+    played = of("speculative", flat(0.004, 0.001, 0.0001), some, f"draft_length={length}")
+    rounds = [r for outcome in played.outcomes for r in outcome.rounds if r.num_drafted == length]
+    emitted = [r.num_emitted for r in rounds if r.num_emitted]
+    mean = sum(emitted) / len(emitted)
+    deviation = math.sqrt(sum((e - mean) ** 2 for e in emitted) / len(emitted) / len(emitted))
+    assert mean == pytest.approx(emitted_sequential(rate, length), abs=4 * deviation)
+    for r in rounds:
+        assert r.t_end - r.t_start == pytest.approx(0.001 * length + 0.004 + 0.0001 * length, rel=1e-6)
+
+
+@pytest.mark.parametrize("pattern", ["never", "always", "iid:0.3", "bursts:12+4"])
+def test_free_running_takes_the_time_of_the_played_theory(pattern: str) -> None:
+    """The real AMUSD on the engine against the schedule played by hand: round for round, and to the microsecond."""
+    from specbench.config.draft_errors import DraftErrors
+
+    limit, times = 60, Times(0.001, 0.00437, 0.00005681)
+    errors = DraftErrors.parse(pattern)
+    played = of("amusd", flat(times.verify, times.draft, times.row, Link(1e-9)), [pattern_text(errors, "s/0", 0, 3, limit, 0)])
+    steps, seconds = free_running(errors.wrong_positions("s/0", 0, limit), limit, limit, times, 2)
+    rounds = [(r.num_drafted, r.num_accepted, r.num_emitted) for r in played.outcomes[0].rounds]
+    assert rounds == [(s.drafted, s.accepted, s.emitted) for s in steps]
+    assert played.decode_seconds == pytest.approx(seconds, rel=1e-4)
+    other = of("amusd", flat(0.002, times.draft, 0.0, Link(1e-9)), played.texts)  # the comparison can fail
+    assert other.decode_seconds != pytest.approx(seconds, rel=1e-2)
+
+
+@pytest.mark.parametrize("pattern", ["never", "iid:0.3", "every:4"])
+def test_lockstep_takes_the_slower_side_of_every_step(pattern: str) -> None:
+    from specbench.config.draft_errors import DraftErrors
+
+    limit, times = 61, Times(0.001, 0.0035)
+    errors = DraftErrors.parse(pattern)
+    played = of("pearl", flat(times.verify, times.draft, 0.0), [pattern_text(errors, "s/0", 0, 3, limit, 0)], "draft_length=4")
+    steps = lockstep(errors.wrong_positions("s/0", 0, limit), limit, limit, 4)
+    assert [r.num_emitted for r in played.outcomes[0].rounds] == [s.emitted for s in steps]
+    assert played.decode_seconds == pytest.approx(lockstep_seconds(steps, times), rel=1e-6)
+
+
+def test_pearl_measures_the_simulated_machine_and_not_this_one() -> None:
+    played = of("pearl", flat(0.0071, 0.001), texts(0.9, number=1))
+    facts = played.method.facts()
+    assert facts["draft_length"] == 7 and facts["target_seconds"] == pytest.approx(0.0071, rel=1e-6)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sampled_from(["amusd", "pearl"]), st.floats(0.2, 1.0), st.floats(1.0, 9.0), st.floats(0.0, 2.0))
+def test_no_schedule_is_faster_than_its_draft_or_its_target(method: str, rate: float, ratio: float, latency: float) -> None:
+    """Tokens come no faster than they are drafted, and no more than a block with every forward of the target."""
+    some = texts(rate, number=1, tokens=80)
+    costs = flat(1e-3 * ratio, 1e-3, link=Link(1e-3 * latency))
+    played = of(method, costs, some, "draft_length=3")
+    rounds = sum(len(outcome.rounds) for outcome in played.outcomes)
+    assert played.decode_seconds >= rounds * 1e-3 * ratio - 1e-9
+    drafted = sum(r.num_accepted for outcome in played.outcomes for r in outcome.rounds)
+    ahead = 20  # drafted while the prefill's token was under way: nothing, but for look-ahead kept at the end
+    assert played.decode_seconds >= (drafted - ahead) * 1e-3 - 1e-9
+    assert played.busy_seconds["draft"] <= played.decode_seconds + 1e-3 * (1 + latency)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sampled_from(["speculative", "pearl"]), st.floats(1.0, 3.0), st.floats(1.0, 3.0))
+def test_dearer_forwards_never_make_it_faster(method: str, target: float, draft: float) -> None:
+    """Of schedules whose rounds no clock moves (of a free-running one the rounds themselves are the clock's)."""
+    some = texts(0.7, number=1, tokens=60)
+    cheap, dear = (of(method, flat(1e-3 * t, 2.5e-4 * d), some, "draft_length=3") for t, d in ((1, 1), (target, draft)))
+    assert dear.decode_seconds >= cheap.decode_seconds - 1e-12
+
+
+def test_the_same_seed_gives_the_same_events() -> None:
+    first, second = (of("amusd", flat(0.004, 0.001, link=Link(2e-5)), texts(0.8, seed=3)) for _ in range(2))
+    assert [o.rounds for o in first.outcomes] == [o.rounds for o in second.outcomes]
+    assert texts(0.8, seed=3) != texts(0.8, seed=4)
+
+
+def test_processes_that_wait_for_each_other_are_told() -> None:
+    world = World()
+    box = world.mailbox(4)
+    with pytest.raises(PeerLost, match="wait for ever"):
+        box.drafts.wait(0, 1.0)
+
+
+def test_messages_take_the_links_time_and_keep_their_order() -> None:
+    world = World(Link(0.5, 8.0))  # a cell a second
+    slot = SimSlot(world, 8)
+    slot.publish(1, 0, 0, [5, 6])
+    slot.publish(1, 0, 2, [])
+    assert slot.read(0).tokens == [] and slot.news_at(0) == pytest.approx(0.5 + 10)
+    world.home.time = 11.0
+    assert slot.read(0).tokens == [5, 6] and slot.version() == 2
+
+
+# ------------------------------------------------------------------------------------------------ costs
+POINTS = [[r, c, b, 1e-3 * (1 + 0.1 * r * b + 0.001 * c)] for r in (1, 2, 8) for c in (0, 100, 400) for b in (1, 4, 16)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_more_work_never_costs_less(data: st.DataObject) -> None:
+    noisy = [[r, c, b, s * data.draw(st.floats(0.5, 2.0))] for r, c, b, s in POINTS]
+    curves = [Grid(noisy), Roofline(Size(1e9, 1e5), 1e12, 1e13)]
+    small = [data.draw(st.integers(*bounds)) for bounds in ((1, 8), (0, 400), (1, 16))]
+    large = [data.draw(st.integers(low, top)) for low, top in zip(small, (8, 400, 16), strict=True)]
+    for curve in curves:
+        assert curve.seconds(*small) <= curve.seconds(*large) * (1 + 1e-12)
+
+
+def test_a_grid_goes_through_its_points_and_no_further() -> None:
+    grid = Grid(POINTS, "target turns")
+    for rows, context, batch, seconds in POINTS:
+        assert grid.seconds(rows, context, batch) == pytest.approx(seconds)
+    assert grid.seconds(12, 600, 24) > grid.seconds(8, 400, 16)
+    for key, place in (("rows", (13, 0, 1)), ("context", (1, 601, 1)), ("batch", (1, 0, 25))):
+        with pytest.raises(CostError, match=rf"target turns: {key}=\d+ is far from what was measured .*: measure there"):
+            grid.seconds(*place)
+    with pytest.raises(CostError, match="rows=1 is far"):
+        Grid([[2, 0, 1, 1.0]]).seconds(1, 0)
+    with pytest.raises(CostError, match="every combination"):
+        Grid(POINTS[:-1])
+    with pytest.raises(CostError, match="is no point"):
+        Grid([[1, 0, 1, 0.0]])
+
+
+def test_a_roofline_is_memory_for_few_rows_and_arithmetic_for_many() -> None:
+    curve = Roofline(Size(8e9, 0.0), 2e12, 1e15)
+    assert curve.seconds(1, 0) == curve.seconds(100, 0) == pytest.approx(8e9 * 2 / 2e12)
+    assert curve.seconds(4000, 0) == pytest.approx(2 * 8e9 * 4000 / 1e15)
+
+
+def test_every_preset_can_be_used_and_a_broken_one_is_named() -> None:
+    import yaml
+
+    for name in preset_names():
+        costs = load_costs(name, PAIR)
+        assert costs.curve("target", ALONE).seconds(1, 100) > costs.curve("draft", ALONE).seconds(1, 100)
+        assert costs.curve("target", BESIDE).seconds(1, 100) >= costs.curve("target", TURNS).seconds(1, 100)
+    facts = yaml.safe_load((CONF_DIR / "sim" / "devices" / "h100.yaml").read_text())
+    with pytest.raises(ConfigError, match="lacks or misplaces 'link'"):
+        preset_costs("mine", {k: v for k, v in facts.items() if k != "link"}, PAIR)
+    with pytest.raises(ConfigError, match=r"mine\.target\.bytes_per_second"):
+        preset_costs("mine", facts | {"target": facts["target"] | {"bytes_per_second": "fast"}}, PAIR)
+    with pytest.raises(ConfigError, match="possible: 2xh100"):
+        load_costs("h1000", PAIR)
+
+
+# ------------------------------------------------------------------------------------------------ acceptance
+def test_recorded_rounds_say_which_drafts_were_right() -> None:
+    """Three stood; then none and the first fell; then a whole draft of two, whose bonus nobody judged."""
+    columns = {"num_drafted": [4, 2, 2, 0], "num_accepted": [3, 0, 2, 0], "num_emitted": [4, 1, 3, 1]}
+    found = judged(columns, 99)
+    assert found == {1: True, 2: True, 3: True, 4: False, 5: False, 6: True, 7: True}
+    profile = measured_profile([found])
+    assert profile.rates[0] == pytest.approx(2 / 3) and profile.rates[1] == 1.0 and profile.rates[3] == 0.0
+
+
+def test_a_run_played_again_has_the_rounds_that_it_had(tmp_path: Path) -> None:
+    """From a simulated folder to its texts and back: what the first run's rounds show is all that the second needs."""
+    config = composed("method=speculative", f"runs_dir={tmp_path}")
+    some, costs = texts(0.7, number=3, tokens=60), flat(0.004, 0.001)
+    folder = simulated_run(config, costs, some)
+    again, profile = recorded_texts(store.read_samples(folder), store.read_rounds(folder), 60, seed=9)
+    assert 0.5 < profile.rates[0] < 0.9
+    first, second = (of("speculative", costs, t) for t in (some, again))
+    assert [r.num_accepted for o in first.outcomes for r in o.rounds] == [
+        r.num_accepted for o in second.outcomes for r in o.rounds
+    ]
+
+
+def test_acceptance_as_it_is_written() -> None:
+    options, _ = parse(["samples=6", "tokens=400"])
+    assert sum(sum(t.right[1:]) for t in texts_of(options, "0.8")) / (6 * 399) == pytest.approx(0.8, abs=0.03)
+    assert not any(texts_of(options, "always")[0].right[1:])
+    with pytest.raises(ConfigError, match="acceptance='8o'"):
+        texts_of(options, "8o")
+    with pytest.raises(ConfigError, match="a rate lies between 0 and 1"):
+        texts_of(options, "1.2")
+    with pytest.raises(ConfigError, match="draft_lengths"):
+        parse(["draft_lengths=0,2"])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "key"),
+    [
+        ("eagle", (), "method"),
+        ("suffix", (), "method"),
+        ("speculative", ("stop=confidence",), "method.stop"),
+        ("speculative", ("rule=ratio",), "method.rule"),
+        ("speculative", ("shape=dynamic",), "method.shape"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(method: str, options: tuple[str, ...], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of(method, flat(1.0, 1.0), texts(0.5, number=1), *options)
+    assert caught.value.key == key
+
+
+def test_where_lines_cross() -> None:
+    assert crossing([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [1.5, 1.5, 1.5]) == pytest.approx(1.5)
+    assert crossing([1, 2], [3, 3], [1, 1]) == 1 and crossing([1, 2], [0, 0], [1, 1]) is None
+    cells = [Cell("d", "d", "m", 0.8, 4, share, 1.0, speedup) for share, speedup in ((0.1, 2.0), (0.3, 1.2), (0.5, 0.8))]
+    assert largest_that_pays(cells) == pytest.approx(0.4)
+
+
+def test_the_targets_token_stands_at_its_rank_in_the_drafts_list() -> None:
+    """With every rank, and with an EOS at the end: a wrong draft is wrong whatever the token."""
+    text = Profile((0.5,), rank_rate=0.2).text("s", 0, 5, 3000, 0)
+    script = Script(replace(text, eos=True))
+    above = (script.draft[:3000] > script.draft[range(3000), script.tokens[:3000]][:, None]).sum(1) + 1
+    assert above.tolist() == list(text.rank) and set(text.rank) == set(range(1, MAX_RANK + 1))
+    assert script.tokens[2999] == EOS and (script.draft[:2999].argmax(1) != EOS).all()
+
+
+# ------------------------------------------------------------------------------------------------ folders
+def simulated_run(config: Any, costs: Costs, some: list[Text]) -> Path:
+    arms = {"method": play(config.method, costs, some), "baseline": play(config.baseline, costs, some, "baseline")}
+    return folders.write(config, PAIR, costs, arms, data_name="acceptance-0.7", acceptance="0.7", seed=0)
+
+
+def test_a_simulated_folder_is_read_and_never_stands_beside_measured_ones(tmp_path: Path) -> None:
+    config = composed("method=speculative", f"runs_dir={tmp_path}")
+    folder = simulated_run(config, flat(0.004, 0.001), texts(0.7, number=3, tokens=40))
+    run = store.read_run(folder)
+    assert run["source"] == store.read_summary(folder)["source"] == "simulated"
+    # The same conditions but for the source: everything that tells machines apart is made equal.
+    kept = ("provenance", "device", "simulation", "baseline", "pair", "data")
+    twin = finished_run(tmp_path, config, **{name: run[name] for name in kept})
+    other = simulated_run(config, flat(0.005, 0.001), texts(0.7, number=3, tokens=40))
+    found = groups(load([tmp_path]))
+    together = [sorted(Path(f).name for f in group.runs["folder"]) for group in found]
+    assert sorted(together) == sorted([[folder.name], [twin.name], [other.name]])
+    unmarked = json.loads((folder / store.RUN_FILE).read_text())
+    del unmarked["source"]
+    (folder / store.RUN_FILE).write_text(json.dumps(unmarked))  # the check can fail: without its mark it stands beside the twin
+    assert len(groups(load([folder, twin]))) == 1
+
+
+def test_no_run_goes_on_in_a_simulated_folder(tmp_path: Path) -> None:
+    config = composed("method=speculative", f"runs_dir={tmp_path}")
+    folder = simulated_run(config, flat(0.004, 0.001), texts(0.7, number=2, tokens=20))
+    config.resume = str(folder)
+    with pytest.raises(ConfigError, match="was simulated"):
+        resume.finished(config)
