@@ -20,8 +20,7 @@ from specbench.sim.session import EOS, Script, SimModel, Stage
 from specbench.sim.world import World
 
 MODE_OF_DRAFT = {"none": ALONE, "local": TURNS, "worker": BESIDE}
-WITHOUT_CONFIDENCE = (None, "fixed", "heuristic", "goodput")  # stops that ask nothing of the draft's probabilities
-LATER = 1024  # tokens of the longest output: what a mailbox has room for
+WITHOUT_CONFIDENCE = (None, "fixed", "heuristic", "hf")  # stops that ask nothing of the draft's probabilities
 
 
 @dataclass
