@@ -4,6 +4,7 @@ import functools
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 import worker_programs
@@ -146,6 +147,7 @@ def test_uniforms_equal_the_hash_in_plain_integers(monkeypatch):
     positions = [0, 1, 7, 4095]
     expected = torch.tensor([[reference_uniform(KEY, position, token) for token in range(300)] for position in positions])
     assert torch.equal(keyed_uniforms(KEY, positions, 300), expected)
+    assert torch.equal(keyed_uniforms(KEY, positions, 300, "cpu:0"), expected)  # the form of other devices
     # Twin: the arithmetic shift that torch offers would have passed for a hash.
     monkeypatch.setattr(sampling, "_shifted", lambda bits, shift: bits >> shift)
     monkeypatch.setattr(sampling, "_token_hash", functools.lru_cache(sampling._token_hash.__wrapped__))
@@ -173,7 +175,8 @@ def test_noise_is_the_same_in_another_process(tmp_path):
 
 def test_uniforms_are_never_zero_or_one_whatever_the_bits(monkeypatch):
     for pattern in (0, 1, -1, 2**63 - 1, -(2**63)):
-        monkeypatch.setattr(sampling, "_mix_rounds", lambda bits, pattern=pattern: torch.full_like(bits, pattern))
+        whole = pattern & (2**64 - 1)
+        monkeypatch.setattr(sampling, "_mix_rounds_on_cpu", lambda bits, whole=whole: np.full_like(bits, whole))
         uniforms = keyed_uniforms(1, [0], 4)
         assert ((uniforms > 0) & (uniforms < 1)).all(), pattern
         assert keyed_gumbel(1, [0], 4).isfinite().all(), pattern

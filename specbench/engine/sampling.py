@@ -14,7 +14,9 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,8 +136,11 @@ def keyed_uniforms(key: int, positions: Sequence[int], vocab_size: int, device: 
     from them is not cut, and are never 0 or 1. Token ids index the noise: a cropped vocabulary keeps the same numbers.
     """
     seed = _mix(key)
-    rows = [_signed(_mix(seed + int(position) * _GOLDEN)) for position in positions]
-    bits = torch.tensor(rows, dtype=torch.int64, device=device)[:, None] ^ _token_hash(vocab_size, str(device))
+    rows = [_mix(seed + int(position) * _GOLDEN) for position in positions]
+    if str(device) == "cpu":
+        return torch.from_numpy(_uniforms_on_cpu(rows, vocab_size))
+    signed = torch.tensor([_signed(row) for row in rows], dtype=torch.int64, device=device)
+    bits = signed[:, None] ^ _token_hash(vocab_size, str(device))
     # The finaliser's last xor-shift is left out: it only improves low bits, which rounding to 24 bits drops.
     bits = _mix_rounds(bits).bitwise_and_(_MAX63).bitwise_or_(1)
     return bits.float().mul_(_UNIT).clamp_(max=_BELOW_ONE)
@@ -147,7 +152,31 @@ def keyed_gumbel(key: int, positions: Sequence[int], vocab_size: int, device: to
     The uniforms behind it are bit-identical on every device; the two logarithms agree to a few units in the last place.
     """
     uniforms = keyed_uniforms(key, positions, vocab_size, device)
+    if uniforms.is_cpu:
+        noise = uniforms.numpy()
+        for logarithm in (np.log1p, np.log):
+            logarithm(np.negative(noise, out=noise), out=noise)
+        return torch.from_numpy(np.negative(noise, out=noise))
     return uniforms.neg_().log1p_().neg_().log_().neg_()  # 1 - u is uniform too, and small u keep their precision
+
+
+def _uniforms_on_cpu(rows: Sequence[int], vocab_size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The same numbers in numpy, whose steps cost a fraction of torch's; rows: hashes of key and position."""
+    bits = np.array(rows, dtype=np.uint64)[:, None] ^ _token_hash(vocab_size, "cpu").numpy().view(np.uint64)
+    bits = _mix_rounds_on_cpu(bits)
+    bits &= np.uint64(_MAX63)
+    bits |= np.uint64(1)
+    uniforms = bits.view(np.int64).astype(np.float32)
+    uniforms *= np.float32(_UNIT)
+    return np.minimum(uniforms, np.float32(_BELOW_ONE), out=uniforms)
+
+
+def _mix_rounds_on_cpu(bits: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """`_mix_rounds` of unsigned patterns."""
+    for shift, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2)):
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(multiplier)
+    return bits
 
 
 def _is_number(value: object) -> bool:
