@@ -5,6 +5,7 @@ The reference is `Session` on the same module, which test_session.py and test_ta
 
 from __future__ import annotations
 
+import ctypes
 import random
 import stat
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from specbench.config.schema import PairConfig
 from specbench.config.specs import PairSpec
 from specbench.engine.backends.native import build
 from specbench.engine.backends.native.linear import NativeLinear, NativeNorm, run_natively
+from specbench.engine.backends.native.packing import BLOCK, EIGHT_BITS, FLOATS, FOUR_BITS, HALVES
 from specbench.engine.backends.native.session import NativeSession
 from specbench.engine.backends.native.weights import Layer, NativeWeights, refusal
 from specbench.engine.branching import Branching
@@ -242,11 +244,44 @@ def test_weights_are_halved_where_that_changes_no_bit() -> None:
     for weight in module.parameters():
         weight.copy_(weight.bfloat16().float())
     halved, whole = Model.wrap(module).run_natively(), Model.wrap(module)
-    whole.native = NativeWeights(module, whole.plan, halves=False)
-    assert halved.native.shape.head.is_half and not whole.native.shape.head.is_half
+    whole.native = NativeWeights(module, whole.plan, smaller=False)
+    assert halved.native.shape.head.kind == HALVES and whole.native.shape.head.kind == FLOATS
     assert halved.native.nbytes < 0.6 * whole.native.nbytes
     ids = drawn(20, whole)
     assert torch.equal(begun(halved).feed(ids), begun(whole).feed(ids))
+
+
+def quantised(shape: torch.Size, bits: int) -> torch.Tensor:
+    """Numbers that GGUF's Q4_1 or Q8_0 stand for: d * q + m in float32, d and m of half precision."""
+    q = torch.randint(0, 16, (*shape[:-1], shape[-1] // BLOCK, BLOCK)) if bits == 4 else None
+    scale = ((torch.rand(*shape[:-1], shape[-1] // BLOCK, 1) + 0.1) / 40).half().float()
+    if q is not None:
+        q[..., 3], q[..., 17] = 0, 15  # a block's extremes are always met
+        return (q * scale + (-8 * scale * torch.rand_like(scale)).half().float()).flatten(-2)
+    q = torch.randint(-127, 128, (*scale.shape[:-1], BLOCK))
+    q[..., 5] = 127
+    return (q * (scale / 8)).flatten(-2)
+
+
+def test_quantised_weights_keep_their_bits_and_take_less() -> None:
+    shape = {"vocab_size": 75, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    module = AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_attention_heads=4, tie_word_embeddings=True))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, weight in module.eval().requires_grad_(False).named_parameters():
+            if weight.dim() == 2:
+                weight.copy_(quantised(weight.shape, 8 if "embed" in name else 4))
+    small, whole = Model.wrap(module).run_natively(), Model.wrap(module)
+    whole.native = NativeWeights(module, whole.plan, smaller=False)
+    layer = ctypes.cast(small.native.shape.layer, ctypes.POINTER(Layer))[0]
+    assert {layer.qkv.kind, layer.out.kind, layer.gate_up.kind, layer.down.kind} == {FOUR_BITS}
+    assert small.native.shape.head.kind == EIGHT_BITS and small.native.read_bytes < whole.native.read_bytes / 3.5
+    ids = drawn(40, whole)
+    assert torch.equal(begun(small).feed(ids), begun(whole).feed(ids))
+    check_bits(begun(small), (2, 5, 9))
+    same(begun(small).feed(ids), begun(Model.wrap(module), Session).feed(ids))
+    module.model.layers[1].mlp.down_proj.weight[3, 40] *= 1 + 1e-6  # one number is none of the block's
+    assert ctypes.cast(Model.wrap(module).run_natively().native.shape.layer, ctypes.POINTER(Layer))[1].down.kind == FLOATS
 
 
 def test_weights_that_change_are_packed_again() -> None:

@@ -163,14 +163,14 @@ class OneLate(ReplayModel):
 
     def expect(self, asked: Request) -> None:
         super().expect(asked)
-        self.module.script.first += 1
+        self.script.first += 1
 
 
 class Forgetful(ReplayModel):
     """The last sample's script stays."""
 
     def expect(self, asked: Request) -> None:
-        if self.module.script is None:
+        if self.script is None:
             super().expect(asked)
 
 

@@ -85,8 +85,7 @@ class BranchingSession(Branching):
             use_cache=True,
         )
         self._last_start = past
-        logits: Tensor = output.logits[0]
-        return logits[:, : model.vocab_size] if logits.shape[1] != model.vocab_size else logits
+        return model.answer(output.logits[0], past, rows)
 
     def _mask(self, own: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """[1, 1, n, trunk + grown]: everything of the trunk, and what `own` says of the grown rows; windows cut by depth."""

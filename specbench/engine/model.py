@@ -13,6 +13,8 @@ from specbench.engine import rotary
 from specbench.engine.masks import FULL, MaskPlan, has_alibi
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from specbench.engine.request import Request
 
 
@@ -116,6 +118,10 @@ class Model:
             return [i if i < self.num_rows else 0 for i in ids]
         unknown = sorted({i for i in ids if i >= self.num_rows})
         raise ValueError(f"ids {', '.join(map(str, unknown[:5]))} have no row in this model of {self.num_rows} rows")
+
+    def answer(self, logits: Tensor, past: int, rows: int) -> Tensor:
+        """Of a forward's logits [n, V], those of the last n of `rows` rows fed behind `past`, what a session gives on."""
+        return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
 
     def expect(self, request: Request) -> None:
         """A draft model is told of every prompt before its clock starts. A real one needs no word (see `pair.scripted`)."""

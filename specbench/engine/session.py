@@ -92,7 +92,7 @@ class Session:
         logits = output.logits[0]
         if last_only:
             logits = logits[-1:]
-        return logits[:, : self.model.vocab_size] if logits.shape[1] != self.model.vocab_size else logits
+        return self.model.answer(logits, self._last_start, len(ids))
 
     def _call(
         self,

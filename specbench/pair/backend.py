@@ -27,13 +27,18 @@ def choose_backend(pair: PairSpec, wanted: str) -> tuple[PairSpec, str | None]:
         library()
     except CannotBuildError as error:
         return pair, f"engine.backend={wanted}: eager runs instead, {error}"
-    draft = None if pair.draft is None else replace(pair.draft, backend="native")
-    return replace(pair, target=replace(pair.target, backend="native"), draft=draft), None
+    return _on(pair, "native"), None
+
+
+def _on(pair: PairSpec, backend: str) -> PairSpec:
+    target, draft = replace(pair.target, backend=backend), pair.draft
+    if draft is not None:
+        replay = None if draft.replay is None else replace(draft.replay, target=replace(draft.replay.target, backend=backend))
+        draft = replace(draft, backend=backend, replay=replay)
+    return replace(pair, target=target, draft=draft)
 
 
 def _refusal(spec: ModelSpec) -> str | None:
     from specbench.engine.backends.native.weights import refusal
 
-    if spec.replay is not None:
-        return "a draft that follows a script answers through transformers"
     return refusal(read_config(spec), spec.dtype, spec.device)

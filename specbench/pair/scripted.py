@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from specbench.config.draft_errors import DraftErrors, wrong_token
 from specbench.engine.model import Model
@@ -39,31 +40,6 @@ class Script:
         return self.tokens[place] if 0 <= place < len(self.tokens) else 0
 
 
-class ReplayModule:
-    """The real draft's module with other logits. Before any prompt is announced (probes, calibrations) they are its own."""
-
-    def __init__(self, module: Any, vocab_size: int):
-        self._module, self._vocab_size = module, vocab_size
-        self.script: Script | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_module"], name)
-
-    def forward(self, **inputs: Any) -> Any:
-        if self.script is None:
-            return self._module(**inputs)
-        past, rows = inputs["past_key_values"].length, inputs["input_ids"].shape[1]
-        output = self._module(**inputs)
-        kept = output.logits.shape[1]  # fewer than rows with logits_to_keep
-        said = [self.script.at(past + row) for row in range(rows - kept, rows)]
-        logits = output.logits.new_full((1, kept, self._vocab_size), -torch.inf)
-        logits[0, range(kept), said] = 0.0
-        output.logits = logits
-        return output
-
-    __call__ = forward
-
-
 @dataclass
 class ReplayModel(Model):
     """A draft `Model` around a real draft and a target. vocab_size is the target's: its script may need any of its ids."""
@@ -75,11 +51,21 @@ class ReplayModel(Model):
     def around(cls, draft: Model, target: Model, errors: DraftErrors) -> ReplayModel:
         """`target`: whose text it is; any device will do, and none of it is computed while a clock runs."""
         own = {f.name: getattr(draft, f.name) for f in dataclasses.fields(Model)}
-        own |= {"module": ReplayModule(draft.module, target.vocab_size), "vocab_size": target.vocab_size, "is_draft": True}
+        own |= {"vocab_size": target.vocab_size, "is_draft": True}
         return cls(**own, target=target, errors=errors)
 
     def __post_init__(self) -> None:
         self._texts: dict[tuple[tuple[int, ...], int], list[int]] = {}  # the target's text by prompt and length
+        self.script: Script | None = None
+
+    def answer(self, logits: Tensor, past: int, rows: int) -> Tensor:
+        """The script's tokens; before any prompt is announced (probes, calibrations) the draft's own logits."""
+        if self.script is None:
+            return super().answer(logits, past, rows)
+        kept = len(logits)
+        said = logits.new_full((kept, self.vocab_size), -torch.inf)
+        said[range(kept), [self.script.at(past + row) for row in range(rows - kept, rows)]] = 0.0
+        return said
 
     def expect(self, request: Request) -> None:
         """Record the target's text behind this prompt, once per prompt, and write the script of this sample's turn."""
@@ -96,7 +82,7 @@ class ReplayModel(Model):
             facts = (request.sample_id, request.turn, position, self.vocab_size, request.eos_ids)
             return wrong_token(text[position], *facts)
 
-        self.module.script = Script(len(request.prompt_ids) - 1, [said(position) for position in range(len(text))])
+        self.script = Script(len(request.prompt_ids) - 1, [said(position) for position in range(len(text))])
 
 
 def greedy_text(target: Model, prompt_ids: tuple[int, ...], num_tokens: int) -> list[int]:

@@ -5,7 +5,9 @@
 // keys are counted by their place on its own path. So a row's logits are bit for bit those of feeding its path one by one.
 //
 // Weights lie in units of 64 outputs, [unit][input][64] (the last unit as wide as it needs to be, in sixteens), float32 or
-// bfloat16. Keys: [kv head][position / 16][head_dim][16]. Values: [kv head][position][head_dim padded to sixteens].
+// bfloat16; or in blocks of 32 inputs, [unit][block], a number being d * q + m: of four bits d [64], m [64] and q [16][64], where
+// a byte's low half is an even input's and its high half the next one's; of eight bits d [64] and q [32][64], m being 0. Both
+// give the float32 number exactly (weights.py has seen to it), so that all kinds of storage give the same bits. Keys: [kv head][position / 16][head_dim][16]. Values: [kv head][position][head_dim padded to sixteens].
 
 #include <atomic>
 #include <cmath>
@@ -15,6 +17,7 @@
 #include <cstring>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 #ifdef __linux__
 #include <pthread.h>
@@ -25,7 +28,7 @@ typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t Words __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
-static const int64_t LANES = 16, UNIT = 64, CHUNK = 64, QUERIES = 4;
+static const int64_t LANES = 16, UNIT = 64, BLOCK = 32, CHUNK = 64, QUERIES = 4;
 static const float NOWHERE = -1e30f;  // the score of a key that a query does not see
 
 #ifdef __AVX512F__
@@ -41,6 +44,9 @@ static inline Vec weights(const float* p) { return load(p); }
 static inline Vec weights(const uint16_t* p) {
     return (Vec)(__builtin_convertvector(*(const Halves*)p, Words) << 16);
 }
+typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
+typedef int8_t Signed __attribute__((vector_size(16), aligned(1), may_alias));
+enum { FLOATS, HALVES, FOUR_BITS, EIGHT_BITS };
 static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 static inline float total(Vec v) {  // in pairs, always the same ones
@@ -186,7 +192,7 @@ static Pool& pool() {
 
 // ---------------------------------------------------------------------------------------------------------------- the model
 extern "C" {
-struct Matrix { const void* data; const float* bias; int64_t inputs, outputs, is_half; };
+struct Matrix { const void* data; const float* bias; int64_t inputs, outputs, kind; };  // kind: FLOATS ...
 struct Layer {
     const float *norm_1, *norm_2, *norm_q, *norm_k;
     Matrix qkv, out, gate_up, down;  // gate_up: 32 outputs of the gate and the 32 of up beside them, in turn
@@ -238,6 +244,49 @@ static inline void block(const W* w, int64_t width, const float* x, int64_t ldx,
     for (int r = 0; r < R; r++) for (int p = 0; p < P; p++) store(acc + r * UNIT + p * LANES, sum[r][p]);
 }
 
+// The same for weights in blocks of 32 inputs; `w`: the unit's, `at`: where its sixteens begin.
+template <int P, int R, class W>
+static inline void block(const W* w, int64_t width, int64_t at, const float* x, int64_t ldx, int64_t from, int64_t to, float* acc) {
+    Vec sum[R][P];
+    for (int r = 0; r < R; r++) for (int p = 0; p < P; p++) sum[r][p] = load(acc + r * UNIT + p * LANES);
+    for (int64_t i = from; i < to; i += BLOCK) {
+        const uint8_t* here = (const uint8_t*)w + i / BLOCK * W::BYTES * width;
+        const float* d = (const float*)here + at;
+        const uint8_t* q = here + (W::BYTES - BLOCK / W::STEP) * width + at;
+        for (int64_t k = 0; k < BLOCK; k += W::STEP, q += width) {
+            __builtin_prefetch((const char*)q + 4096, 0, 3);
+            for (int half = 0; half < W::STEP; half++) {
+                Vec own[P];
+                for (int p = 0; p < P; p++) own[p] = W::number(d + p * LANES, width, q + p * LANES, half);
+                for (int r = 0; r < R; r++) {
+                    Vec s = spread(x[r * ldx + i + k + half]);
+                    for (int p = 0; p < P; p++) sum[r][p] += own[p] * s;
+                }
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) for (int p = 0; p < P; p++) store(acc + r * UNIT + p * LANES, sum[r][p]);
+}
+
+struct FourBits {
+    static const int64_t STEP = 2, BYTES = 24;  // inputs in a byte; bytes of a block, for one output
+    static inline Vec number(const float* d, int64_t width, const uint8_t* q, int half) {
+        const Bytes both = *(const Bytes*)q, own = half ? both >> 4 : both & 15;
+        return __builtin_convertvector(__builtin_convertvector(own, Ints), Vec) * load(d) + load(d + width);
+    }
+};
+struct EightBits {
+    static const int64_t STEP = 1, BYTES = 36;
+    static inline Vec number(const float* d, int64_t, const uint8_t* q, int) {
+        return __builtin_convertvector(__builtin_convertvector(*(const Signed*)q, Ints), Vec) * load(d);
+    }
+};
+template <int P, int R, class W>
+static inline void part(const W* w, int64_t width, int64_t at, const float* x, int64_t ldx, int64_t from, int64_t to, float* acc) {
+    if constexpr (std::is_arithmetic<W>::value) block<P, R>(w + at, width, x, ldx, from, to, acc + at);
+    else block<P, R>(w, width, at, x, ldx, from, to, acc + at);
+}
+
 // As many sixteens at once as the registers hold beside R rows; inputs in pieces, so that a unit's piece stays in the first cache.
 template <int R, class W>
 static inline void unit_rows(const W* w, int sixteens, const float* x, int64_t ldx, int64_t inputs, float* acc) {
@@ -247,11 +296,11 @@ static inline void unit_rows(const W* w, int sixteens, const float* x, int64_t l
     for (int64_t from = 0; from < inputs; from += piece) {
         const int64_t to = from + piece < inputs ? from + piece : inputs;
         int p = 0;
-        if (most >= 4) for (; p + 4 <= sixteens; p += 4) block<(WIDE || R == 1) ? 4 : 1, R>(w, width, x, ldx, from, to, acc);
+        if (most >= 4) for (; p + 4 <= sixteens; p += 4) part<(WIDE || R == 1) ? 4 : 1, R>(w, width, p * LANES, x, ldx, from, to, acc);
         if (most >= 2) for (; p + 2 <= sixteens; p += 2) {
-            block<(WIDE || R <= 3) ? 2 : 1, R>(w + p * LANES, width, x, ldx, from, to, acc + p * LANES);
+            part<(WIDE || R <= 3) ? 2 : 1, R>(w, width, p * LANES, x, ldx, from, to, acc);
         }
-        for (; p < sixteens; p++) block<1, R>(w + p * LANES, width, x, ldx, from, to, acc + p * LANES);
+        for (; p < sixteens; p++) part<1, R>(w, width, p * LANES, x, ldx, from, to, acc);
     }
 }
 
@@ -281,8 +330,16 @@ static void multiply(const Team& team, const Matrix& m, const float* x, int64_t 
             alignas(64) float acc[6 * UNIT];
             for (int64_t k = 0; k < some; k++) for (int p = 0; p < wide; p++)
                 store(acc + k * UNIT + p * LANES, m.bias ? load(m.bias + u * UNIT + p * LANES) : Vec{});
-            if (m.is_half) some_rows((const uint16_t*)m.data + at, wide, x + r * ldx, ldx, some, m.inputs, acc);
-            else some_rows((const float*)m.data + at, wide, x + r * ldx, ldx, some, m.inputs, acc);
+            const float* own = x + r * ldx;
+            const char* data = (const char*)m.data;
+            switch (m.kind) {
+                case FLOATS: some_rows((const float*)data + at, wide, own, ldx, some, m.inputs, acc); break;
+                case HALVES: some_rows((const uint16_t*)data + at, wide, own, ldx, some, m.inputs, acc); break;
+                case FOUR_BITS:
+                    some_rows((const FourBits*)(data + at / BLOCK * FourBits::BYTES), wide, own, ldx, some, m.inputs, acc);
+                    break;
+                default: some_rows((const EightBits*)(data + at / BLOCK * EightBits::BYTES), wide, own, ldx, some, m.inputs, acc);
+            }
             for (int64_t k = 0; k < some; k++) then(r + k, u * UNIT, wide, acc + k * UNIT);
         }
     }

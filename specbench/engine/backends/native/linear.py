@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specbench.engine.backends.native.weights import LANES, NativeWeights
+from specbench.engine.backends.native.packing import LANES
+from specbench.engine.backends.native.weights import NativeWeights
 
 
 class NativeLinear(nn.Linear):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specbench.engine.backends.native.weights import LANES, Call, NativeWeights
+from specbench.engine.backends.native.packing import LANES
+from specbench.engine.backends.native.weights import Call, NativeWeights
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
 from specbench.engine.session import Session
@@ -139,8 +140,7 @@ class NativeSession(Session):
                 self._tap_pointers[place] = hidden.data_ptr()
             self._tapped = {layer: tapped[place] for layer, place in self._places.items()}
         self._run(ids, past, trunk, parents, depths)
-        vocab_size = self.model.vocab_size
-        return logits[:, :vocab_size] if vocab_size != weights.outputs else logits
+        return self.model.answer(logits, past, rows)
 
     def _run(
         self,

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from specbench.engine.backends.native.build import library
+from specbench.engine.backends.native.packing import BYTES, LANES, UNIT, pack
 from specbench.engine.masks import FULL, SLIDING, MaskPlan
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
-LANES, UNIT = 16, 64
 _HUGE = 1 << 21
 _whole, _pointer, _real = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 
 
 class Matrix(ctypes.Structure):
-    _fields_ = [("data", _pointer), ("bias", _pointer), ("inputs", _whole), ("outputs", _whole), ("is_half", _whole)]
+    _fields_ = [("data", _pointer), ("bias", _pointer), ("inputs", _whole), ("outputs", _whole), ("kind", _whole)]
 
 
 class Layer(ctypes.Structure):
@@ -79,14 +79,14 @@ def refusal(config: Any, dtype: str = "float32", device: str = "cpu") -> str | N
 
 
 class NativeWeights:
-    """A module's weights as forward.cpp reads them. A matrix is kept in bfloat16 where that changes no bit, else in float32.
+    """A module's weights as forward.cpp reads them, each matrix in the smallest form that changes no bit (`packing`).
 
-    instructions: an instruction set (`build.INSTRUCTION_SETS`); None: this processor's widest. halves: false keeps all in
+    instructions: an instruction set (`build.INSTRUCTION_SETS`); None: this processor's widest. smaller: false keeps all in
     float32. Norms and embedding stay the module's own. Raises CannotBuildError.
     """
 
-    def __init__(self, module: Any, plan: MaskPlan, instructions: str | None = None, halves: bool = True):
-        self.halves = halves
+    def __init__(self, module: Any, plan: MaskPlan, instructions: str | None = None, smaller: bool = True):
+        self.smaller = smaller
         self.library = library(instructions)
         sizes = [ctypes.sizeof(kind) for kind in (Matrix, Layer, Shape, Call)]
         assert sizes == [self.library.sb_sizes(n) for n in range(4)], "forward.cpp means other structures"
@@ -155,9 +155,7 @@ class NativeWeights:
             bias = _padded(_rows([value.detach()[:, None] for value in values], beside), LANES).reshape(-1).contiguous()
             made.bias = bias.data_ptr()
             all_kept.append(bias)
-        half = weight.to(torch.bfloat16)
-        made.is_half = int(self.halves and torch.equal(half.float(), weight))
-        packed = _units(_padded(half if made.is_half else weight, LANES))
+        made.kind, packed = pack(_padded(weight, LANES), self.smaller)
         all_kept.append(_in_huge_pages(packed))
         made.data = all_kept[-1].data_ptr()
         return made
@@ -175,7 +173,7 @@ class NativeWeights:
         for number in range(self.shape.layers):
             layer = layers[number]
             matrices += [layer.qkv, layer.out, layer.gate_up, layer.down]
-        return sum(matrix.inputs * matrix.outputs * (2 if matrix.is_half else 4) for matrix in matrices)
+        return int(sum(matrix.inputs * matrix.outputs * BYTES[matrix.kind] for matrix in matrices))
 
     def tables(self, positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines [at least `positions`, head_dim / 2], as transformers computes them."""
@@ -196,13 +194,6 @@ def _rows(parts: list[Tensor], beside: bool) -> Tensor:
 
 def _padded(weight: Tensor, to: int) -> Tensor:
     return torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % to))
-
-
-def _units(weight: Tensor) -> Tensor:
-    """[outputs, inputs] as [unit][input][64], the last unit narrower, flat."""
-    whole = len(weight) // UNIT * UNIT
-    parts = [weight[:whole].unflatten(0, (-1, UNIT)).transpose(1, 2).reshape(-1)] if whole else []
-    return torch.cat([*parts, weight[whole:].t().reshape(-1)])
 
 
 def _in_huge_pages(values: Tensor) -> Tensor:

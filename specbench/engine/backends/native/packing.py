@@ -1,0 +1,66 @@
+"""A matrix as forward.cpp reads it, in the smallest of four forms that gives every float32 number back exactly.
+
+Four and eight bits are those of GGUF's Q4_1 and Q8_0: blocks of 32 inputs with a scale (and an offset) of half precision.
+Whether a matrix was made so is found from its numbers: scale and offset follow from a block's extremes, and all is compared.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LANES, UNIT, BLOCK = 16, 64, 32
+FLOATS, HALVES, FOUR_BITS, EIGHT_BITS = range(4)
+BYTES = {FLOATS: 4.0, HALVES: 2.0, FOUR_BITS: 24 / BLOCK, EIGHT_BITS: 36 / BLOCK}  # a weight
+_LOOK = 64  # outputs that are tried before the whole matrix is
+
+
+def pack(weight: Tensor, smaller: bool = True) -> tuple[int, Tensor]:
+    """The form of float32 weights [outputs, inputs], outputs in sixteens, and their numbers, flat, unit by unit."""
+    if smaller and weight.shape[1] % BLOCK == 0:
+        for kind, find in ((FOUR_BITS, _four_bits), (EIGHT_BITS, _eight_bits)):
+            if find(weight[:_LOOK]) is not None and (found := find(weight)) is not None:
+                return kind, _in_units(found)
+    half = weight.to(torch.bfloat16)
+    if smaller and torch.equal(half.float(), weight):
+        return HALVES, _in_units([half])
+    return FLOATS, _in_units([weight])
+
+
+def _four_bits(weight: Tensor) -> list[Tensor] | None:
+    """Scale [outputs, blocks], offset, q [outputs, blocks, 16], even inputs in the low halves; None: it is not of the kind."""
+    blocks = weight.unflatten(1, (-1, BLOCK))
+    offset, most = blocks.amin(-1), blocks.amax(-1)
+    scale = ((most - offset) / 15).half().float()
+    q = ((blocks - offset[..., None]) / scale.clamp(min=1e-30)[..., None]).round_().clamp_(0, 15)
+    if not torch.equal(q * scale[..., None] + offset[..., None], blocks):
+        return None
+    whole = q.to(torch.uint8)
+    return [scale, offset, whole[..., 0::2] | whole[..., 1::2] << 4]
+
+
+def _eight_bits(weight: Tensor) -> list[Tensor] | None:
+    """Scale [outputs, blocks] and q [outputs, blocks, 32]; None: it is not of the kind."""
+    blocks = weight.unflatten(1, (-1, BLOCK))
+    scale = (blocks.abs().amax(-1) / 127).half().float()
+    q = (blocks / scale.clamp(min=1e-30)[..., None]).round_().clamp_(-127, 127)
+    return [scale, q.to(torch.int8)] if torch.equal(q * scale[..., None], blocks) else None
+
+
+def _in_units(parts: list[Tensor]) -> Tensor:
+    """Parts [outputs, places, ...] as [unit][place][part][...][64], the last unit narrower, flat; of several parts bytes."""
+    outputs = len(parts[0])
+    whole = outputs // UNIT * UNIT
+    made = []
+    for first, last, width in ((0, whole, UNIT), (whole, outputs, outputs - whole)):
+        if first < last:
+            rows = [_by_place(part[first:last].unflatten(0, (-1, width))) for part in parts]
+            made.append(
+                rows[0].flatten() if len(rows) == 1 else torch.cat([row.view(torch.uint8) for row in rows], 2).flatten()
+            )
+    return torch.cat(made)
+
+
+def _by_place(part: Tensor) -> Tensor:
+    """[units, width, places, ...] to [units, places, ... * width]."""
+    return part.movedim(1, -1).flatten(2).contiguous()
