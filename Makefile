@@ -25,10 +25,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 run: install
-	$(BIN)/python -m specbench method=amusd data=humaneval $(ARGS)
+	$(BIN)/python -m specbench engine=auto method=amusd data=humaneval $(ARGS)
 
 run-real: install
-	$(BIN)/python -m specbench pair=smollm2 method=prompt_lookup data=mt_bench data.limit=8 measure.repeats=1 $(ARGS)
+	$(BIN)/python -m specbench engine=auto pair=smollm2 method=prompt_lookup data=mt_bench data.limit=8 measure.repeats=1 $(ARGS)
 
 test: install
 	$(BIN)/ruff check .

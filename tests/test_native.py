@@ -150,8 +150,9 @@ def test_a_window_that_is_not_cut_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         check_logits(model_of("mistral"), native("mistral"))
 
 
-def test_layers_apart_and_drafts_on_some_of_them() -> None:
-    theirs, ours = model_of("llama"), native("llama")
+@pytest.mark.parametrize("architecture", ["llama", "granite"])  # granite: a factor that states of a later layer have had
+def test_layers_apart_and_drafts_on_some_of_them(architecture: str) -> None:
+    theirs, ours = model_of(architecture), native(architecture)
     for skipped in ((), (1,)):
         hidden = []
         for session in (begun(theirs, Session), begun(ours)):

@@ -76,14 +76,8 @@ class BranchingSession(Branching):
         self._row_depths += [0 if parent < 0 else self._row_depths[parent] + 1 for parent in parents]
         depths = self._row_depths[old:]
         positions = torch.tensor([[self.trunk + depth for depth in depths]], device=model.device)
-        fed = [i if i < model.num_rows else 0 for i in ids]
-        output = model.module(
-            input_ids=torch.tensor([fed], device=model.device),
-            attention_mask=self._mask(own, positions[0]),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        fed = torch.tensor([[i if i < model.num_rows else 0 for i in ids]], device=model.device)
+        output = self._forward(model.module, self._mask(own, positions[0]), positions, input_ids=fed)
         self._last_start = past
         return model.answer(output.logits[0], past, rows)
 

@@ -59,5 +59,12 @@ def _with(module: nn.Module, config: Any, **children: nn.Module) -> Any:
 
 def exit_logits(model: Model, hidden: torch.Tensor) -> torch.Tensor:
     """What the LM head says of hidden states [n, width] that no final norm has seen: logits [n, vocab]."""
-    logits = model.module.lm_head(model.module.model.norm(hidden))
+    logits, config = model.module.lm_head(model.module.model.norm(hidden)), model.module.config.get_text_config(decoder=True)
+    # What the architectures do behind their LM head: Granite, Cohere, Gemma.
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if factor := getattr(config, "logit_scale", None):
+        logits = logits * factor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = (logits / cap).tanh() * cap
     return logits[:, : model.vocab_size] if logits.shape[1] != model.vocab_size else logits

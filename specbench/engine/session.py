@@ -128,7 +128,20 @@ class Session:
         if (past > 0 or parents is not None or model.plan.window is not None) and model.plan.needs_mask(past, rows):
             mask = build(model.plan, past, depths, parents, model.dtype, model.device)
         self._last_start = past
-        return module(attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **extra)
+        if isinstance(ids, Tensor) and self.layers and self.layers[0] != 0:
+            # Granite multiplies whatever enters by a factor of its embedding; what a layer left behind has had it.
+            inner = getattr(module, "model", module)
+            if hasattr(inner, "embedding_multiplier"):  # of this view alone: `engine.layers` copies the module around its layers
+                inner.embedding_multiplier = 1.0
+                try:
+                    return self._forward(module, mask, positions, **extra)
+                finally:
+                    inner.embedding_multiplier = inner.config.embedding_multiplier
+        return self._forward(module, mask, positions, **extra)
+
+    def _forward(self, module: Any, mask: Any, positions: Tensor, **inputs: Any) -> Any:
+        """The module's forward behind what the cache holds."""
+        return module(attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **inputs)
 
     def rollback(self, length: int) -> None:
         """Forget every fed token from `length` on (O(1))."""

@@ -5,9 +5,9 @@
 // keys are counted by their place on its own path. So a row's logits are bit for bit those of feeding its path one by one.
 //
 // Weights lie in units of 64 outputs, [unit][input][64] (the last unit as wide as it needs to be, in sixteens), float32 or
-// bfloat16; or in blocks of 32 inputs, [unit][block], a number being d * q + m: of four bits d [64], m [64] and q [16][64], where
-// a byte's low half is an even input's and its high half the next one's; of eight bits d [64] and q [32][64], m being 0. Both
-// give the float32 number exactly (weights.py has seen to it), so that all kinds of storage give the same bits. Keys: [kv head][position / 16][head_dim][16]. Values: [kv head][position][head_dim padded to sixteens].
+// bfloat16; or in blocks of 32 inputs, [unit][block], a number being d * q + m: of four bits d [64], m [64] and words [4][64] with
+// eight inputs' q, the first in the lowest bits; of eight bits d [64] and words [8][64] with four, m being 0. Both give the
+// float32 number exactly (packing.py has seen to it), so that all kinds of storage give the same bits. Keys: [kv head][position / 16][head_dim][16]. Values: [kv head][position][head_dim padded to sixteens].
 
 #include <atomic>
 #include <cmath>
@@ -44,8 +44,6 @@ static inline Vec weights(const float* p) { return load(p); }
 static inline Vec weights(const uint16_t* p) {
     return (Vec)(__builtin_convertvector(*(const Halves*)p, Words) << 16);
 }
-typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
-typedef int8_t Signed __attribute__((vector_size(16), aligned(1), may_alias));
 enum { FLOATS, HALVES, FOUR_BITS, EIGHT_BITS };
 static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -244,22 +242,38 @@ static inline void block(const W* w, int64_t width, const float* x, int64_t ldx,
     for (int r = 0; r < R; r++) for (int p = 0; p < P; p++) store(acc + r * UNIT + p * LANES, sum[r][p]);
 }
 
+struct FourBits {
+    static const int64_t STEP = 8, BYTES = 24;  // inputs in a word; bytes of a block, for one output
+    static inline Vec number(const float* d, int64_t width, Words word, int64_t k) {
+        return __builtin_convertvector((Ints)(word >> (4 * k) & 15), Vec) * load(d) + load(d + width);
+    }
+};
+struct EightBits {
+    static const int64_t STEP = 4, BYTES = 36;
+    static inline Vec number(const float* d, int64_t, Words word, int64_t k) {
+        return __builtin_convertvector((Ints)(word << (24 - 8 * k)) >> 24, Vec) * load(d);
+    }
+};
+
 // The same for weights in blocks of 32 inputs; `w`: the unit's, `at`: where its sixteens begin.
 template <int P, int R, class W>
 static inline void block(const W* w, int64_t width, int64_t at, const float* x, int64_t ldx, int64_t from, int64_t to, float* acc) {
     Vec sum[R][P];
     for (int r = 0; r < R; r++) for (int p = 0; p < P; p++) sum[r][p] = load(acc + r * UNIT + p * LANES);
     for (int64_t i = from; i < to; i += BLOCK) {
-        const uint8_t* here = (const uint8_t*)w + i / BLOCK * W::BYTES * width;
-        const float* d = (const float*)here + at;
-        const uint8_t* q = here + (W::BYTES - BLOCK / W::STEP) * width + at;
+        const float* d = (const float*)((const char*)w + i / BLOCK * W::BYTES * width) + at;
+        const uint32_t* q = (const uint32_t*)d + (W::BYTES / 4 - BLOCK / W::STEP) * width;
         for (int64_t k = 0; k < BLOCK; k += W::STEP, q += width) {
-            __builtin_prefetch((const char*)q + 4096, 0, 3);
-            for (int half = 0; half < W::STEP; half++) {
+            Words word[P];
+            for (int p = 0; p < P; p++) {
+                word[p] = *(const Words*)(q + p * LANES);
+                __builtin_prefetch((const char*)(q + p * LANES) + 4096, 0, 3);
+            }
+            for (int64_t n = 0; n < W::STEP; n++) {
                 Vec own[P];
-                for (int p = 0; p < P; p++) own[p] = W::number(d + p * LANES, width, q + p * LANES, half);
+                for (int p = 0; p < P; p++) own[p] = W::number(d + p * LANES, width, word[p], n);
                 for (int r = 0; r < R; r++) {
-                    Vec s = spread(x[r * ldx + i + k + half]);
+                    Vec s = spread(x[r * ldx + i + k + n]);
                     for (int p = 0; p < P; p++) sum[r][p] += own[p] * s;
                 }
             }
@@ -268,19 +282,20 @@ static inline void block(const W* w, int64_t width, int64_t at, const float* x, 
     for (int r = 0; r < R; r++) for (int p = 0; p < P; p++) store(acc + r * UNIT + p * LANES, sum[r][p]);
 }
 
-struct FourBits {
-    static const int64_t STEP = 2, BYTES = 24;  // inputs in a byte; bytes of a block, for one output
-    static inline Vec number(const float* d, int64_t width, const uint8_t* q, int half) {
-        const Bytes both = *(const Bytes*)q, own = half ? both >> 4 : both & 15;
-        return __builtin_convertvector(__builtin_convertvector(own, Ints), Vec) * load(d) + load(d + width);
+// A unit of blocks as float32, [input][width].
+template <class W>
+static const float* widened(const W* w, int64_t width, int64_t inputs) {
+    static thread_local std::vector<float> room;
+    if ((int64_t)room.size() < inputs * UNIT) room.resize(inputs * UNIT);
+    float* out = room.data();
+    for (int64_t i = 0; i < inputs; i++) for (int64_t at = 0; at < width; at += LANES, out += LANES) {
+        const float* d = (const float*)((const char*)w + i / BLOCK * W::BYTES * width) + at;
+        const uint32_t* q = (const uint32_t*)d + (W::BYTES / 4 - BLOCK / W::STEP + i % BLOCK / W::STEP) * width;
+        store(out, W::number(d, width, *(const Words*)q, i % W::STEP));
     }
-};
-struct EightBits {
-    static const int64_t STEP = 1, BYTES = 36;
-    static inline Vec number(const float* d, int64_t, const uint8_t* q, int) {
-        return __builtin_convertvector(__builtin_convertvector(*(const Signed*)q, Ints), Vec) * load(d);
-    }
-};
+    return room.data();
+}
+
 template <int P, int R, class W>
 static inline void part(const W* w, int64_t width, int64_t at, const float* x, int64_t ldx, int64_t from, int64_t to, float* acc) {
     if constexpr (std::is_arithmetic<W>::value) block<P, R>(w + at, width, x, ldx, from, to, acc + at);
@@ -316,6 +331,8 @@ static void some_rows(const W* w, int sixteens, const float* x, int64_t ldx, int
     }
 }
 
+static const int64_t BLOCK_BYTES[] = {4 * BLOCK, 2 * BLOCK, FourBits::BYTES, EightBits::BYTES};
+
 // Each unit of 64 outputs for all rows; `then(row, first output, sixteens, sums)` takes them away.
 template <class Then>
 static void multiply(const Team& team, const Matrix& m, const float* x, int64_t ldx, int64_t rows, Then then) {
@@ -324,21 +341,24 @@ static void multiply(const Team& team, const Matrix& m, const float* x, int64_t 
     team.share(units, &first, &last);
     for (int64_t u = first; u < last; u++) {
         const int wide = sixteens - 4 * u < 4 ? (int)(sixteens - 4 * u) : 4;
-        const int64_t at = u * UNIT * m.inputs;
+        const char* data = (const char*)m.data + u * UNIT * m.inputs / BLOCK * BLOCK_BYTES[m.kind];
+        int64_t kind = m.kind;
+        if (kind >= FOUR_BITS && rows > 6) {  // widened once for all rows
+            if (kind == FOUR_BITS) data = (const char*)widened((const FourBits*)data, wide * LANES, m.inputs);
+            else data = (const char*)widened((const EightBits*)data, wide * LANES, m.inputs);
+            kind = FLOATS;
+        }
         for (int64_t r = 0; r < rows; r += 6) {
             const int64_t some = rows - r < 6 ? rows - r : 6;
             alignas(64) float acc[6 * UNIT];
             for (int64_t k = 0; k < some; k++) for (int p = 0; p < wide; p++)
                 store(acc + k * UNIT + p * LANES, m.bias ? load(m.bias + u * UNIT + p * LANES) : Vec{});
             const float* own = x + r * ldx;
-            const char* data = (const char*)m.data;
-            switch (m.kind) {
-                case FLOATS: some_rows((const float*)data + at, wide, own, ldx, some, m.inputs, acc); break;
-                case HALVES: some_rows((const uint16_t*)data + at, wide, own, ldx, some, m.inputs, acc); break;
-                case FOUR_BITS:
-                    some_rows((const FourBits*)(data + at / BLOCK * FourBits::BYTES), wide, own, ldx, some, m.inputs, acc);
-                    break;
-                default: some_rows((const EightBits*)(data + at / BLOCK * EightBits::BYTES), wide, own, ldx, some, m.inputs, acc);
+            switch (kind) {
+                case FLOATS: some_rows((const float*)data, wide, own, ldx, some, m.inputs, acc); break;
+                case HALVES: some_rows((const uint16_t*)data, wide, own, ldx, some, m.inputs, acc); break;
+                case FOUR_BITS: some_rows((const FourBits*)data, wide, own, ldx, some, m.inputs, acc); break;
+                default: some_rows((const EightBits*)data, wide, own, ldx, some, m.inputs, acc);
             }
             for (int64_t k = 0; k < some; k++) then(r + k, u * UNIT, wide, acc + k * UNIT);
         }

@@ -28,7 +28,7 @@ def pack(weight: Tensor, smaller: bool = True) -> tuple[int, Tensor]:
 
 
 def _four_bits(weight: Tensor) -> list[Tensor] | None:
-    """Scale [outputs, blocks], offset, q [outputs, blocks, 16], even inputs in the low halves; None: it is not of the kind."""
+    """Scale [outputs, blocks], offset, words of eight q [outputs, blocks, 4]; None: it is not of the kind."""
     blocks = weight.unflatten(1, (-1, BLOCK))
     offset, most = blocks.amin(-1), blocks.amax(-1)
     scale = ((most - offset) / 15).half().float()
@@ -36,15 +36,15 @@ def _four_bits(weight: Tensor) -> list[Tensor] | None:
     if not torch.equal(q * scale[..., None] + offset[..., None], blocks):
         return None
     whole = q.to(torch.uint8)
-    return [scale, offset, whole[..., 0::2] | whole[..., 1::2] << 4]
+    return [scale, offset, (whole[..., 0::2] | whole[..., 1::2] << 4).view(torch.int32)]
 
 
 def _eight_bits(weight: Tensor) -> list[Tensor] | None:
-    """Scale [outputs, blocks] and q [outputs, blocks, 32]; None: it is not of the kind."""
+    """Scale [outputs, blocks] and words of four q [outputs, blocks, 8]; None: it is not of the kind."""
     blocks = weight.unflatten(1, (-1, BLOCK))
     scale = (blocks.abs().amax(-1) / 127).half().float()
     q = (blocks / scale.clamp(min=1e-30)[..., None]).round_().clamp_(-127, 127)
-    return [scale, q.to(torch.int8)] if torch.equal(q * scale[..., None], blocks) else None
+    return [scale, q.to(torch.int8).view(torch.int32)] if torch.equal(q * scale[..., None], blocks) else None
 
 
 def _in_units(parts: list[Tensor]) -> Tensor:
