@@ -131,7 +131,7 @@ class Session:
         if isinstance(ids, Tensor) and self.layers and self.layers[0] != 0:
             # Granite multiplies whatever enters by a factor of its embedding; what a layer left behind has had it.
             inner = getattr(module, "model", module)
-            if hasattr(inner, "embedding_multiplier"):  # of this view alone: `engine.layers` copies the module around its layers
+            if hasattr(inner, "embedding_multiplier"):  # of this view alone
                 inner.embedding_multiplier = 1.0
                 try:
                     return self._forward(module, mask, positions, **extra)
