@@ -40,8 +40,8 @@ def view(model: Model, layers: Sequence[int], final_norm: bool = True) -> Model:
     parts: dict[str, nn.Module] = {"layers": nn.ModuleList([inner.layers[number] for number in layers])}
     if not final_norm:
         parts["norm"] = nn.Identity()
-    small = _with(inner, config, **parts)
-    return replace(model, module=_with(outer, config, model=small))
+    small = with_parts(inner, config, **parts)
+    return replace(model, module=with_parts(outer, config, model=small))
 
 
 def first_layers(model: Model, count: int) -> Model:
@@ -49,11 +49,12 @@ def first_layers(model: Model, count: int) -> Model:
     return replace(view(model, range(count)), num_cache_layers=count, native=None)
 
 
-def _with(module: nn.Module, config: Any, **children: nn.Module) -> Any:
-    """The same parameters, other children."""
+def with_parts(module: nn.Module, config: Any, **children: nn.Module) -> Any:
+    """The same parameters, other children. config: None leaves it."""
     made = copy.copy(module)
     made.__dict__["_modules"] = {**module._modules, **children}
-    made.config = config
+    if config is not None:
+        made.config = config
     return made
 
 
