@@ -108,6 +108,8 @@ class _Input:
 class _SharedNorm(nn.Module):
     """A layer's own norm, of what entered the group."""
 
+    shared: _Input
+
     def __init__(self, norm: nn.Module, shared: _Input, leads: bool):
         super().__init__()
         self.norm, self.leads = norm, leads
@@ -120,6 +122,8 @@ class _SharedNorm(nn.Module):
 
 
 class _Timed(nn.Module):
+    time: Callable[..., Any]
+
     def __init__(self, attention: nn.Module, time: Callable[..., Any], group: int):
         super().__init__()
         self.attention, self.group = attention, group
