@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from specbench.analysis.derive.derive import acceptance_by_position, comparisons
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import load
 from specbench.analysis.reports import writing
-from specbench.analysis.show import figures_time, style
+from specbench.analysis.show import figures_time, saving, style
 from specbench.analysis.show.figures_speed import against_draft_length
 from specbench.analysis.show.style import Drawing, errors, new_figure, styled
 from specbench.measure.theory.formulas import speedup_sequential
@@ -120,15 +124,61 @@ def some(title: str) -> Drawing:
 
 def test_several_processes_save_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a figure that the other process cannot save is said: its PDF's place is taken."""
-    monkeypatch.setattr(style, "FEWEST", 2)
-    style.save_all([some(f"figure_{n}") for n in range(4)], tmp_path / "1")
+    monkeypatch.setattr(saving, "FEWEST", 2)
+    saving.save_all([some(f"figure_{n}") for n in range(4)], tmp_path / "1")
     (tmp_path / "2" / "figure_1.pdf").mkdir(parents=True)
     with pytest.raises(OSError, match=r"figure_1\.pdf"):  # drawings 1 and 3 are the other process's
-        style.save_all([some(f"figure_{n}") for n in range(4)], tmp_path / "2", 2)
+        saving.save_all([some(f"figure_{n}") for n in range(4)], tmp_path / "2", 2)
     alone, shared = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("1", "2"))
     assert len(alone) == 3 * 4
     same = {name for name, path in shared.items() if path.is_file() and path.read_bytes() == alone[name].read_bytes()}
     assert same == {name for name in alone if not name.startswith("figure_1.")}
+
+
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from test_analysis_figures import some
+from specbench.analysis.show import saving
+saving.FEWEST = 2
+print("begins", flush=True)
+while True:
+    saving.save_all([some(f"figure_{{n}}") for n in range(4)], Path({folder!r}), 2)
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_report_leaves_nothing_on_the_machine(tmp_path: Path) -> None:
+    """No process and no file but the font cut for it, killed while two of them save figures; and no named semaphore is used."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code = KILLED.format(path=[str(Path(__file__).parent)], folder=str(tmp_path / "out"))
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True)
+    assert process.stdout is not None
+    try:
+        while process.stdout.readline() != "saved\n":
+            pass
+        time.sleep(0.3)  # in the middle of the next ones
+    finally:
+        process.kill()
+        process.wait()
+    mine, until = f"TMPDIR={temporary}".encode(), time.monotonic() + 60
+    while any(_reads(path, mine) for path in Path("/proc").glob("[0-9]*/environ")):  # the other one does its share
+        assert time.monotonic() < until, "a process is left"
+        time.sleep(0.2)
+    assert [path for path in temporary.iterdir() if not path.name.startswith("specbench-fonts-")] == []
+    sources = "".join(path.read_text() for path in (Path(writing.__file__).parents[1]).rglob("*.py"))
+    assert "multiprocessing" not in sources and "ProcessPool" not in sources
+
+
+def _reads(path: Path, words: bytes) -> bool:
+    try:
+        return words in path.read_bytes()
+    except OSError:  # it has ended, or is somebody else's
+        return False
 
 
 def test_signs_beyond_the_cut_font_come_from_the_whole_one(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from bare_bench import BareBench
 from tiny import plain_forward
 
-from specbench.check import CHECKS, FAIL, PASS, SAMPLED, SKIP, Bench, run_check
+from specbench.check import CHECKS, FAIL, FIRST_CHECKS, PASS, SAMPLED, SKIP, Bench, run_check
 from specbench.check import __main__ as command
 from specbench.check import law as law_module
 from specbench.check import tiny as tiny_pair
@@ -156,9 +157,11 @@ def test_the_command_checks_a_method_of_ones_own(own_conf: str, capsys: pytest.C
     assert main(arguments) == 1
     out = capsys.readouterr().out.splitlines()
     (law,) = [line for line in out if "sampled law" in line]
-    assert law.startswith("FAIL  tiny pair: sampled law: 150 seeds: chi-square")
-    assert [line for line in out if line.startswith("pass  tiny pair: EOS anywhere")]
-    assert [line for line in out if line.startswith("skip  builtin pair: greedy identity")]
+    total = len(CHECKS) + len(FIRST_CHECKS)
+    assert re.match(rf"FAIL  \[\d+/{total}\] tiny pair: sampled law: 150 seeds: chi-square", law)
+    assert [line for line in out if re.match(r"pass  \[\d+/\d+\] tiny pair: EOS anywhere", line)]
+    assert [line for line in out if re.match(rf"skip  \[{len(CHECKS) + 1}/{total}\] builtin pair: greedy identity", line)]
+    assert [line.split()[1] for line in out[:-1]] == [f"[{n}/{total}]" for n in range(1, total + 1)]
     assert out[-1] == "typical_control: 1 checks failed"
 
 
@@ -166,8 +169,11 @@ def test_the_command_checks_a_method_of_ones_own(own_conf: str, capsys: pytest.C
 def test_the_command_passes_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["method=autoregressive"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[1].strip() for line in out if line.startswith("pass  tiny pair")] == list(CHECKS)
-    assert "pass  builtin pair: greedy identity: 1 of 1 outputs identical" in out
+    assert [line.split(":")[1].strip() for line in out if "tiny pair" in line] == list(CHECKS)
+    assert (
+        f"pass  [{len(CHECKS) + 1}/{len(CHECKS) + len(FIRST_CHECKS)}] builtin pair: greedy identity: 1 of 1 outputs identical"
+        in out
+    )
     assert out[-1] == "autoregressive: all checks passed"
 
 

@@ -26,7 +26,7 @@ from specbench.config.schema import PairConfig
 from specbench.measure import lossless
 from specbench.measure.metrics import RoundTable, check_identities
 from specbench.measure.records import provenance
-from specbench.measure.records.store import TRACE_FILE, read_power, read_rounds, read_run, read_samples
+from specbench.measure.records.store import TRACE_FILE, read_power, read_rounds, read_run, read_samples, read_summary
 from specbench.measure.sensors import energy_pass, nvml
 from specbench.method import create_method
 from specbench.pair.load import check_pair, load_tokenizer
@@ -209,8 +209,8 @@ def test_the_command_leaves_energy_power_and_timeline(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    folder = tmp_path / summary["run_folder"]
+    folder = tmp_path / json.loads(done.stdout.splitlines()[-1])["run_folder"]
+    summary = read_summary(folder)
     assert summary["lossless"]["verdict"] in (lossless.IDENTICAL, lossless.TIE)
     check_energy(summary, folder, block_seconds=10.0)
     trace = json.loads((folder / TRACE_FILE).read_text())

@@ -14,6 +14,7 @@ from specbench.measure import lossless, metrics, summary, warnings
 from specbench.measure.noise import find_noise_floor
 from specbench.measure.records import store
 from specbench.measure.records.store import RunStore
+from specbench.measure.summary import HEADLINES, headlines
 
 PROMISED = [
     "run_folder", "status", "method", "baseline", "pair", "data", "device", "num_rounds", "decode_tokens",
@@ -116,6 +117,28 @@ def test_an_aa_run_keeps_its_speedup_as_the_noise_floor() -> None:
     assert build(faster, faster_rounds)["speedup"]["distinguishable"] is True
     inside = build(faster, faster_rounds, noise_floor=(0.9, 1.1))["speedup"]
     assert inside["distinguishable"] is False and "noise floor" in inside["distinguishable_why"]
+
+
+def test_the_headlines_are_the_summarys_own_and_documented() -> None:
+    samples, rounds = paired_run(12, 2)
+    made = build(samples, rounds)
+    head = headlines(made)
+
+    def leaves(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            found |= leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+        return found
+
+    found, whole = leaves(head), leaves(made)
+    assert all(whole[name] == value for name, value in found.items())
+    absent = {"speedup", "speedup_why", "num_graded", "num_right", "data.source"}
+    assert set(HEADLINES) - absent == set(found) - {"data.source"}
+    assert len(json.dumps(head)) < 1_200 < len(json.dumps(made)) / 2
+    page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    assert [name for name in HEADLINES if f"`{name.rpartition('.')[2]}`" not in page] == []
+    alone = headlines({**made, "speedup": None, "speedup_why": "one arm"})
+    assert alone["speedup"] is None and alone["speedup_why"] == "one arm"
 
 
 def test_failures_are_counted_and_named_and_have_no_numbers() -> None:

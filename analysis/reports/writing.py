@@ -59,7 +59,7 @@ def report(
     """Write report.html, report.md, tables/ and figures/ into `out`; returns the path of report.html.
 
     across: "machines" lists one configuration by device side by side. with_reference: published numbers beside ours. workers:
-    processes that save figures (see `style.save_all`). Raises ValueError when there is nothing to report.
+    processes that save figures (see `saving.save_all`). Raises ValueError when there is nothing to report.
     """
     frames = load(paths, unfinished=unfinished)
     return document(frames, across=across, with_reference=with_reference, title=title).save(Path(out), workers)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from specbench.analysis.show import render
 from specbench.analysis.show.captions import Word, words_in
-from specbench.analysis.show.style import Drawing, save_all
+from specbench.analysis.show.saving import save_all
+from specbench.analysis.show.style import Drawing
 from specbench.analysis.show.table import Table
 
 
@@ -65,7 +66,7 @@ class Document:
     def save(self, folder: Path, workers: int = 1) -> Path:
         """report.md, report.html, tables/ and figures/ in the folder; returns the path of report.html.
 
-        workers: processes that save figures, see `style.save_all`.
+        workers: processes that save figures, see `saving.save_all`.
         """
         for block in self.blocks:
             if block.table is not None:

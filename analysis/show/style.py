@@ -8,10 +8,8 @@ darkness. Figures are drawn on the Agg canvas without pyplot: no global state, n
 from __future__ import annotations
 
 import io
-import multiprocessing
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +69,6 @@ RC: Any = {
     "savefig.dpi": 160,
 }
 
-FEWEST = 8  # figures that it pays to start another process for
 WIDTH = 6.8  # inches: a text column of an A4 page
 
 
@@ -110,25 +107,6 @@ class Drawing:
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine(None)  # none at all: for one that does nothing savefig would draw a second time
         return self.figure.get_tightbbox().padded(0.06)
-
-
-def save_all(drawings: Sequence[Drawing], folder: Path, workers: int = 1) -> None:
-    """Save drawings, the same files from any number of workers.
-
-    workers: processes that share the work. More than one is for callers that are a program of their own: Python starts the
-    others by importing the main module once more, and a script that does its work on import would do it again.
-    """
-    shares = min(workers, len(drawings) // FEWEST)
-    if shares < 2:
-        for drawing in drawings:
-            drawing.save(folder)
-        return
-    with ProcessPoolExecutor(shares - 1, mp_context=multiprocessing.get_context("spawn")) as others:
-        waiting = [others.submit(drawing.save, folder) for i, drawing in enumerate(drawings) if i % shares]
-        for drawing in drawings[::shares]:
-            drawing.save(folder)
-        for saved in waiting:
-            saved.result()
 
 
 def styled() -> AbstractContextManager[None]:

@@ -68,7 +68,7 @@ def check_all(config: RunConfig) -> int:
     from specbench.check.tiny import PROMPTS, make_tiny_pair
     from specbench.check.tiny_heads import with_tiny_heads
 
-    timeout = config.engine.timeout_seconds
+    timeout, total = config.engine.timeout_seconds, len(CHECKS) + len(FIRST_CHECKS)
     with tempfile.TemporaryDirectory(prefix="specbench-check-") as folder:
         pair = make_tiny_pair(Path(folder))
         node = with_tiny_heads(config.method, pair, Path(folder), config.allow_targets)
@@ -77,17 +77,17 @@ def check_all(config: RunConfig) -> int:
             tiny.method(GREEDY)
         except ConfigError as error:
             print(f"tiny pair: does not fit ({error}); all checks on {config.pair.name}")
-            failed, checks = 0, CHECKS
+            failed, checks, total = 0, CHECKS, len(CHECKS)
         else:
-            failed, checks = report(tiny, "tiny pair", CHECKS), FIRST_CHECKS
+            failed, checks = report(tiny, "tiny pair", CHECKS, 0, total), FIRST_CHECKS
         finally:
             tiny.close()
     bench = configured_bench(config)
     try:
         if checks is FIRST_CHECKS and (why := no_heads(bench)):
-            print(f"{SKIP}  {config.pair.name} pair: {why}")
+            print(f"{SKIP}  [{total}/{total}] {config.pair.name} pair: {why}")
         else:
-            failed += report(bench, f"{config.pair.name} pair", checks)
+            failed += report(bench, f"{config.pair.name} pair", checks, total - len(checks), total)
     finally:
         bench.close()
     print(f"{config.method_name}: {'all checks passed' if not failed else f'{failed} checks failed'}")
@@ -125,15 +125,15 @@ def no_heads(bench: Any) -> str | None:
     return None
 
 
-def report(bench: Any, title: str, checks: Any) -> int:
-    """Run and print; returns the number of failures."""
+def report(bench: Any, title: str, checks: Any, done: int, total: int) -> int:
+    """Run and print, each as [n/m] of all; returns the number of failures. done: checks before these."""
     from specbench.check import FAIL, run_check
 
     failed = 0
-    for name, check in checks.items():
+    for number, (name, check) in enumerate(checks.items(), start=done + 1):
         result = run_check(bench, check)
         failed += result.status == FAIL
-        print(f"{result.status}  {title}: {name}: {result.detail}", flush=True)
+        print(f"{result.status}  [{number}/{total}] {title}: {name}: {result.detail}", flush=True)
     return failed
 
 

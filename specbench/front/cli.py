@@ -1,4 +1,4 @@
-"""The front door: Hydra's configuration in, one `run.run(config)`, the summary as the last line of stdout.
+"""The front door: Hydra's configuration in, one `run.run(config)`, its headlines as the last line of stdout.
 
     python -m specbench method=amusd data=humaneval
 
@@ -165,18 +165,20 @@ def write_report(sweep: Sweep) -> str | None:
 
 
 def run_job(cfg: DictConfig) -> None:
-    """One run from Hydra's composed configuration; prints its summary. Raises RunFailed if the run did not succeed."""
+    """One run from Hydra's composed configuration; prints its headlines. Raises RunFailed if the run did not succeed."""
     config = to_run_config(cfg)
     if config.resume is not None:
         from specbench.run.resume import adopt
 
         config = adopt(config, HydraConfig.get().overrides.task)
     summary = run_tracked(config)
+    from specbench.measure.summary import headlines  # what it needs is loaded by now
+
     try:
-        line = json.dumps(summary, allow_nan=False)  # a summary holds numbers, or null beside the reason: NaN is no JSON
+        json.dumps(summary, allow_nan=False)  # a summary holds numbers, or null beside the reason: NaN is no JSON
     except (TypeError, ValueError) as error:
         raise RuntimeError(f"the summary is no JSON ({error}); the records are in {summary.get('run_folder')}") from error
-    print(line, flush=True)
+    print(json.dumps(headlines(summary)), flush=True)
     if summary.get("status") != "success":
         why = next((f" ({text})" for text in summary.get("warnings", ()) if "samples failed" in text), "")
         raise RunFailed(

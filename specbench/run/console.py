@@ -18,7 +18,6 @@ from specbench.measure.warnings import DOUBTFUL, UNUSABLE, level_of
 
 WIDTH = 100  # columns: no line of the table is longer
 _COLOURS = {UNUSABLE: "bold red", DOUBTFUL: "yellow"}  # of warnings
-IN_FULL = "warnings in full: summary.json"
 
 
 class PlainConsole(Console):
@@ -242,18 +241,12 @@ def final_table(summary: Mapping[str, Any], stream: IO[str] | None = None) -> st
     ):
         table.add_row(label, text, style="yellow" if text.startswith("NOT DIST") else None)
     console = console_on(stream)
-    room, is_cut, before = console.width - len("where the time went  "), False, ""
+    before = ""
     for warning in summary["warnings"]:
         level, line = level_of(warning), visible(" ".join(warning.split()))
-        is_whole = " samples failed (" in line  # its error stands at its end
-        is_cut = is_cut or (len(line) > room and not is_whole)
         label = "" if level == before else f"  {level}" if before else f"warnings: {level}"
-        table.add_row(
-            label, Text(line, no_wrap=not is_whole, overflow="fold" if is_whole else "ellipsis"), style=_COLOURS.get(level)
-        )
+        table.add_row(label, Text(f"- {line}", overflow="fold"), style=_COLOURS.get(level))
         before = level
-    if is_cut:
-        table.add_row("", IN_FULL)
     table.add_row("files", str(summary["run_folder"]))
     return text_of(table, console)
 
