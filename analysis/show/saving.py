@@ -50,13 +50,16 @@ def _start(drawings: Sequence[Drawing], folder: Path) -> tuple[subprocess.Popen[
 
 
 def save_share() -> None:
-    """The other process: save what stands on its standard input; an error goes to its standard output."""
+    """The other process: save what stands on its standard input; the first error goes to its standard output, at the end."""
     drawings, folder = pickle.load(sys.stdin.buffer)
-    try:
-        for drawing in drawings:
+    errors = []
+    for drawing in drawings:
+        try:
             drawing.save(folder)
-    except Exception as error:
-        pickle.dump(error, sys.stdout.buffer)
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        pickle.dump(errors[0], sys.stdout.buffer)
 
 
 if __name__ == "__main__":
