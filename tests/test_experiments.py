@@ -21,7 +21,8 @@ from specbench.analysis.read.frames import Frames, load
 from specbench.analysis.reports import experiments, writing
 from specbench.analysis.reports.study import Chapter, Study
 from specbench.analysis.reports.words import Words
-from specbench.analysis.show.table import Cell, Column, Row, Table
+from specbench.analysis.show.cells import Cell, Column, Row
+from specbench.analysis.show.table import Table
 from specbench.analysis.show.text import table_text
 from specbench.front.launchers import IsolatedLauncher, SerialLauncher, combinations
 from specbench.measure.records import provenance

@@ -18,8 +18,9 @@ import pandas as pd
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_ranked
 from specbench.analysis.show.captions import definitions, setting
+from specbench.analysis.show.cells import Column, row_of
 from specbench.analysis.show.members import members
-from specbench.analysis.show.table import Column, Table, row_of
+from specbench.analysis.show.table import Table
 from specbench.measure import metrics
 from specbench.measure.metrics import RoundTable
 from specbench.measure.records.events import Round

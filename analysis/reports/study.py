@@ -19,11 +19,12 @@ from specbench.analysis.derive.families import families
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import writing
 from specbench.analysis.show import captions
+from specbench.analysis.show.cells import Column, row_of
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.members import Member
 from specbench.analysis.show.run_tables import left_out_table
 from specbench.analysis.show.style import Drawing
-from specbench.analysis.show.table import Column, Table, row_of
+from specbench.analysis.show.table import Table
 
 
 class OfData(Protocol):

@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 
 from specbench.analysis.reports.study import Chapter
 from specbench.analysis.show import captions
+from specbench.analysis.show.cells import Column
 from specbench.analysis.show.style import Drawing
-from specbench.analysis.show.table import Column, Table
+from specbench.analysis.show.table import Table
 
 
 def part(item: Any, path: str) -> Any:

@@ -12,8 +12,9 @@ from specbench.analysis.derive.derive import Estimate, is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.read.run_rows import entry, options_text
 from specbench.analysis.show.captions import definitions
+from specbench.analysis.show.cells import Column, Row, row_of
 from specbench.analysis.show.members import DATA, LOSSLESS, PAIR
-from specbench.analysis.show.table import Column, Row, Table, row_of
+from specbench.analysis.show.table import Table
 
 _OF_THE_MACHINE = ("conditions_hash", "device", "pair.target.device", "engine.threads")
 

@@ -10,8 +10,9 @@ from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, Estimate
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting
+from specbench.analysis.show.cells import Column, row_of
 from specbench.analysis.show.members import RUN, Member, in_parts, members, ranked_rows
-from specbench.analysis.show.table import Column, Table, row_of
+from specbench.analysis.show.table import Table
 
 
 def lossless_table(group: Group, comparisons: Sequence[Comparison]) -> Table:

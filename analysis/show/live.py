@@ -12,7 +12,8 @@ from typing import Any
 from specbench.analysis.derive.derive import Estimate
 from specbench.analysis.read.following import STATES, Followed, Job, at, number_at, started_at
 from specbench.analysis.show import render
-from specbench.analysis.show.table import Cell, Column, Row, Table, row_of
+from specbench.analysis.show.cells import Cell, Column, Row, row_of
+from specbench.analysis.show.table import Table
 
 MOST_SWEEPS, MOST_JOBS = 4, 200
 _LONGEST = 300  # signs of an error

@@ -11,7 +11,7 @@ import pandas as pd
 
 from specbench.analysis.derive.derive import Comparison, Estimate, agreement, is_lossy, is_ranked
 from specbench.analysis.show.captions import verdict_text
-from specbench.analysis.show.table import Column, Row, mark_columns, row_of
+from specbench.analysis.show.cells import Column, Row, mark_columns, row_of
 from specbench.measure.pairing import PairedTimes
 
 LOSSY_PART = "Lossy methods (other text than the target's: not ranked)"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, is_lossy, is_ranked
 from specbench.analysis.show.captions import definitions, setting, slug, verdict_text
+from specbench.analysis.show.cells import Cell, Column, Row, mark_columns, row_of
 from specbench.analysis.show.members import (
     ACCEPTED_RUN,
     BASELINE_RIGHT,
@@ -31,7 +32,7 @@ from specbench.analysis.show.members import (
     part_of,
     ranked_rows,
 )
-from specbench.analysis.show.table import Cell, Column, Row, Table, mark_columns, row_of
+from specbench.analysis.show.table import Table
 
 REPEATS_BELOW = 5  # so few prompts in a category that its interval says little
 

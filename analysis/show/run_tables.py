@@ -13,6 +13,7 @@ from specbench.analysis.derive.theory import COLUMNS as THEORY
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames, LeftOut
 from specbench.analysis.show.captions import definitions, setting
+from specbench.analysis.show.cells import Column, Row, row_of
 from specbench.analysis.show.members import (
     BASELINE_RIGHT,
     EMITTED,
@@ -26,7 +27,7 @@ from specbench.analysis.show.members import (
     members,
     ranked_rows,
 )
-from specbench.analysis.show.table import Column, Row, Table, row_of
+from specbench.analysis.show.table import Table
 from specbench.measure import stats
 from specbench.measure.warnings import Kind, kinds
 

@@ -17,9 +17,10 @@ from specbench.analysis.derive.conditions import Group, apart, groups
 from specbench.analysis.derive.derive import Comparison, comparisons, is_ranked
 from specbench.analysis.read.frames import LeftOut, load
 from specbench.analysis.show.answer import answer
+from specbench.analysis.show.cells import Column, row_of
 from specbench.analysis.show.members import EMITTED, LOSSLESS, SPEEDUP, TOKENS_PER_SECOND, Member, members
 from specbench.analysis.show.run_tables import told_from_one
-from specbench.analysis.show.table import Column, Table, label_spans, row_of
+from specbench.analysis.show.table import Table, label_spans
 from specbench.config.say import visible
 
 WIDTH = 120

@@ -9,7 +9,8 @@ from typing import Any
 from specbench.analysis.derive.derive import Estimate
 from specbench.analysis.derive.two import Two, two_runs
 from specbench.analysis.show.captions import verdict_text
-from specbench.analysis.show.table import Cell, Column, Row, Table
+from specbench.analysis.show.cells import Cell, Column, Row
+from specbench.analysis.show.table import Table
 from specbench.analysis.show.text import table_text, wrapped
 
 MOST_SETTINGS = 16  # rows of the table

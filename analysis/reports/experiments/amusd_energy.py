@@ -20,9 +20,10 @@ from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
 from specbench.analysis.reports.words import Words
 from specbench.analysis.show import check_tables
+from specbench.analysis.show.cells import Cell
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import Drawing, Ladder, filled, legend_below, new_figure, styled
-from specbench.analysis.show.table import Cell, Table
+from specbench.analysis.show.table import Table
 from specbench.measure.attribution import PARTS, parts_of_work
 from specbench.measure.records.events import PARTS as TIME_PARTS
 

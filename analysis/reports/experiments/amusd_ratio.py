@@ -18,10 +18,11 @@ from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
 from specbench.analysis.reports.words import Words
 from specbench.analysis.show import check_tables, figures_speed
+from specbench.analysis.show.cells import Cell, mark_columns
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.analysis.show.style import Drawing, new_panels, styled
-from specbench.analysis.show.table import Cell, Table, mark_columns
+from specbench.analysis.show.table import Table
 
 WORDS = Words(__name__)
 METHOD = "amusd"
