@@ -35,7 +35,7 @@ from specbench.methods.overlap.pearl import Pearl
 from specbench.pair.load import check_pair, draft_loader, eos_ids, load_model, load_tokenizer
 from specbench.pair.spec import specify
 from specbench.parts.rules.rule import RULES
-from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH, balanced_length
+from specbench.parts.schedules.calibration import MAX_LENGTH, balanced_length
 from specbench.parts.schedules.lockstep.draft import DraftSide
 from specbench.parts.schedules.lockstep.plan import Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer

@@ -13,7 +13,7 @@ sides, and no unverified token is ever emitted.
 from __future__ import annotations
 
 from specbench.method import ConfigError, Method, Rule, Stop, flag, make_stop, one_of, whole
-from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH
+from specbench.parts.schedules.calibration import MAX_LENGTH
 from specbench.parts.schedules.lockstep.schedule import Lockstep
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from specbench.method import (
-    EMPTY,
     Drafter,
     DraftTree,
     Evidence,
@@ -26,6 +25,7 @@ from specbench.method import (
     make_stop,
     whole,
 )
+from specbench.parts.drafts.lookup import Ngrams
 
 
 class PromptLookup(Method):
@@ -50,8 +50,6 @@ class PromptLookup(Method):
 
 
 class LookupDraft(Drafter):
-    """first_end: where each n-gram ended when it was first seen."""
-
     source, form = "text", "chain"
 
     def __init__(self, draft_length: int, max_ngram: int):
@@ -63,29 +61,13 @@ class LookupDraft(Drafter):
 
     def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
         self.eos_ids = request.eos_ids
-        self.tokens: list[int] = []
-        self.first_end: dict[tuple[int, ...], int] = {}
-        self._append((*request.prompt_ids, first_token))
-
-    def _append(self, tokens: tuple[int, ...]) -> None:
-        for token in tokens:
-            self.tokens.append(token)
-            end = len(self.tokens)
-            for size in range(1, min(self.max_ngram, end) + 1):
-                self.first_end.setdefault(tuple(self.tokens[end - size :]), end)
+        self.text = Ngrams(self.max_ngram, (*request.prompt_ids, first_token))
 
     def propose(self, max_depth: int) -> DraftTree:
-        length = len(self.tokens)
-        for size in range(min(self.max_ngram, length - 1), 0, -1):
-            start = self.first_end[tuple(self.tokens[length - size :])]
-            if start < length:  # else it stands nowhere but at the end
-                found = self.tokens[start : start + min(self.draft_length, max_depth)]
-                ends = [place for place, token in enumerate(found) if token in self.eos_ids]
-                return DraftTree(found[: ends[0]] if ends else found)
-        return EMPTY
+        return DraftTree(self.text.following(min(self.draft_length, max_depth), self.eos_ids))
 
     def rehearsal(self, longest: int) -> Callable[[int], DraftTree]:
         return lambda length: DraftTree([0] * length)  # what is found costs nothing worth a measurement
 
     def observe(self, feedback: Feedback) -> None:
-        self._append(feedback.verdict.tokens)
+        self.text.extend(feedback.verdict.tokens)

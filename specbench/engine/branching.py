@@ -20,10 +20,11 @@ from specbench.engine.session import Session
 class Branching(Session):
     """The same on every backend. Rows below the trunk are numbered in the order in which they are grown, -1 is the trunk."""
 
-    def branch(self) -> None:
-        """What is fed now is the trunk of the next tree."""
-        self.trunk = self.length
-        self.row_parents: list[int] = []
+    def branch(self, trunk: int | None = None) -> None:
+        """What is fed now is the trunk of the next tree, or the first `trunk` of it: what follows is then a chain of its rows."""
+        self.trunk = self.length if trunk is None else trunk
+        assert 0 <= self.trunk <= self.length, f"a trunk of {self.trunk}, {self.length} are fed"
+        self.row_parents: list[int] = list(range(-1, self.length - self.trunk - 1))
 
     def _append(self, parents: Sequence[int]) -> int:
         """Take in the parents of rows that are about to be grown; where the first of them goes."""
@@ -56,10 +57,12 @@ class BranchingSession(Branching):
         super().__init__(model, taps)
         self.branch()
 
-    def branch(self) -> None:
-        super().branch()
-        self._row_depths: list[int] = []
-        self._visible = torch.zeros((0, 0), dtype=self.model.dtype, device=self.model.device)  # among the grown rows, additive
+    def branch(self, trunk: int | None = None) -> None:
+        super().branch(trunk)
+        rows, low = len(self.row_parents), torch.finfo(self.model.dtype).min
+        self._row_depths: list[int] = list(range(rows))
+        among = torch.full((rows, rows), low, dtype=self.model.dtype, device=self.model.device)
+        self._visible = among.triu_(1)  # among the grown rows, additive
 
     @torch.inference_mode()
     def grow(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:

@@ -90,6 +90,12 @@ class SamplingLaw:
         """
         return shares(self.warp(logits))
 
+    def scores(self, logits: Tensor, positions: Sequence[int], noise_key: int) -> Tensor:
+        """What `choose` takes the best of, [n, V]: logits, or warped ones plus the keyed noise of each row's position."""
+        if self.greedy:
+            return logits
+        return self.warp(logits) + keyed_gumbel(noise_key, positions, logits.shape[-1], logits.device)
+
     def choose(self, logits: Tensor, positions: Sequence[int], noise_key: int) -> list[int]:
         """One token id per row of logits [n, V]; positions[i] is the position in the sequence that row i's token will take.
 
@@ -97,9 +103,7 @@ class SamplingLaw:
         Raises ValueError for logits that make no law (NaN, infinity).
         """
         assert logits.dim() == 2 and len(positions) == logits.shape[0], "one position per row"
-        scores = logits
-        if not self.greedy:
-            scores = self.warp(logits) + keyed_gumbel(noise_key, positions, logits.shape[-1], logits.device)
+        scores = self.scores(logits, positions, noise_key)
         # NaN counts as the largest: one in a row is what the row's argmax points at.
         if scores.is_cpu and scores.dtype == torch.float32:
             rows = scores.detach().numpy()  # whose argmax is several times as fast as torch's

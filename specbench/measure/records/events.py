@@ -37,7 +37,7 @@ class Round:
     rollback_depth: int = 0  # tokens by which the draft's sequence was cut back; 0 = no rollback
     stale: bool = False  # a published draft could not be used because the target had left its prefix
     epoch: int = 0  # how many rollbacks came before this round (asynchronous methods)
-    phase: str = ""  # a method's own phase name, e.g. "pre" and "post" for PEARL
+    phase: str = ""  # a method's own phase name, e.g. "pre" and "post" for PEARL, "hit" and "miss" for SSD
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     wait_seconds: float = 0.0

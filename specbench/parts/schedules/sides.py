@@ -11,9 +11,12 @@ from typing import Any
 
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.target import open_session
+from specbench.engine.tree import DraftTree, Verdict
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Stop
+from specbench.parts.rules.rule import Rule
 from specbench.parts.schedules.books import Books
+from specbench.parts.schedules.calibration import Calibration, forward_seconds
 from specbench.processes.mailbox import DONE, OPEN, Mailbox
 from specbench.processes.steps import Order, Progress, drive
 
@@ -38,6 +41,7 @@ class Drafting:
     """The draft's side. A `Program` for `processes.worker.Worker` and a `Side`."""
 
     report: SideReport
+    calibration: Calibration | None = None  # what `run` measures instead of decoding
     _next: Callable[[], Progress]
 
     def __init__(self, mailbox: Mailbox, law: SamplingLaw, trace: bool, stop: Stop | None):
@@ -59,6 +63,9 @@ class Drafting:
         self._next = self._prefill
 
     def run(self) -> Any:
+        """The report of a sample, or the seconds per forward of a calibration."""
+        if self.calibration is not None:
+            return forward_seconds(self.session, self.calibration)
         # No limit to the wait: a target may think for long, and a dead one takes this process with it.
         drive(self, lambda: None, float("inf"))
         return self.report
@@ -74,7 +81,7 @@ class Drafting:
 
     def _prefill(self) -> Progress:
         start = now()
-        self.session.feed(self.request.prompt_ids, last_only=True)
+        self.prompt_logits = self.session.feed(self.request.prompt_ids, last_only=True)
         self.report.prefill_seconds = now() - start
         self._next = self._then
         return Progress.WORKED
@@ -83,6 +90,7 @@ class Drafting:
 class Deciding:
     """The target's side, the authority, which keeps the books. A `Side`; one for all samples of a run."""
 
+    rule: Rule
     _next: Callable[[], Progress]
 
     def __init__(self, mailbox: Mailbox, law: SamplingLaw, session: Any):
@@ -103,6 +111,14 @@ class Deciding:
 
     def waited(self, seconds: float) -> None:
         self.books.add("wait", seconds)
+
+    def judged(self, tree: DraftTree) -> Verdict:
+        """The verdict on a draft, and what it cost booked."""
+        start = now()
+        evidence = self.session.forward(tree)
+        verdict = self.rule.judge(tree, evidence, self.law, self.books.position, self.request.noise_key, None)
+        self.books.add("verify", now() - start)
+        return verdict
 
     def stop(self) -> None:
         """End the sample here, whatever happened, so that the draft stops too and is ready for the next."""

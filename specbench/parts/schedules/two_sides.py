@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from specbench.config.options import ConfigError
@@ -16,6 +16,7 @@ from specbench.engine.request import Outcome
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Needs, Schedule, Setting
 from specbench.parts.schedules.books import Books
+from specbench.parts.schedules.calibration import CONTEXT, MAX_LENGTH, SECONDS, Calibration, forward_seconds
 from specbench.parts.schedules.sides import SideReport
 from specbench.processes.machine import Machine
 from specbench.processes.mailbox import Mailbox, PeerLost
@@ -90,6 +91,26 @@ class TwoSides(Schedule):
         """Raise WorkerError if a worker is dead or has reported a failure."""
         for worker in self.workers:
             worker.check()
+
+    def beside(self, seconds: float = SECONDS, target_rows: int = 1, draft_rows: int = 1) -> tuple[float, float]:
+        """Seconds of a forward of the target and of the draft, both at work, on the cores that they will have."""
+        assert self.worker is not None and self.placement is not None, "open first"
+        order = self._calibration(seconds)
+        with self.placement.applied():
+            self.worker.prepare(replace(order, num_rows=draft_rows))
+            self.worker.go()
+            busy = forward_seconds(self.setting.target, replace(order, num_rows=target_rows))
+            return busy, self.worker.result()
+
+    def alone(self, seconds: float, target_rows: int) -> float:
+        """Seconds of a forward of the target while the draft rests."""
+        assert self.placement is not None, "open first"
+        with self.placement.applied():
+            return forward_seconds(self.setting.target, replace(self._calibration(seconds), num_rows=target_rows))
+
+    def _calibration(self, seconds: float) -> Calibration:
+        longest = min(self.setting.target.model.context_length or CONTEXT, CONTEXT + MAX_LENGTH) - MAX_LENGTH
+        return Calibration(max(1, longest), seconds)
 
     def exchange(self, side: TargetSide, order: Order) -> Exchange:
         """Run one sample. Raises WorkerError when the draft's process is lost; after any other error the next may come."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import DraftTree, Verdict
-from specbench.measure.sensors.clock import now
 from specbench.parts.rules.rule import Rule
 from specbench.parts.schedules.books import Books
 from specbench.parts.schedules.free_running.draft import DraftReport
@@ -77,10 +76,7 @@ class Verifier(Deciding):
         self.contradicted = index
 
     def _verify(self) -> Progress:
-        key, start = self.request.noise_key, now()
-        evidence = self.session.forward(self.tree)
-        self.verdict: Verdict = self.rule.judge(self.tree, evidence, self.law, self.books.position, key, None)
-        self.books.add("verify", now() - start)
+        self.verdict: Verdict = self.judged(self.tree)
         self._next = self._publish
         return Progress.WORKED
 

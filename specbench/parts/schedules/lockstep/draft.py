@@ -12,7 +12,7 @@ from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Stop
 from specbench.parts.drafts.choice import OWN_STREAM
 from specbench.parts.rules.rule import TorchRng
-from specbench.parts.schedules.lockstep.calibration import Calibration, forward_seconds
+from specbench.parts.schedules.calibration import Calibration
 from specbench.parts.schedules.lockstep.plan import KEPT, Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.parts.schedules.sides import Drafting, SideReport
@@ -61,12 +61,6 @@ class DraftSide(Drafting):
         self.committed = 0
         self.step_number = 0
         self.rng: Any = TorchRng.seeded(self.request.noise_key ^ OWN_STREAM)
-
-    def run(self) -> Any:
-        """The report of a sample, or the seconds per forward of a calibration."""
-        if self.calibration is not None:
-            return forward_seconds(self.session, self.calibration, num_rows=1)
-        return super().run()
 
     def waited(self, seconds: float) -> None:
         if self.committed:  # the target's prefill is not decoding

@@ -7,15 +7,12 @@ import sys
 from specbench.engine.request import Outcome, Request
 from specbench.parts.contracts import Parts, Setting, Stop
 from specbench.parts.rules.rule import Rule
-from specbench.parts.schedules.lockstep.calibration import MAX_LENGTH, Calibration, balanced_length, forward_seconds
+from specbench.parts.schedules.calibration import MAX_LENGTH, SECONDS, balanced_length
 from specbench.parts.schedules.lockstep.draft import DraftSide
 from specbench.parts.schedules.lockstep.plan import Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.parts.schedules.lockstep.verify import Verifier
 from specbench.parts.schedules.two_sides import TwoSides
-from specbench.processes.worker import Worker
-
-CALIBRATION_CONTEXT, CALIBRATION_SECONDS = 128, 0.3
 
 
 class Lockstep(TwoSides):
@@ -45,8 +42,7 @@ class Lockstep(TwoSides):
         self.start_worker(self.make_draft_side(setting))
         self.verifier = self.make_verifier(setting, setting.rule)
         if self.draft_length is None:
-            assert self.worker is not None
-            self.draft_length = self._balance(self.worker)
+            self.draft_length = self._balance()
 
     def make_draft_side(self, setting: Setting) -> DraftSide:
         """What the draft's process runs; picklable."""
@@ -56,21 +52,10 @@ class Lockstep(TwoSides):
         """What this process runs."""
         return Verifier(self.mailbox, setting.runtime.law, rule, setting.target, self.rows, setting.runtime.device)
 
-    def _balance(self, worker: Worker) -> int:
-        """Measure both models beside each other, on the cores that they will have."""
-        target = self.setting.target
-        longest = min(target.model.context_length or CALIBRATION_CONTEXT, CALIBRATION_CONTEXT + MAX_LENGTH) - MAX_LENGTH
-        order = Calibration(max(1, longest), CALIBRATION_SECONDS)
-        shorter = Calibration(order.context_length, order.seconds / 3)
-        assert self.placement is not None
-        with self.placement.applied():
-            worker.prepare(order)
-            worker.go()
-            busy = forward_seconds(target, order, num_rows=1)
-            draft_seconds: float = worker.result()
-            length = balanced_length(
-                draft_seconds, lambda rows: busy if rows == 1 else forward_seconds(target, shorter, num_rows=rows)
-            )
+    def _balance(self) -> int:
+        """By both models' forwards, measured beside each other."""
+        busy, draft_seconds = self.beside()
+        length = balanced_length(draft_seconds, lambda rows: busy if rows == 1 else self.alone(SECONDS / 3, rows))
         self._facts = {"draft_length": length, "target_seconds": busy, "draft_seconds": draft_seconds}
         print(
             f"specbench: pearl measured {1e3 * busy:.3g} ms a target forward, {1e3 * draft_seconds:.3g} ms a draft forward: "

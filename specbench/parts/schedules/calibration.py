@@ -1,32 +1,34 @@
-"""How fast target and draft are beside each other, and the draft length that this makes right (PEARL, section 5)."""
+"""How fast target and draft are beside each other, and what settings this makes right."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from specbench.measure.sensors.clock import now
 
 MAX_LENGTH = 16  # of an automatic draft length
+CONTEXT, SECONDS = 128, 0.3  # tokens behind which forwards are measured, and for how long
 _WARM_UP = 5  # forwards that are not counted
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An order to measure instead of decoding: forwards behind `context_length` tokens for about `seconds`."""
+    """An order to measure instead of decoding: forwards of so many rows behind `context_length` tokens for about `seconds`."""
 
     context_length: int
     seconds: float
+    num_rows: int = 1
 
 
-def forward_seconds(session: Any, order: Calibration, num_rows: int) -> float:
-    """Seconds of a forward over `num_rows` rows, its argmax read, as a step of decoding does: the lower quartile.
+def forward_seconds(session: Any, order: Calibration) -> float:
+    """Seconds of a forward, its argmax read, as a step of decoding does: the lower quartile.
 
     What else runs on the machine makes forwards longer, never shorter; the quartile sees little of it.
     """
-    ids = [(37 * i + 11) % session.model.vocab_size for i in range(order.context_length + num_rows)]
+    ids = [(37 * i + 11) % session.model.vocab_size for i in range(order.context_length + order.num_rows)]
     session.start(len(ids))
     session.feed(ids[: order.context_length], last_only=True)
     times: list[float] = []
@@ -40,7 +42,8 @@ def forward_seconds(session: Any, order: Calibration, num_rows: int) -> float:
 
 
 def balanced_length(draft_seconds: float, target_seconds: Callable[[int], float]) -> int:
-    """The rounded ratio of the target's forward to the draft's, with as many rows as the target then verifies.
+    """The rounded ratio of the target's forward to the draft's, with as many rows as the target then verifies (PEARL,
+    2408.11850, section 5).
 
     A forward over more rows can take longer (on a CPU it does), so the ratio is taken again until it stays the same; never
     more than four times, in 1 to MAX_LENGTH.
@@ -53,3 +56,13 @@ def balanced_length(draft_seconds: float, target_seconds: Callable[[int], float]
             break
         length = better
     return length
+
+
+def largest_fitting(sizes: Iterable[int], seconds: Callable[[int], float], limit_seconds: float) -> int:
+    """The largest of `sizes` (ascending) whose seconds stay within the limit, or the first; measured until one does not."""
+    best = 0
+    for size in sizes:
+        if best and seconds(size) > limit_seconds:
+            break
+        best = size
+    return best
