@@ -124,6 +124,47 @@ class FakeSession:
         self.pending = verdict.extra
 
 
+class FakeBranching(FakeSession):
+    """The same with rows below a trunk: each is answered for the trunk, its ancestors and itself, whatever else was fed."""
+
+    trunk = 0
+    row_parents: list[int]
+
+    def branch(self, trunk: int | None = None) -> None:
+        self.trunk = self.length if trunk is None else trunk
+        self.row_parents = list(range(-1, self.length - self.trunk - 1))
+
+    def grow(self, ids: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
+        assert len(ids) > 0, "nothing to feed"
+        assert len(self.fed) == self.trunk + len(self.row_parents), "branch first"
+        assert len(self.fed) + len(ids) <= self.capacity, "past the reserved capacity"
+        assert all(-1 <= parent < len(self.row_parents) for parent in parents), "a row's parent was grown by an earlier call"
+        self.num_forwards += 1
+        self.row_parents += parents
+        self.fed += ids
+        if self.cost is not None:
+            self.cost(len(ids))
+        first = len(self.row_parents) - len(ids)
+        return torch.tensor([self.table(self.prefix(row)) for row in range(first, len(self.row_parents))])
+
+    def prefix(self, row: int) -> Prefix:
+        path: list[int] = []
+        while row >= 0:
+            path.append(self.fed[self.trunk + row])
+            row = self.row_parents[row]
+        return (*self.fed[: self.trunk], *reversed(path))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        assert list(rows) == sorted(set(rows)), "ascending"
+        assert all(self.row_parents[row] == above for row, above in zip(rows, [-1, *rows], strict=False)), "a path"
+        self.fed[self.trunk :] = [self.fed[self.trunk + row] for row in rows]
+        self.branch()
+
+    def rollback(self, length: int) -> None:
+        super().rollback(length)
+        self.branch()
+
+
 def autoregressive(table: Table, law: SamplingLaw, request: Request) -> tuple[list[int], str]:
     """What the target says on its own: output ids and finish reason."""
     prefix, output = list(request.prompt_ids), list[int]()

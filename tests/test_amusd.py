@@ -1,7 +1,6 @@
 """AMUSD's two sides under a seeded scheduler, in one process: hundreds of interleavings, and mutants that must fail.
 
-A step holds at most one mailbox operation (asserted), so interleaving steps is interleaving everything that two processes can
-do to each other. A side that waits runs again when its slot changed, at a time-out, or for no reason, as the wake mode says.
+`interleaving` steps the sides; a side that waits runs again when its slot changed, at a time-out, or for no reason.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from fake_sessions import EOS_IDS, FakeSession, Language, agreement, autoregressive, imitation
+from interleaving import Deadlock, Timing, counting_mailbox, interleave
 
 from specbench.config.options import ConfigError
 from specbench.engine.request import Request
@@ -27,29 +27,10 @@ from specbench.methods.overlap.amusd import Amusd
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier, book_draft_report
-from specbench.processes.mailbox import DONE, LocalSlot, Mailbox, Message
+from specbench.processes.mailbox import DONE
 from specbench.processes.steps import Order, Progress
 
 NUM_SEEDS, ALL_SEEDS = 800, 1500
-MAX_STEPS = 20_000
-
-
-class Deadlock(AssertionError):
-    """Both sides wait for ever, or one of them never ends."""
-
-
-class CountingSlot(LocalSlot):
-    """Counts operations: a step may hold one, beside looks at the version."""
-
-    operations = 0
-
-    def publish(self, *args: Any, **kwargs: Any) -> None:
-        self.operations += 1
-        super().publish(*args, **kwargs)
-
-    def read(self, start: int) -> Message:
-        self.operations += 1
-        return super().read(start)
 
 
 # ------------------------------------------------------------------------------------------------ what really happened
@@ -130,7 +111,7 @@ class Play:
     def __init__(self, case: Case, drafter: type[DraftSide] = WatchedDrafter, verifier: type[Verifier] = Verifier):
         self.case, self.seen = case, collections.Counter[str]()
         language, law = case.language(), case.law()
-        self.mailbox = Mailbox(CountingSlot(), CountingSlot())
+        self.mailbox = counting_mailbox()
         self.drafter = drafter(self.mailbox, law, case.max_lookahead)
         self.drafter.seen = self.seen  # type: ignore[attr-defined]
         agrees = agreement(case.agreement, case.rate, case.seed, 0)
@@ -149,55 +130,15 @@ class Play:
         self.check(request)
 
     def schedule(self, rng: random.Random) -> None:
-        sides: list[Any] = [self.verifier, self.drafter]
-        weight = self.case.target_weight
-        asleep_since: dict[int, int] = {}
-        epochs = [0]
-        for tick in range(MAX_STEPS):
-            if not sides:
-                return
-            awake = [side for side in sides if self.wakes(side, asleep_since, tick, rng)]
-            if not awake:
-                if all(side.inbox.version() == side.seen_version for side in sides):
-                    raise Deadlock(self.state())
-                continue  # the time-out will come
-            if self.case.target_weight is None and tick % 8 == 0:
-                weight = rng.choice([0.02, 0.2, 0.5, 0.98])
-            assert weight is not None
-            target = weight
-            if self.case.slow_forward and self.verifier._next == self.verifier._publish:
-                target = min(weight, 0.05)  # the verdict is on its way, the draft goes on
-            side = rng.choices(awake, [target if s is self.verifier else 1 - target for s in awake])[0]
-            before = self.operations()
-            progress = side.step()
-            assert self.operations() - before <= 1, "one mailbox operation a step: else there are interleavings unseen"
-            asleep_since.pop(id(side), None)
-            if progress is Progress.FINISHED:
-                sides.remove(side)
-            elif progress is Progress.IDLE:
-                asleep_since[id(side)] = tick
-            epochs.append(self.verifier.epoch)
-            assert epochs[-1] >= epochs[-2], "the epoch went back"
-            assert self.drafter.epoch <= self.verifier.epoch, "an epoch that nobody gave"
-        raise Deadlock(f"no end after {MAX_STEPS} steps: {self.state()}")
+        sides, case = [self.verifier, self.drafter], self.case
+        timing = Timing(case.target_weight, case.slow_forward, case.wake)
+        self.epoch = 0
+        interleave(sides, rng, timing, self.mailbox, self.state, lambda what: self.seen.update([what]), self.check_epochs)
 
-    def wakes(self, side: Any, asleep_since: dict[int, int], tick: int, rng: random.Random) -> bool:
-        if id(side) not in asleep_since:
-            return True
-        news = side.inbox.version() != side.seen_version
-        if self.case.wake == "news":
-            return bool(news)
-        if self.case.wake == "spurious":
-            return bool(news) or (rng.random() < 0.3 and self.note("spurious wake-up"))
-        # Every bell is lost: only the time-out wakes.
-        return tick - asleep_since[id(side)] >= 25 and (news or not self.note("time-out without news"))
-
-    def note(self, what: str) -> bool:
-        self.seen[what] += 1
-        return True
-
-    def operations(self) -> int:
-        return self.mailbox.committed.operations + self.mailbox.drafts.operations  # type: ignore[attr-defined]
+    def check_epochs(self) -> None:
+        assert self.verifier.epoch >= self.epoch, "the epoch went back"
+        self.epoch = self.verifier.epoch
+        assert self.drafter.epoch <= self.epoch, "an epoch that nobody gave"
 
     def state(self) -> str:
         v, d = self.verifier, self.drafter

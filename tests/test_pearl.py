@@ -1,7 +1,6 @@
 """PEARL's two sides under a seeded scheduler in one process: output, records, tokens per step, exact law; then in two.
 
-A step holds at most one mailbox operation, so interleaving steps is interleaving everything that two processes can do to each
-other. Mutants put a known fault into one side and must fail the same checks.
+`interleaving` steps the sides. Mutants put a known fault into one side and must fail the same checks.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import pytest
 import torch
 import yaml
 from fake_sessions import EOS_IDS, FakeSession, Language, agreement, autoregressive, imitation
+from interleaving import Timing, interleave
 from law_tools import Language as Law
 from law_tools import branches, law_of, worst_error
 from preloaded import fork_workers
@@ -44,31 +44,6 @@ from specbench.processes.mailbox import Mailbox
 from specbench.processes.steps import Progress
 
 NUM_SEEDS = 600
-MAX_STEPS = 20_000
-
-
-class Deadlock(AssertionError):
-    """Both sides wait for ever, or one of them never ends."""
-
-
-def schedule(sides: list[Any], rng: random.Random, target_weight: float = 0.5) -> None:
-    """Let the sides take turns at random until both have finished; who waits is chosen again only when there is news."""
-    asleep: set[int] = set()
-    for _ in range(MAX_STEPS):
-        if not sides:
-            return
-        awake = [s for s in sides if id(s) not in asleep or s.inbox.version() != s.seen_version]
-        if not awake:
-            raise Deadlock(f"all wait: {[type(side).__name__ for side in sides]}")
-        weights = [target_weight if isinstance(s, Verifier) else 1 - target_weight for s in awake]
-        side = rng.choices(awake, weights)[0]
-        progress = side.step()
-        asleep.discard(id(side))
-        if progress is Progress.FINISHED:
-            sides = [s for s in sides if s is not side]
-        elif progress is Progress.IDLE:
-            asleep.add(id(side))
-    raise Deadlock(f"no end after {MAX_STEPS} steps")
 
 
 # ------------------------------------------------------------------------------------- every interleaving, every pattern
@@ -139,7 +114,7 @@ class Play:
         self.drafter.prepare(plan)
         self.forwards_before = self.drafter.session.num_forwards
         rng = random.Random(case.seed * 31 + number)
-        schedule([self.verifier, self.drafter], rng, case.target_weight)
+        interleave([self.verifier, self.drafter], rng, Timing(case.target_weight))
         self.check(request)
 
     def check(self, request: Request) -> None:
@@ -223,7 +198,7 @@ def test_samples_follow_each_other_on_one_mailbox() -> None:
                     if Progress.FINISHED in (play.verifier.step(), play.drafter.step()):
                         break
                 play.verifier.stop()
-                schedule([play.drafter], random.Random(seed))
+                interleave([play.drafter], random.Random(seed))
 
 
 class EmitsTheBlock(Verifier):
@@ -308,7 +283,7 @@ def one_sample(
     other.session = FakeSession(draft)
     side.prepare(plan)
     other.prepare(plan)
-    schedule([side, other], random.Random(0))
+    interleave([side, other], random.Random(0))
     return side
 
 
@@ -424,7 +399,7 @@ def schedule_law(target: Law, draft: Law, length: int, gamma: int, verifier: typ
         side.prepare(plan)
         other.prepare(plan)
         side.rng = other.rng = rng
-        schedule([side, other], random.Random(0))
+        interleave([side, other], random.Random(0))
         return tuple(side.books.output)
 
     law: dict[tuple[int, ...], float] = {}

@@ -10,10 +10,10 @@ import random
 from typing import Any
 
 import pytest
-import test_pearl
 import tiny
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from interleaving import interleave
 from preloaded import fork_workers
 
 from specbench.config.compose import compose
@@ -83,7 +83,7 @@ def decode(method: str, around: Runtime, asked: Request, draft_length: int = 4) 
     drafter.open(around.draft)
     verifier.prepare(order)
     drafter.prepare(order)
-    test_pearl.schedule([verifier, drafter], random.Random(asked.sample_id))
+    interleave([verifier, drafter], random.Random(asked.sample_id))
     if method == "amusd":
         async_verify.book_draft_report(verifier.books, drafter.report)
     return verifier.books.output, verifier.books.outcome().rounds

@@ -17,6 +17,7 @@ import test_pearl
 import tiny
 import torch
 from fake_sessions import EOS_IDS
+from interleaving import Deadlock
 
 from specbench.check import GREEDY, PASS, SAMPLED, Bench
 from specbench.check.identity import greedy_identity, sampled_identity
@@ -167,7 +168,7 @@ def test_a_stop_that_never_goes_on_keeps_a_free_running_draft_at_what_is_waited_
 def test_a_draft_that_stops_below_what_is_waited_for_is_a_deadlock() -> None:
     """The twin: the same stops, and nobody told the draft how many the target waits for."""
     case = replace(test_amusd.Case.drawn(0), max_new_tokens=33, draft_length=3, max_lookahead=8, eos_rate=0.0)
-    with pytest.raises(test_amusd.Deadlock):
+    with pytest.raises(Deadlock):
         free_running(case, Never(8), waited_for=0).sample(1, case.request())
 
 
@@ -196,7 +197,7 @@ def test_a_block_of_nothing_is_a_deadlock() -> None:
     case = replace(test_pearl.Case.drawn(0), max_new_tokens=17, eos_rate=0.0)
     nothing = Stop()
     nothing.draft_length = 0
-    with pytest.raises(test_pearl.Deadlock):
+    with pytest.raises(Deadlock):
         test_pearl.Play(case, drafter=lambda *given: Empty(*given, stop=nothing)).sample(1, case.request())  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ class Branching(Session):
     """The same on every backend. Rows below the trunk are numbered in the order in which they are grown, -1 is the trunk."""
 
     def branch(self, trunk: int | None = None) -> None:
-        """What is fed now is the trunk of the next tree, or the first `trunk` of it: what follows is then a chain of its rows."""
+        """What is fed now is the trunk of the next tree; or the first `trunk` of it, and the rest is a chain of its rows."""
         self.trunk = self.length if trunk is None else trunk
         assert 0 <= self.trunk <= self.length, f"a trunk of {self.trunk}, {self.length} are fed"
         self.row_parents: list[int] = list(range(-1, self.length - self.trunk - 1))
