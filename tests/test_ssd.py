@@ -22,7 +22,7 @@ from specbench.measure.records.events import Round
 from specbench.methods.overlap.ssd import Ssd
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.calibration import largest_fitting
-from specbench.parts.schedules.foreseeing.draft import FALLBACKS, HIT, LAST, MISS, Branch, DraftSide, Plan, rounds_of
+from specbench.parts.schedules.foreseeing.draft import FALLBACKS, HIT, LAST, MISS, Branch, DraftSide, Plan, book_draft_report
 from specbench.parts.schedules.foreseeing.fan_out import Acceptance, fan_out, length_chances
 from specbench.parts.schedules.foreseeing.verify import Verifier
 from specbench.processes.mailbox import Message
@@ -121,8 +121,7 @@ class Play:
         verifier, drafter, case = self.verifier, self.drafter, self.case
         expected, finish = autoregressive(case.language().logits, case.law(), request)
         assert (verifier.books.output, verifier.books.finish) == (expected, finish), f"wrong output: {self.state()}"
-        for number, columns in enumerate(rounds_of(drafter.report)):
-            verifier.books.amend(number, **columns)
+        book_draft_report(verifier.books, drafter.report)
         rounds = verifier.books.outcome().rounds
         assert len(rounds) == len(drafter.report.rounds)
         assert sum(r.num_emitted for r in rounds) + 1 == len(expected)
@@ -134,7 +133,7 @@ class Play:
         assert drafter.report.num_forwards == drafter.session.num_forwards - self.forwards_before - 1, "and the prefill"
         made = sum(forward.made for forward in drafter.forwards)
         own = sum(forward.made for forward in drafter.forwards if forward.kept == forward.made)
-        unused = sum(r.num_unused for r in rounds)
+        unused = drafter.report.num_unused
         least = made - own - sum(r.num_drafted for r in rounds)  # what neither is the sequence's own nor was shown
         assert not rounds or least <= unused <= made, "prepared, and gone"
         assert drafter.tokens == expected
@@ -147,12 +146,12 @@ class Play:
             self.seen[r.phase] += 1
             self.seen[f"{r.phase}, {self.case.fallback}"] += 1
             self.seen["hit, cut short"] += r.phase == HIT and r is not rounds[-1] and r.num_drafted < self.case.draft_length
-            self.seen["unused"] += r.num_unused > 0
             self.seen["partial acceptance"] += 0 < r.num_accepted < r.num_drafted
             self.seen["bonus"] += r.num_accepted == r.num_drafted > 0 and r.num_emitted > r.num_accepted
         for one, two in itertools.pairwise(rounds):
             self.seen["hit behind a rejection"] += one.num_accepted < one.num_drafted and two.phase == HIT
             self.seen["hit behind a hit"] += one.phase == two.phase == HIT
+        self.seen["unused"] += self.drafter.report.num_unused > 0
         self.seen["hit behind the prefill"] += bool(rounds) and rounds[0].phase == HIT
         self.seen[f"finish {self.verifier.books.finish}"] += 1
         self.seen["first token ends it"] += not rounds
@@ -247,9 +246,7 @@ class ForgetsTheUnused(DraftSide):
 
     def _take(self, message: Message) -> None:
         super()._take(message)
-        self.unused = 0
-        for one in self.report.rounds:
-            one.num_unused = 0
+        self.report.num_unused = 0
 
 
 STALE = "stale draft|a path|list index out of range|cache|nothing to feed"
