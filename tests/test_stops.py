@@ -113,7 +113,7 @@ def test_stops_by_name_and_by_node() -> None:
 @pytest.mark.parametrize(
     ("stop", "key", "words"),
     [
-        ("confident", "method.stop", "possible: fixed, confidence, entropy, heuristic, hf, goodput, "),
+        ("confident", "method.stop", "possible: fixed, confidence, entropy, heuristic, hf, goodput, memory, specdec_pp"),
         (3, "method.stop", "possible: fixed"),
         ({"_target_": "specbench.parts.shapes.chain.Chain"}, "method.stop", "a node that names a Stop"),
         ({"_target_": "specbench.parts.stops.confidence.Confident"}, "method.stop._target_", "Confidence"),

@@ -55,6 +55,11 @@ class Session:
         return self.cache.lengths[self.layers[0]]
 
     @property
+    def tapped(self) -> dict[int, Tensor]:
+        """Hidden states [rows, width] of the last forward, by tap."""
+        return self._tapped
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
         return self.cache.nbytes

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from specbench.config.compose import register_search_path
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
+from specbench.train.acceptance import train_acceptance_head
 from specbench.train.card import write_pair_card
 from specbench.train.common import BUILTIN_FOLDER
 from specbench.train.datastore import build_datastore
@@ -29,6 +30,7 @@ TRAININGS = {
     "draft": train_draft,
     "heads": train_heads,
     "datastore": build_datastore,
+    "acceptance_head": train_acceptance_head,
 }
 
 

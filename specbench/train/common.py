@@ -75,7 +75,7 @@ def fit(
         matrix_lr=options.matrix_lr * part.rate,
         other_lr=options.other_lr * part.rate,
         decay=options.decay,
-        shape="cosine" if part.kind == "heads" else "plateau",
+        shape="cosine" if part.kind in ("heads", "acceptance_head") else "plateau",
     )
     checkpoint = Path(options.work) / name / "checkpoint.pt"
     history, complete = train(model, loss, batches, schedule, checkpoint, options.resume, name)

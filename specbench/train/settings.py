@@ -15,7 +15,8 @@ class PartSettings:
     """One part that can be trained; `conf/train.yaml` names the parts and their settings.
 
     `kind`: target (language modelling on the corpus), refine (the target taught not to repeat itself), draft (distilled from
-    the pair's target), heads (a method's heads on the target's hidden states) or datastore (the corpus itself, to look into).
+    the pair's target), heads (a method's heads on the target's hidden states), acceptance_head (of `stop=specdec_pp`, on the
+    draft's) or datastore (the corpus itself, to look into).
     """
 
     kind: str = "draft"

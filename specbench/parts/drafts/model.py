@@ -69,11 +69,14 @@ class ModelDraft(Drafter):
         self.prompt_length = len(request.prompt_ids)
         self.tokens = [*request.prompt_ids, first_token]  # everything committed
         self.grown: list[tuple[int, int]] = []  # (parent, token) of the rows below the trunk, with branches
-        # A stop may draft on to the end of the sample; a tree keeps its branches' rows beside that.
-        room = self.shape.max_rows(request.max_new_tokens) if self.shape.branches else self.depth
-        self.session.start(self.prompt_length + request.max_new_tokens + room + 2)
+        self.session.start(self.prompt_length + request.max_new_tokens + self.rows_behind(request.max_new_tokens))
         self.session.feed(request.prompt_ids, last_only=True)
         self.choice.begin(request)
+
+    def rows_behind(self, max_new_tokens: int) -> int:
+        """Rows laid out in the draft's cache behind prompt and output: a stop may draft on to the end of the sample, and a tree
+        keeps its branches' rows beside that."""
+        return 2 + (self.shape.max_rows(max_new_tokens) if self.shape.branches else self.depth)
 
     def propose(self, max_depth: int) -> DraftTree:
         if max_depth < 1:

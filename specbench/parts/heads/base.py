@@ -197,8 +197,10 @@ def save_heads(heads: Heads, folder: Path, mantissa_bits: int = BFLOAT16_MANTISS
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
 
 
-def load_heads(cls: type[AnyHeads], folder: Path, target: TargetParts, key: str = "method.heads") -> AnyHeads:
-    """The heads in a folder, frozen, on the target's device and in its dtype.
+def load_heads(
+    cls: type[AnyHeads], folder: Path, target: TargetParts, key: str = "method.heads", whose: str = "pair.target"
+) -> AnyHeads:
+    """The heads in a folder, frozen, on the target's device and in its dtype. whose: the option that names this target.
 
     Raises ConfigError naming `key` when they are of another family, belong to another target (weights' hash, where both are
     known; width; vocabulary), or do not fit their own description.
@@ -209,15 +211,13 @@ def load_heads(cls: type[AnyHeads], folder: Path, target: TargetParts, key: str 
     if not (folder / DESCRIPTION).is_file():
         published = cls.from_published(folder, target)
         if published is None:
-            raise ConfigError(key, name, f"no {DESCRIPTION} in it: give a folder made by python -m specbench.train part=heads")
+            raise ConfigError(key, name, f"no {DESCRIPTION} in it: give a folder made by python -m specbench.train")
         return _ready(published, target)  # type: ignore[return-value]
-    stored = _description(cls, folder, target.sha256, key)
+    stored = _description(cls, folder, target.sha256, key, whose)
     belongs = stored["target"]
     for what in ("width", "vocab_size"):
         if belongs[what] != getattr(target, what):
-            raise ConfigError(
-                key, name, f"trained for a target of {what} {belongs[what]}; pair.target has {getattr(target, what)}"
-            )
+            raise ConfigError(key, name, f"trained for a target of {what} {belongs[what]}; {whose} has {getattr(target, what)}")
     heads = build_heads(cls, target, stored["options"])
     try:
         heads.load_state_dict(load_file(folder / WEIGHTS))
@@ -230,7 +230,7 @@ def load_heads(cls: type[AnyHeads], folder: Path, target: TargetParts, key: str 
     return _ready(heads, target)
 
 
-def _description(cls: type[Heads], folder: Path, sha256: str | None, key: str) -> dict[str, Any]:
+def _description(cls: type[Heads], folder: Path, sha256: str | None, key: str, model: str = "pair.target") -> dict[str, Any]:
     """What heads say of themselves, when they are of the family and of a target with these weights."""
     name, stored = str(folder), json.loads((folder / DESCRIPTION).read_text())
     if stored.get("format_version") != FORMAT_VERSION:
@@ -239,7 +239,7 @@ def _description(cls: type[Heads], folder: Path, sha256: str | None, key: str) -
         raise ConfigError(key, name, f"these are {stored['family']} heads; the method needs {cls.family} heads")
     whose = stored["target"]["sha256"]
     if None not in (whose, sha256) and whose != sha256:
-        remedy = f"trained for a target of sha256 {whose}; pair.target has {sha256}: train heads for it"
+        remedy = f"trained for a target of sha256 {whose}; {model} has {sha256}: train heads for it"
         raise ConfigError(key, name, remedy)
     return dict(stored)
 

@@ -29,41 +29,42 @@ def training_command(family: str) -> str:
     return f"python -m specbench.train part=heads {whose} pair=<pair> train.out=<folder>, then {KEY}=<folder>"
 
 
-def find_heads(family: str, name: str | None, target_name: str) -> Path:
-    """The folder that `method.heads` means; null: the built-in pair's own heads of the family.
+def find_heads(family: str, name: str | None, target_name: str, key: str = KEY, command: str = "") -> Path:
+    """The folder that an option means (`key`, by default `method.heads`); null: the built-in pair's own heads of the family.
 
-    Raises ConfigError naming method.heads when there is nothing, with the command that trains them.
+    Raises ConfigError naming the option when there is nothing, with the command that trains them.
     """
+    command = command or training_command(family)
     if name is None:
         folder = builtin_folder(family)
         if target_name == BUILTIN_TARGET and folder.is_dir():
             return folder
         missing = "the built-in pair has none" if target_name == BUILTIN_TARGET else f"{target_name} has none of its own"
-        raise ConfigError(KEY, None, f"{missing}; train {family} heads: {training_command(family)}")
+        raise ConfigError(key, None, f"{missing}; train {family} heads: {command}")
     if not isinstance(name, str) or not name:
-        raise ConfigError(KEY, name, "give a folder, builtin:<part> or a Hub repository")
+        raise ConfigError(key, name, "give a folder, builtin:<part> or a Hub repository")
     if name.startswith(BUILTIN):
         folder = MODELS_DIR / "builtin" / name.removeprefix(BUILTIN)
         if not folder.is_dir():
             found = sorted(BUILTIN + p.parent.name for p in (MODELS_DIR / "builtin").glob("*/heads.json"))
-            raise ConfigError(KEY, name, f"possible: {', '.join(found) or 'none is there yet'}")
+            raise ConfigError(key, name, f"possible: {', '.join(found) or 'none is there yet'}")
         return folder
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if name.count("/") != 1 or name.startswith((".", "~", "/")) or " " in name:
-        raise ConfigError(KEY, name, f"no such folder; train {family} heads: {training_command(family)}")
-    return _from_hub(name)
+        raise ConfigError(key, name, f"no such folder; train {family} heads: {command}")
+    return _from_hub(name, key)
 
 
-def _from_hub(repository: str) -> Path:
+def _from_hub(repository: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
     except Exception as error:  # the Hub raises its own, HTTP and OS errors; each only means that the files did not come
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(KEY, repository, f"no such folder, and not to be had from the Hub: {reason}") from error
+        raise ConfigError(key, repository, f"no such folder, and not to be had from the Hub: {reason}") from error
 
 
 def target_hash(spec: ModelSpec) -> str | None:

@@ -12,6 +12,8 @@ from specbench.parts.stops.confidence import Confidence
 from specbench.parts.stops.entropy import Entropy
 from specbench.parts.stops.goodput import Goodput
 from specbench.parts.stops.heuristic import Heuristic
+from specbench.parts.stops.memory import Memory
+from specbench.parts.stops.specdec_pp import SpecDecPlusPlus
 
 STOPS: dict[str, type[Stop]] = {
     "fixed": Stop,
@@ -20,6 +22,8 @@ STOPS: dict[str, type[Stop]] = {
     "heuristic": Heuristic,
     "hf": Heuristic,  # as who knows it from transformers looks for it
     "goodput": Goodput,
+    "memory": Memory,
+    "specdec_pp": SpecDecPlusPlus,
 }
 
 
