@@ -36,7 +36,7 @@ from specbench.parts.shapes.static import Node, node_probabilities, parents_of
 
 BY_DEPTH = (8, 21, 25, 15, 8, 3)
 WIDTH = 8
-_BLOCK = 64
+_SPAN = 16
 _SHARES = [1.0 / (rank + 1) ** 2 for rank in range(WIDTH)]
 SHARES = [[share / sum(_SHARES) for share in _SHARES]] * len(BY_DEPTH)
 
@@ -57,14 +57,22 @@ def template(num_nodes: int) -> list[Node]:
 
 
 def likeliest(logits: Tensor, count: int) -> Tensor:
-    """The ids [rows, count] of the greatest logits [rows, vocab], best first. In blocks: a third of topk's time on a CPU."""
+    """The ids [rows, count] of the greatest logits [rows, vocab], best first: a third to a tenth of topk's time on a CPU.
+
+    Every `_SPAN`-th id is one column; the greatest ones are in the columns of the greatest maxima, or behind the last column.
+    """
     rows, vocab_size = logits.shape
-    if vocab_size < 4 * count * _BLOCK:
+    if vocab_size < 4 * count * _SPAN:
         return logits.topk(count, dim=-1).indices
-    blocks = torch.nn.functional.pad(logits, (0, -vocab_size % _BLOCK), value=-torch.inf).view(rows, -1, _BLOCK)
-    best = blocks.amax(dim=-1).topk(count, dim=-1).indices  # the greatest ones are in the blocks of the greatest maxima
-    place = blocks.gather(1, best[..., None].expand(-1, -1, _BLOCK)).flatten(1).topk(count, dim=-1).indices
-    return best.gather(1, place // _BLOCK) * _BLOCK + place % _BLOCK
+    width = vocab_size // _SPAN
+    table = logits[:, : width * _SPAN].unflatten(-1, (_SPAN, width))  # a view, whose maxima are taken over whole vectors
+    columns = table.amax(dim=1).topk(count, dim=-1).indices
+    ids = (columns[:, None, :] + width * torch.arange(_SPAN, device=logits.device)[:, None]).flatten(1)
+    found = table.gather(2, columns[:, None, :].expand(-1, _SPAN, -1)).flatten(1)
+    if vocab_size % _SPAN:
+        rest = torch.arange(width * _SPAN, vocab_size, device=logits.device).expand(rows, -1)
+        ids, found = torch.cat([ids, rest], dim=1), torch.cat([found, logits[:, width * _SPAN :]], dim=1)
+    return ids.gather(1, found.topk(count, dim=-1).indices)
 
 
 class TokenRecycling(Method):
@@ -131,8 +139,8 @@ class RecycledDraft(Drafter):
         read, kept = [self.pending, *feedback.tree.tokens], set(verdict.rows)
         rows = sorted(range(len(read)), key=lambda row: row in kept)
         latest = {read[row]: row for row in rows}
-        best = likeliest(logits[list(latest.values())], self.successors.shape[1])
-        self.successors[list(latest)] = best.cpu().numpy()
+        best = likeliest(logits, self.successors.shape[1]).cpu().numpy()  # of all rows: no copy of the logits of some
+        self.successors[list(latest)] = best[list(latest.values())]
         self.pending = verdict.extra
 
     def memory_bytes(self) -> dict[str, int]:

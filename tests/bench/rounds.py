@@ -1,0 +1,131 @@
+"""What a round costs outside the models' forwards, for every method that works in one process, on the built-in pair.
+
+    python tests/bench/rounds.py --prompts 4 --tokens 64 --turns 3 [--methods suffix,token_recycling]
+
+Not a test: it takes timings, so nothing else may run on the machine. Every method decodes the same prompts, methods in an order
+that goes round; a figure is the median over turns of (decode seconds - seconds inside forwards of target, draft and their
+layers) by rounds. Trained heads are no forwards here: what they compute counts as outside. Autoregressive decoding stands
+first: what every round costs that drafts nothing. Bound: `--most` milliseconds above it (exit status 1 where one is above).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specbench.check.table import names
+from specbench.config.compose import compose
+from specbench.config.options import ConfigError
+from specbench.engine.request import Request
+from specbench.engine.runtime import Runtime
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.session import Session
+from specbench.method import Method, create_method
+from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
+from specbench.pair.spec import specify
+from specbench.parts.schedules.books import Books
+
+STANDIN = Path(__file__).resolve().parents[2] / "datasets" / "standin" / "humaneval.jsonl"
+BASE = "autoregressive"
+
+
+class Inside:
+    """Seconds inside forwards since decoding began: those of sessions, whatever part of a model they run."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth = 0.0, 0
+        for name in ("_call", "exit_logits"):
+            setattr(Session, name, self.timed(getattr(Session, name)))
+        begin = Books.decode
+
+        def begun(books: Books) -> None:
+            begin(books)
+            self.seconds = 0.0
+
+        Books.decode = begun  # type: ignore[method-assign]
+
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def wrapper(*given: Any, **named: Any) -> Any:
+            self.depth += 1
+            start = time.perf_counter()
+            try:
+                return call(*given, **named)
+            finally:
+                self.depth -= 1
+                if not self.depth:
+                    self.seconds += time.perf_counter() - start
+
+        return wrapper
+
+
+def opened(name: str, around: Runtime) -> Method | None:
+    """The method with its own YAML; None for one that starts workers, or needs what this pair has not."""
+    method = create_method(compose([f"method={name}"]).method)
+    if method.needs.draft == "worker":
+        return None
+    try:
+        method.open(around)
+    except ConfigError as error:
+        print(f"{name}: left out: {error}", file=sys.stderr)
+        return None
+    return method
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--methods", default=",".join(names()))
+    parser.add_argument("--most", type=float, default=0.5, help="milliseconds above autoregressive decoding's round")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    config = compose(["pair=builtin"])
+    pair = specify(config.pair, config.engine.attention)
+    tokenizer = load_tokenizer(pair.target)
+    pair = check_pair(pair, tokenizer)
+    target = load_model(pair.target, pair.vocab_size)
+    assert pair.draft is not None
+    draft = load_model(pair.draft, pair.draft_vocab_size)
+    around = Runtime(pair, target, draft, SamplingLaw(), options.tokens, eos_ids(target.module, tokenizer))
+    texts = [json.loads(line)["prompt"] for line in STANDIN.read_text().splitlines()[: options.prompts]]
+    prompts = [tuple(tokenizer(text)["input_ids"]) for text in texts]
+    chosen = dict.fromkeys([BASE, *options.methods.split(",")])
+    methods = {name: method for name in chosen if (method := opened(name, around)) is not None}
+    inside = Inside()
+    costs: dict[str, list[float]] = {name: [] for name in methods}
+    for turn in range(-1, options.turns):  # the first is not counted
+        order = list(methods)
+        order = [*order[turn % len(order) :], *order[: turn % len(order)]]
+        for name in order:
+            methods[name].reset()
+            seconds, rounds = 0.0, 0
+            for number, ids in enumerate(prompts):
+                request = Request(str(number), 0, ids, options.tokens, around.eos_ids, noise_key=number)
+                outcome = methods[name].decode(request)
+                seconds += outcome.decode_seconds - inside.seconds
+                rounds += len(outcome.rounds)
+            if turn >= 0:
+                costs[name].append(1e3 * seconds / max(1, rounds))
+    base = statistics.median(costs[BASE])
+    dear = []
+    for name, values in costs.items():
+        above = statistics.median(values) - base
+        print(f"{name:16} {statistics.median(values):7.3f} ms a round outside forwards, {above:+7.3f} beside {BASE}")
+        dear += [name] if above > options.most else []
+    print(json.dumps({"milliseconds": {name: statistics.median(values) for name, values in costs.items()}, "above": dear}))
+    return 1 if dear else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
