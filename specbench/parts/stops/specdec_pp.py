@@ -13,6 +13,8 @@ one head serves greedy and sampled decoding.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,9 @@ from specbench.parts.contracts import Drafter, Setting, Stop
 from specbench.parts.drafts.model import ModelDraft
 from specbench.parts.heads.base import Heads, TargetParts, load_heads
 from specbench.parts.heads.files import BUILTIN, find_heads, target_hash
+
+if TYPE_CHECKING:
+    from specbench.config.specs import ModelSpec
 
 TAP = -1  # the LM head's input
 BUILTIN_PAIR = ("builtin:target", "builtin:draft")  # whose head ships
@@ -71,6 +76,9 @@ class SpecDecPlusPlus(Stop):
             remedy = "reads a draft model's hidden states, and this method drafts without one: use confidence or entropy"
             raise ConfigError("method.stop", "specdec_pp", remedy)
         self.drafter = drafter
+
+    def look_up(self, target: ModelSpec) -> None:
+        find_heads("acceptance", self.given, target.name, "method.stop.head", COMMAND)
 
     def open(self, setting: Setting) -> None:
         pair, draft = setting.runtime.pair, setting.runtime.draft
