@@ -149,6 +149,8 @@ def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
         axis, look = axes[0, 0], _looks(comparison)
         for number, part in enumerate(parts):
             seen_part = part[part["rounds"] >= MIN_ROUNDS]
+            if seen_part.empty:  # a name without a line would look for one
+                continue
             middle = (seen_part["from_token"] + seen_part["to_token"]) / 2
             style = look[runs[number][1]]
             axis.fill_between(middle, seen_part["low"], seen_part["high"], color=style["color"], alpha=0.13, linewidth=0)

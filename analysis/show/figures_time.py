@@ -16,7 +16,7 @@ from specbench.measure.records import store
 from specbench.measure.records.events import PARTS
 
 MAX_METHODS = 7
-FILLS = {"draft": 1, "verify": 2, "wait": 7, "learn": 4, "other": 3}  # by what the target's process did
+FILLS = {"draft": 4, "verify": 2, "wait": 7, "learn": 1, "other": 3}  # by what the target's process did; as in LANE_FILLS
 WORKER_PARTS = {"draft": ("drafting, kept", 4), "discarded_draft": ("drafting, thrown away", 5), "idle": ("idle", 6)}
 TIMELINE_ROUNDS = 14
 
@@ -77,7 +77,7 @@ def where_time_goes(frames: Frames, group: Group, comparison: Comparison) -> Dra
         return None
     rows = _time_rows(comparison, runs, str(group.conditions.get("baseline")))
     frame = pd.DataFrame(rows)
-    parts = {name: (name, fill) for name, fill in FILLS.items() if f"{name}_ms" in frame}
+    parts = {name: (name, fill) for name, fill in FILLS.items() if f"{name}_ms" in frame and frame[f"{name}_ms"].any()}
     with styled():
         figure, axes = new_figure(height=0.9 + 0.34 * len(rows) + 0.3)
         axis = axes[0, 0]

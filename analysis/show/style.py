@@ -35,7 +35,7 @@ MAX_SERIES = len(COLOURS)
 
 NEUTRAL, METHOD_COLOURS = "#5F6B76", (
     *("#0072B2", "#D55E00", "#009E73", "#AA3377", "#E69F00", "#56B4E9", "#882255"),
-    *("#117733", "#332288", "#CC6677", "#8C8C22", "#44AA99", "#7A4B1E", "#B8860B"),
+    *("#7A4B1E", "#332288", "#CC6677", "#8C8C22", "#44AA99", "#117733", "#B8860B"),
 )  # fmt: skip
 METHOD_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "<", ">", "h")
 AUTOREGRESSIVE = "autoregressive"
