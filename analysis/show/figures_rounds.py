@@ -144,6 +144,8 @@ def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
         share, low, high = shares_by_prompt(thrown, rounds, RESAMPLES, MIN_ROUNDS)
         made = {"method": label, "from_token": edges[:-1], "to_token": edges[1:], "rounds": rounds.sum(0)}
         parts.append(pd.DataFrame(made | {"rollbacks": thrown.sum(0), "share": share, "low": low, "high": high}))
+    if not any((part["rounds"] >= MIN_ROUNDS).any() for part in parts):
+        return None
     with styled():
         figure, axes = new_figure(height=3.0)
         axis, look = axes[0, 0], _looks(comparison)
@@ -156,6 +158,7 @@ def rollbacks(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
             axis.fill_between(middle, seen_part["low"], seen_part["high"], color=style["color"], alpha=0.13, linewidth=0)
             axis.plot(middle, seen_part["share"], label=runs[number][1], **style)
         axis.set(xlabel="position in the output (tokens)", ylabel="share of rounds with a rollback", ylim=(0, 1.02))
+        axis.set_xlim(edges[0], edges[-1])
         legend_below(figure)
     caption = (
         "Share of rounds that threw drafted tokens away, by output position, with 95 % bootstrap bands over prompts. Stretches "
