@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from specbench.config.options import ConfigError
 from specbench.config.schema import RunConfig, as_dict, from_dict
 from specbench.measure.records.conditions import differences
 from specbench.measure.records.events import SampleRecord
+from specbench.measure.records.jsonfile import canonical_json
 from specbench.measure.records.provenance import collect
 from specbench.measure.records.store import TornLineWarning, read_rounds, read_run, read_samples
 from specbench.run import resume
@@ -219,6 +221,8 @@ def test_resume_alone_takes_the_runs_own_options(tmp_path: Path) -> None:
     assert adopted.device_lock == "off"
     again = [*typed, "method=speculative", "data=humaneval", "data.limit=3"]
     assert as_dict(resume.adopt(compose(again), again)) == as_dict(adopted)
+    patient = [*typed, "engine.timeout_seconds=300"]
+    assert resume.adopt(compose(patient), patient).engine.timeout_seconds == 300.0 != adopted.engine.timeout_seconds
 
 
 @pytest.mark.parametrize(
@@ -263,3 +267,21 @@ def test_how_a_run_is_kept_is_no_part_of_what_is_measured() -> None:
         ["method=speculative", "track=wandb", "device_lock=off", "sweep.name=x", "run_folder=y", "launcher=isolated"]
     )
     assert as_dict(plain) == as_dict(kept)
+
+
+@pytest.mark.parametrize("written", ["now", "by a version that hashed it"])
+def test_a_run_that_hung_is_continued_with_more_patience(tmp_path: Path, written: str, facts: dict[str, Any]) -> None:
+    config = config_for(tmp_path)
+    config.engine.timeout_seconds = 5.0
+    cut_off(tmp_path, facts, [], config)
+    if written != "now":
+        whole = {key: value for key, value in as_dict(config).items() if key not in ("runs_dir", "resume")}
+        older = {**read_run(tmp_path), "config_hash": hashlib.sha256(canonical_json(whole).encode()).hexdigest()}
+        assert older["config_hash"] != read_run(tmp_path)["config_hash"]
+        (tmp_path / "run.json").write_text(json.dumps(older))
+    for seconds in (5.0, 300.0):
+        config.engine.timeout_seconds = seconds
+        goes_on(tmp_path, facts, config)
+    config.engine.threads = 1
+    with pytest.raises(ConfigError, match=r"engine\.threads=1: .* was measured with None"):
+        goes_on(tmp_path, facts, config)

@@ -14,6 +14,7 @@ from specbench.analysis.derive.outputs import Agreement, agree, read_outputs
 from specbench.analysis.read.frames import Frames, load
 from specbench.analysis.read.run_rows import entry, options_text
 from specbench.measure.records import store
+from specbench.measure.records.asked import measured
 
 _NAMES = {"method_name": "method", "baseline_name": "baseline", "data.name": "data", "pair.name": "pair"}
 _OF_THE_DATA = ("file", "sha256", "hub_repo", "hub_revision", "hub_file", "hub_sha256", "text", "answer", "masked")
@@ -96,14 +97,13 @@ def _why_no_ratio(frames: Frames) -> str:
 
 def _settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Options that differ, what is chosen by name first."""
-    flat = [_flat(run.get("config") or {}) for run in (ours, theirs)]
+    flat = [_flat(measured(run.get("config") or {})) for run in (ours, theirs)]
     same_data = flat[0].get("data.name") == flat[1].get("data.name")
     found: dict[str, tuple[Any, Any]] = {}
     for key in [*_NAMES, *flat[0], *flat[1]]:
         a, b = (one.get(key) for one in flat)
-        idle = key.endswith("_target_") or key.partition(".")[0] in store.NOT_HASHED
         of_the_data = not same_data and key.removeprefix("data.") in _OF_THE_DATA
-        if json.dumps(a) != json.dumps(b) and not idle and not of_the_data:
+        if json.dumps(a) != json.dumps(b) and not key.endswith("_target_") and not of_the_data:
             found[_NAMES.get(key, key)] = (a, b)
     return found
 

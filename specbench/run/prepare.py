@@ -121,10 +121,11 @@ def refuse_endless_drafts(config: RunConfig, context: int | None) -> None:
 
 def create_arms(config: RunConfig) -> dict[str, Method]:
     """The methods by arm. A method that is its own baseline runs alone, unless measure.mode=aa asks for the noise floor."""
+    method = create_method(config.method, config.allow_targets)  # where it is not asked its options are looked at all the same
     baseline = create_method(config.baseline, config.allow_targets, key="baseline")
     if config.measure.mode == "aa":
-        return {"method": create_method(config.baseline, config.allow_targets, key="baseline"), "baseline": baseline}
-    method = create_method(config.method, config.allow_targets)
+        method = create_method(config.baseline, config.allow_targets, key="baseline")
+        return {"method": method, "baseline": baseline}
     return {"method": method} if config.method == config.baseline else {"method": method, "baseline": baseline}
 
 

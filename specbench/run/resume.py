@@ -3,7 +3,8 @@
 Kept are whole samples (all turns, of a repeat and arm); whole repeats, of both arms, where one keeps state from prompt to
 prompt. A sample that was cut off between two turns is done again from its first, and so is a failure as long as the run is not
 finished (one with a finished sample in all arms is). The warm-up is redone, and every new record carries the number of the
-session that made it. Options, models and data must be the same; code, packages and machine too, unless `allow_mixed`.
+session that made it. Options, models and data must be the same, but for `engine.timeout_seconds`; code, packages and machine
+too, unless `allow_mixed`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from specbench.config.options import ConfigError
 from specbench.config.say import say
 from specbench.config.schema import RunConfig, as_dict, from_dict
 from specbench.measure.records import store as files
+from specbench.measure.records.asked import asks_the_same, measured
 from specbench.measure.records.conditions import differences, first_difference
 from specbench.measure.records.events import SampleRecord
 from specbench.measure.records.jsonfile import cut_torn_line, dumps, read_lines, write_atomically
@@ -80,11 +82,13 @@ def adopt(config: RunConfig, typed: Sequence[str]) -> RunConfig:
         setattr(stored, name, getattr(config, name))
     for override in typed:
         key = override.partition("=")[0].lstrip("+~")
+        if key == "engine.timeout_seconds":  # of this session: what hung is given more time
+            stored.engine.timeout_seconds = config.engine.timeout_seconds
         mine, theirs = _said(config, key), _said(stored, key)
         if mine != theirs:
             raise ConfigError(key, mine, f"{folder} was started with {theirs!r}; a run is continued with its own options")
     # A value that looked like a secret is masked in run.json: then only the command line can say it.
-    return stored if files.config_hash(as_dict(stored)) == run.get("config_hash") else config
+    return stored if asks_the_same(as_dict(stored), run) else config
 
 
 _NAMES = {"method": "method_name", "method@baseline": "baseline_name", "data": "data.name", "pair": "pair.name"}
@@ -104,10 +108,9 @@ def check_config(config: RunConfig, run: Mapping[str, Any], folder: Path) -> Non
     if run.get("source") == "simulated":
         raise ConfigError("resume", str(folder), "was simulated (python -m specbench.sim): no measured sample belongs in it")
     mine = as_dict(config)
-    if files.config_hash(mine) == run.get("config_hash"):
+    if asks_the_same(mine, run):
         return
-    shown = {key: value for key, value in mask_mapping(mine).items() if key not in files.NOT_HASHED}
-    theirs = {key: value for key, value in run.get("config", {}).items() if key not in files.NOT_HASHED}
+    shown, theirs = measured(mask_mapping(mine)), measured(run.get("config", {}))
     key, new, old = first_difference(shown, theirs) or ("config", "***", "another value that is masked")
     raise ConfigError(key, new, f"{folder} was measured with {old!r}; leave it out to go on, or start a new run")
 

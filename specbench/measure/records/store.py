@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +22,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from specbench.measure.records.asked import config_hash as config_hash
 from specbench.measure.records.events import FORMAT_VERSION, LATER_FIELDS, ROUND_FIELDS, Round, SampleKey, SampleRecord
 from specbench.measure.records.jsonfile import StoreError as StoreError
 from specbench.measure.records.jsonfile import TornLineWarning as TornLineWarning
 from specbench.measure.records.jsonfile import WriteError as WriteError
-from specbench.measure.records.jsonfile import canonical_json, cut_torn_line, dumps, read_json, read_lines, write_atomically
+from specbench.measure.records.jsonfile import cut_torn_line, dumps, read_json, read_lines, write_atomically
 from specbench.measure.records.masking import mask_mapping, mask_text
 
 RUN_FILE = "run.json"
@@ -39,15 +39,8 @@ TRACE_FILE = "trace.json"
 
 STATUSES = ("started", "success", "failed", "interrupted")
 KEY_FIELDS = ("sample_id", "turn", "repeat", "arm")
-NOT_HASHED = ("runs_dir", "resume")  # where a run is kept and whether it was continued do not change what is measured
 
 RoundColumns = dict[str, list[Any]]  # one list per field of `Round`, all of the same length
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 (hex) of the configuration's canonical JSON, without the keys in `NOT_HASHED`."""
-    hashed = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    return hashlib.sha256(canonical_json(hashed).encode()).hexdigest()
 
 
 def _slug(name: str) -> str:
