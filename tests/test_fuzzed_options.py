@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from specbench.config.schema import RunConfig, validate
+from specbench.config.specs import ModelSpec
 from specbench.front import cli
 
 WORDS = [
@@ -42,6 +43,7 @@ WORDS = [
     "%s",
 ]
 ODD = ["[]", "{}", "[1,2]", "{a:1}", "[[1]]", "{a:{b:c}}", "[null]"]
+TEXTS = {*ODD, "null"}  # all that an option that takes any text refuses
 BROKEN = [
     "[",
     "{a",
@@ -167,17 +169,14 @@ for _name in (*ENUMS, "pair.target_dtype", "pair.draft_dtype", "pair.target_devi
     BAD[_name] = [*BAD[_name], *WORDS, *NUMBERS, "''"]
 
 
-@functools.cache
-def once(name: str) -> Any:
-    """Loaders of `prepare` that read files: each model's once, whatever else is said of it."""
-    from specbench.run import prepare
+def once(real: Any) -> Any:
+    """A loader that reads files: each model's and each set's once, whatever else is said of it."""
+    made = dict[str, Any]()
 
-    real, made = getattr(prepare, name), dict[Any, Any]()
-
-    def load(first: Any, *more: Any) -> Any:
-        key = (getattr(first, "path", first), *(getattr(one, "path", one) for one in more))
+    def load(*given: Any) -> Any:
+        key = repr([getattr(one, "path", one) if isinstance(one, ModelSpec) else one for one in given])
         if key not in made:
-            made[key] = real(first, *more)
+            made[key] = real(*given)
         return made[key]
 
     return load
@@ -239,13 +238,18 @@ class Door:
     """`python -m specbench` in this process, as far as it goes before a folder exists."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fast: bool = False):
+        from specbench import data
+        from specbench.pair import load
         from specbench.run import prepare
 
         self.monkeypatch, self.capsys, self.prepared = monkeypatch, capsys, 0
         if fast:
             composed_once(monkeypatch)
+            monkeypatch.setattr(data, "load", once(data.load))
         for name in ("load_tokenizer", "abilities"):
-            monkeypatch.setattr(prepare, name, once(name))
+            kept = once(getattr(load, name))
+            for module in (load, prepare):
+                monkeypatch.setattr(module, name, kept)
         monkeypatch.setitem(sys.modules, "specbench.run.run", types.SimpleNamespace(run=self.run))
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         monkeypatch.delenv("SPECBENCH_DATA", raising=False)

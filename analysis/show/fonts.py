@@ -6,11 +6,14 @@ glyphs this took half the time of a figure. Signs beyond the cut come from the w
 
 from __future__ import annotations
 
-import tempfile
+import atexit
+import contextlib
 from functools import cache
 from pathlib import Path
 
 from matplotlib import font_manager
+
+from specbench.measure.records.scratch import scratch
 
 WHOLE = "DejaVu Sans"
 CUT = "specbench Sans"  # another name: the licence of DejaVu asks for it, and the two must not be taken for each other
@@ -21,18 +24,15 @@ _NAMES = (1, 3, 4, 6, 16)  # of the name table: family, identifier, full name, P
 @cache
 def families() -> list[str]:
     """Font families for matplotlib, the cut one first; made once a process, in a folder that goes with it."""
-    folder = Path(_folder().name)
+    lifetime = contextlib.ExitStack()
+    folder = lifetime.enter_context(scratch("fonts"))
+    atexit.register(lifetime.close)
     for weight in ("normal", "bold"):
         whole = font_manager.findfont(font_manager.FontProperties(family=WHOLE, weight=weight))
         path = folder / f"{weight}.ttf"
         _cut(whole, path)
         font_manager.fontManager.addfont(path)
     return [CUT, WHOLE]
-
-
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="specbench-fonts-")
 
 
 def _cut(whole: str, path: Path) -> None:

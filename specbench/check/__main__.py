@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from specbench.config.options import ConfigError
 from specbench.config.say import say
 from specbench.config.schema import RunConfig
+from specbench.measure.records.scratch import scratch
 from specbench.processes.interrupts import interruption, terminated
 
 OK, FAILED, WRONG_OPTION = 0, 1, 2
@@ -69,9 +69,9 @@ def check_all(config: RunConfig) -> int:
     from specbench.check.tiny_heads import with_tiny_heads
 
     timeout, total = config.engine.timeout_seconds, len(CHECKS) + len(FIRST_CHECKS)
-    with tempfile.TemporaryDirectory(prefix="specbench-check-") as folder:
-        pair = make_tiny_pair(Path(folder))
-        node = with_tiny_heads(config.method, pair, Path(folder), config.allow_targets)
+    with scratch("check") as folder:
+        pair = make_tiny_pair(folder)
+        node = with_tiny_heads(config.method, pair, folder, config.allow_targets)
         tiny = Bench(node, pair, PROMPTS, config.allow_targets, timeout_seconds=timeout)
         try:
             tiny.method(GREEDY)

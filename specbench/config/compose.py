@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from specbench.config.create import installed
-from specbench.config.errors import unknown
+from specbench.config.errors import refuse_numbers_for_flags, unknown
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.schema import RunConfig, validate
@@ -86,6 +86,7 @@ def to_run_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Ru
         if not isinstance(node, DictConfig) or not node:
             choice = "method" if name == "method" else "method@baseline"
             raise ConfigError(name, None if isinstance(node, DictConfig) else node, f"is chosen by name: write {choice}=<name>")
+    refuse_numbers_for_flags(overrides)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig)
     _refuse_appended(config, "")

@@ -23,6 +23,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from specbench.config.options import ConfigError
 from specbench.config.schema import RunConfig
 
 _HIDDEN = ("hydra", "_target_", "method_name", "baseline_name")
@@ -81,6 +82,14 @@ def _expected(key: str) -> str | None:
         return None
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return " or ".join(_WORDS.get(kind) or "a list: [a,b]" for kind in kinds)
+
+
+def refuse_numbers_for_flags(overrides: Sequence[str]) -> None:
+    """OmegaConf takes every number but 0 for true. Raises ConfigError for one that is neither 0 nor 1."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if re.fullmatch(r"[+-]?\d[\d_]*", value) and int(value) not in (0, 1) and _expected(key.lstrip("+")) == _WORDS[bool]:
+            raise ConfigError(key.lstrip("+"), int(value), f"wrong type; possible: {_WORDS[bool]}")
 
 
 def _wrong_key_or_value(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:

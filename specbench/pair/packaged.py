@@ -12,8 +12,6 @@ import contextlib
 import copy
 import io
 import os
-import shutil
-import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 from specbench.config.options import ConfigError
 from specbench.config.say import say
 from specbench.measure.records.provenance import cache_folder, file_sha256
+from specbench.measure.records.scratch import scratch
 
 SMOLLM2 = "smollm2:"
 TITLE = "SmolLM2-135M-Instruct, Q4_1 dequantised"
@@ -83,19 +82,16 @@ def convert(source: Path, folder: Path) -> None:
     start = time.monotonic()
     say(f"{TITLE}: converting {source.name} once into {folder} (0.7 GB, about half a minute)")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
+    with scratch("converting", folder.parent) as unfinished:
         model, tokenizer = _read(source)
         depth = model.config.num_hidden_layers
         for part, layers in (("target", depth), ("draft", min(DRAFT_LAYERS, depth))):
-            _first_layers(model, layers, TITLES[part]).save_pretrained(unfinished / part)
-            tokenizer.save_pretrained(unfinished / part)
+            _first_layers(model, layers, TITLES[part]).save_pretrained(unfinished / "made" / part)
+            tokenizer.save_pretrained(unfinished / "made" / part)
         with contextlib.suppress(OSError):  # somebody else's is there
-            os.rename(unfinished, folder)
+            os.rename(unfinished / "made", folder)
         if not folder.is_dir():
             raise OSError(f"{unfinished} could not be renamed")
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     say(f"{TITLE}: converted in {time.monotonic() - start:.0f} s")
 
 

@@ -108,18 +108,22 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
+    """Take out a last line that was not written to its end. Raises WriteError."""
     if not path.exists():
         return
-    with path.open("rb+") as file:
-        data = file.read()
-        if not data or data.endswith(b"\n"):
-            return
-        start = data.rfind(b"\n") + 1
-        try:
-            json.loads(data[start:])
-            file.write(b"\n")  # a whole line that lost only its end
-        except ValueError:
-            file.truncate(start)
+    try:
+        with path.open("rb+") as file:
+            data = file.read()
+            if not data or data.endswith(b"\n"):
+                return
+            start = data.rfind(b"\n") + 1
+            try:
+                json.loads(data[start:])
+                file.write(b"\n")  # a whole line that lost only its end
+            except ValueError:
+                file.truncate(start)
+    except OSError as error:
+        raise WriteError(path, error) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

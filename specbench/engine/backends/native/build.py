@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,8 +11,9 @@ import platform
 import shutil
 import stat
 import subprocess
-import tempfile
 from pathlib import Path
+
+from specbench.measure.records.scratch import scratch
 
 SOURCE = Path(__file__).with_name("forward.cpp")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-Wno-psabi")
@@ -58,22 +60,21 @@ def build(instructions: str) -> Path:
     path = folder / f"forward-{instructions}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
     if path.is_file():
         return path
-    try:
-        handle, name = tempfile.mkstemp(dir=folder, suffix=".so")
-    except OSError as error:
-        raise CannotBuildError(f"{folder} cannot be written: {error.strerror}") from error
-    os.close(handle)
-    try:
-        command = [compiler, *flags, "-o", name, str(SOURCE)]
-        made = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
-        if made.returncode:
-            lines = [line for line in made.stderr.splitlines() if "error" in line] or made.stderr.splitlines() or ["no message"]
-            raise CannotBuildError(f"{compiler} failed: {lines[0][:200]}")
-        os.replace(name, path)  # whole or not at all, whoever else builds it now
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotBuildError(f"{compiler} failed: {type(error).__name__}: {error}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(scratch("build", folder)) / path.name
+        except OSError as error:
+            raise CannotBuildError(f"{folder} cannot be written: {error.strerror}") from error
+        try:
+            command = [compiler, *flags, "-o", str(made), str(SOURCE)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+            if done.returncode:
+                said = done.stderr.splitlines()
+                first = next((line for line in said if "error" in line), said[0] if said else "no message")
+                raise CannotBuildError(f"{compiler} failed: {first[:200]}")
+            os.replace(made, path)  # whole or not at all, whoever else builds it now
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CannotBuildError(f"{compiler} failed: {type(error).__name__}: {error}") from error
     return path
 
 
