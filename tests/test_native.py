@@ -399,7 +399,7 @@ def test_both_models_run_on_one_backend(tmp_path: Path) -> None:
 def fresh_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Nothing built, nothing remembered."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for remembered in (build.library, build._compiler):
+    for remembered in (build.library, build.compiler):
         monkeypatch.setattr(build, remembered.__name__, remembered.__wrapped__)
     return tmp_path
 

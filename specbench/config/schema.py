@@ -130,7 +130,7 @@ class EngineConfig:
     """How the models run."""
 
     # What computes the forwards of both arms and both models; auto: the fastest that can.
-    backend: str = option("eager", one_of, "auto", "eager", "native")
+    backend: str = option("eager", one_of, "auto", "eager", "native", "compiled", "graph")
     # Which of transformers' own forms of attention.
     attention: str = option("sdpa", one_of, "sdpa", "eager")
     # CPU threads of each arm; null: chosen by speed in the warm-up.

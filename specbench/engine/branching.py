@@ -8,6 +8,7 @@ between the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,10 +52,10 @@ class Branching(Session):
 class BranchingSession(Branching):
     """On transformers' own forward. Raises ValueError for a model that takes chains only."""
 
-    def __init__(self, model: Model, taps: Sequence[int] = ()):
+    def __init__(self, model: Model, taps: Sequence[int] = (), cache: Any = None, layers: Sequence[int] | None = None):
         if model.tree_refusal is not None:
             raise ValueError(f"this model takes draft chains only: {model.tree_refusal}")
-        super().__init__(model, taps)
+        super().__init__(model, taps, cache, layers)
         self.branch()
 
     def branch(self, trunk: int | None = None) -> None:

@@ -40,6 +40,7 @@ class Model:
     is_recurrent: bool = False  # keeps a state instead of a cache: see engine.backends.recurrent
     is_draft: bool = False
     recomputed_at: int | None = None
+    fixed: str | None = None  # what makes programs of its forwards where engine.backends.fixed runs them (`captures`)
     native: Any = None  # its packed weights where engine.backends.native computes it: see `run_natively`
     opens: Callable[[], Any] | None = None  # makes its sessions where no forward is computed (`specbench.sim`)
 
@@ -88,7 +89,7 @@ class Model:
     @property
     def backend(self) -> str:
         """Which of `engine.target`'s runs its forwards."""
-        return "recurrent" if self.is_recurrent else "eager" if self.native is None else "native"
+        return "recurrent" if self.is_recurrent else self.fixed or ("eager" if self.native is None else "native")
 
     @property
     def device(self) -> torch.device:

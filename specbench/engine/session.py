@@ -73,6 +73,9 @@ class Session:
         if self._positions.shape[1] < capacity:
             self._positions = torch.arange(capacity, device=self.model.device).unsqueeze(0)
 
+    def warm(self, rows: Sequence[int]) -> None:
+        """Forwards of so many rows are about to be timed: a backend that prepares for them does so now."""
+
     @torch.inference_mode()
     def feed(
         self,

@@ -2,6 +2,7 @@
 
 session.py               transformers' own forward on a key-value cache with O(1) rollback; the reference
 backends/native          Llama-shaped models on a CPU in C++; row for row the same bits in any company
+backends/fixed.py        transformers' forward with one shape per number of rows, compiled or replayed as CUDA graphs
 backends/recurrent.py    models with a recurrent state: token by token, committed by going back to a kept state
 """
 
@@ -79,6 +80,11 @@ def open_session(model: Model, taps: Sequence[int] = ()) -> Session:
         from specbench.engine.backends.native.session import NativeSession
 
         return NativeSession(model, taps)
+    if model.fixed is not None:
+        from specbench.engine.backends.captures import CAPTURES
+        from specbench.engine.backends.fixed import FixedSession
+
+        return FixedSession(model, taps, capture=CAPTURES[model.fixed])
     from specbench.engine.session import Session
 
     return Session(model, taps)
@@ -90,6 +96,11 @@ def open_branching(model: Model) -> Branching:
         from specbench.engine.backends.native.session import NativeBranching
 
         return NativeBranching(model)
+    if model.fixed is not None:
+        from specbench.engine.backends.captures import CAPTURES
+        from specbench.engine.backends.fixed import FixedBranching
+
+        return FixedBranching(model, capture=CAPTURES[model.fixed])
     from specbench.engine.branching import BranchingSession
 
     return BranchingSession(model)

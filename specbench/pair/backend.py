@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from specbench.config.options import ConfigError
 from specbench.config.specs import ModelSpec, PairSpec
-from specbench.pair.load import read_config
+from specbench.pair.load import on_meta, read_config
 
 
 def choose_backend(pair: PairSpec, wanted: str) -> tuple[PairSpec, str | None]:
@@ -16,9 +18,11 @@ def choose_backend(pair: PairSpec, wanted: str) -> tuple[PairSpec, str | None]:
     """
     if wanted == "eager":
         return pair, None
+    models = [pair.target, *([] if pair.draft is None else [pair.draft])]
+    if wanted in ("compiled", "graph"):
+        return _in_fixed_form(pair, models, wanted)
     from specbench.engine.backends.native.build import CannotBuildError, library
 
-    models = [pair.target, *([] if pair.draft is None else [pair.draft])]
     for spec in models:
         why = _refusal(spec)
         if why is not None:
@@ -28,6 +32,33 @@ def choose_backend(pair: PairSpec, wanted: str) -> tuple[PairSpec, str | None]:
     except CannotBuildError as error:
         return pair, f"engine.backend={wanted}: eager runs instead, {error}"
     return _on(pair, "native"), None
+
+
+def _in_fixed_form(pair: PairSpec, models: Sequence[ModelSpec], wanted: str) -> tuple[PairSpec, str | None]:
+    from specbench.engine.backends.fixed import refusal
+    from specbench.engine.model import Model
+
+    for spec in models:
+        if wanted == "graph" and not spec.device.startswith("cuda"):
+            where = f"CUDA graphs need both models on CUDA devices, and pair.{spec.role} is on {spec.device}"
+            raise ConfigError("engine.backend", wanted, f"{where}: use native or compiled")
+        why = refusal(Model.wrap(on_meta(spec)))
+        if why is None and wanted == "compiled" and spec.device == "cpu":
+            why = _no_compiler()
+        if why is not None:
+            return pair, f"engine.backend={wanted}: eager runs instead, {spec.name}: {why}"
+    return _on(pair, wanted), None
+
+
+def _no_compiler() -> str | None:
+    from specbench.engine.backends.native.build import CannotBuildError, cache_folder, compiler
+
+    try:
+        cache_folder()
+        compiler()
+    except CannotBuildError as error:
+        return str(error)
+    return None
 
 
 def _on(pair: PairSpec, backend: str) -> PairSpec:

@@ -73,6 +73,8 @@ def _finished(spec: ModelSpec, module: Any, vocab_size: int | None) -> Model:
         model = replace(Model.wrap(module, vocab_size), is_draft=spec.role == "draft")
     except ValueError as error:
         raise ConfigError(f"pair.{spec.role}", spec.name, f"refused: {error}") from error
+    if spec.backend in ("compiled", "graph"):
+        return replace(model, fixed=spec.backend)
     return model.run_natively() if spec.backend == "native" else model
 
 
@@ -84,14 +86,21 @@ def draft_loader(pair: PairSpec) -> Callable[[], Model] | None:
 def abilities(spec: ModelSpec) -> frozenset[str]:
     """What a target of this architecture can be asked (`engine.target.Target.can`), told without loading its weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from specbench.engine.model import Model
     from specbench.engine.target import open_target
 
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(read_config(spec), trust_remote_code=spec.trust_remote_code)
-        return open_target(Model.wrap(module)).can
+        return open_target(Model.wrap(on_meta(spec))).can
+
+
+def on_meta(spec: ModelSpec) -> Any:
+    """The model without numbers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(read_config(spec), trust_remote_code=spec.trust_remote_code)
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:

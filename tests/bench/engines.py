@@ -2,6 +2,7 @@
 
     python tests/bench/engines.py --out engines.json
     python tests/bench/engines.py --pair smollm2 --prompts 4 --tokens 48
+    python tests/bench/engines.py --identity --data mt_bench --prompts 40
     python tests/bench/engines.py --prompts 1 --tokens 8 --seconds 60 --no-compiled    # whether it runs at all
 
 Not a test: it takes timings, so nothing else may run on the machine. Per repeat and prompt all contenders come one after the
@@ -20,17 +21,18 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from decode import NO_PADDING, STANDIN, Contender, ours, theirs
+from decode import NO_PADDING, Contender, ours, theirs
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from specbench import data
 from specbench.config.compose import compose
 from specbench.engine.model import Model
 from specbench.engine.runtime import Runtime
@@ -74,7 +76,8 @@ def static(target: Any, tokens: int, ends: frozenset[int], longest: int, compile
 
 
 def contenders(options: argparse.Namespace) -> tuple[dict[str, Contender], list[list[int]], dict[str, Model], dict[str, Any]]:
-    config = compose([f"pair={options.pair}", "pair.target_device=cpu", "pair.draft_device=cpu"])
+    drawn = [f"data={options.data}", f"data.limit={options.prompts}"]
+    config = compose([f"pair={options.pair}", "pair.target_device=cpu", "pair.draft_device=cpu", *drawn])
     spec = specify(config.pair)
     tokenizer = load_tokenizer(spec.target)
     spec = check_pair(spec, tokenizer)
@@ -83,8 +86,8 @@ def contenders(options: argparse.Namespace) -> tuple[dict[str, Contender], list[
     models = {"eager": target, "native": replace(target).run_natively()}
     drafts = {"eager": draft, "native": replace(draft).run_natively()}
     ends = eos_ids(target.module, tokenizer)
-    texts = [json.loads(line)["prompt"] for line in STANDIN.read_text().splitlines()[: options.prompts]]
-    prompts = [tokenizer(text).input_ids for text in texts]
+    samples = data.select(data.load(config.data), config.data)
+    prompts = list(data.first_prompts(samples, config.data.history, tokenizer, config.data.template).values())
     longest, module = max(map(len, prompts)), target.module
     named: dict[str, Contender] = {}
     methods: dict[str, Callable[[], Method]] = {
@@ -160,13 +163,13 @@ def ratio(mine: Any, other: Any) -> tuple[float, float, float]:
     return float(b.sum() / a.sum()), float(low), float(high)
 
 
-def rows(models: dict[str, Model], turns: int = 12) -> dict[str, dict[int, float]]:
+def rows(models: dict[str, Model], turns: int = 12, counts: Sequence[int] = ROWS) -> dict[str, dict[int, float]]:
     """Seconds of a forward by backend and rows (chains behind 192 tokens), the lower quartile of interleaved turns."""
     sessions = {name: open_session(model) for name, model in models.items()}
     for session in sessions.values():
-        session.start(CONTEXT + max(ROWS))
+        session.start(CONTEXT + max(counts))
         session.feed([(37 * i + 11) % session.model.vocab_size for i in range(CONTEXT)], last_only=True)
-    times: dict[tuple[str, int], list[float]] = {(name, n): [] for name in sessions for n in ROWS}
+    times: dict[tuple[str, int], list[float]] = {(name, n): [] for name in sessions for n in counts}
     chance = random.Random(0)
     for turn in range(turns + 2):
         for name, n in chance.sample(list(times), len(times)):
@@ -177,7 +180,7 @@ def rows(models: dict[str, Model], turns: int = 12) -> dict[str, dict[int, float
             if turn >= 2:
                 times[name, n].append(time.perf_counter() - start)
             session.rollback(CONTEXT)
-    return {name: {n: statistics.quantiles(times[name, n], n=4)[0] for n in ROWS} for name in sessions}
+    return {name: {n: statistics.quantiles(times[name, n], n=4)[0] for n in counts} for name in sessions}
 
 
 def bytes_per_second() -> float:
@@ -194,6 +197,8 @@ def bytes_per_second() -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", default="builtin", help="a YAML in conf/pair")
+    parser.add_argument("--data", default="humaneval", help="a YAML in conf/data")
+    parser.add_argument("--identity", action="store_true", help="only whether eager and native give the same ids; no timing")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=20)
@@ -207,6 +212,13 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     transformers_logging.set_verbosity_error()
     named, prompts, models, facts = contenders(options)
+    if options.identity:
+        named = {name: named[name] for name in ("eager AR", "native AR", "native speculative")}
+        differ = [number for number, prompt in enumerate(prompts) if len({tuple(run(prompt)) for run in named.values()}) > 1]
+        print(
+            f"{', '.join(named)}: same ids on {len(prompts) - len(differ)} of {len(prompts)} prompts of {options.data} {differ}"
+        )
+        return int(bool(differ))
     measured, agree, done = measure(named, prompts, models, options, begin)
     facts |= {"options": {**vars(options), "out": str(options.out)}, "repeats": done, "same_ids": agree}
     print(

@@ -81,6 +81,7 @@ def fill(session: Session, more: int) -> int:
     context = _CONTEXT if model.context_length is None else max(1, min(_CONTEXT, model.context_length - more))
     session.start(context + more)
     session.feed([(37 * i + 11) % model.vocab_size for i in range(context)], last_only=True)
+    session.warm(range(1, more + 1) if more <= 2 else ROWS)
     return context
 
 

@@ -53,9 +53,9 @@ def library(instructions: str | None = None) -> ctypes.CDLL:
 
 def build(instructions: str) -> Path:
     """The shared library's path; it is compiled if the cache has none of this source, compiler and flags."""
-    compiler, version = _compiler()
+    command, version = compiler()
     flags = (*FLAGS, *INSTRUCTION_SETS[instructions])
-    facts = "\0".join((SOURCE.read_text(), *flags, compiler, version, platform.machine(), platform.system()))
+    facts = "\0".join((SOURCE.read_text(), *flags, command, version, platform.machine(), platform.system()))
     folder = cache_folder()
     path = folder / f"forward-{instructions}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
     if path.is_file():
@@ -66,15 +66,15 @@ def build(instructions: str) -> Path:
         except OSError as error:
             raise CannotBuildError(f"{folder} cannot be written: {error.strerror}") from error
         try:
-            command = [compiler, *flags, "-o", str(made), str(SOURCE)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+            words = [command, *flags, "-o", str(made), str(SOURCE)]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
             if done.returncode:
                 said = done.stderr.splitlines()
                 first = next((line for line in said if "error" in line), said[0] if said else "no message")
-                raise CannotBuildError(f"{compiler} failed: {first[:200]}")
+                raise CannotBuildError(f"{command} failed: {first[:200]}")
             os.replace(made, path)  # whole or not at all, whoever else builds it now
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise CannotBuildError(f"{compiler} failed: {type(error).__name__}: {error}") from error
+            raise CannotBuildError(f"{command} failed: {type(error).__name__}: {error}") from error
     return path
 
 
@@ -94,7 +94,7 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def _compiler() -> tuple[str, str]:
+def compiler() -> tuple[str, str]:
     """Path and version line of $CXX, c++, g++ or clang++, whichever is there first."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         path = shutil.which(name) if name else None

@@ -1,0 +1,47 @@
+"""What turns a step over fixed buffers into a program: torch.compile, a CUDA graph, or nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from specbench.engine.backends.fixed import Capture, Program
+
+
+def compiled(step: Program) -> Program:
+    """Compiled for exactly these shapes; the C++ or Triton code is kept in the user's cache from run to run."""
+    from specbench.engine.backends.native.build import cache_folder
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder().parent / "inductor"))
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # one for each number of rows
+    return torch.compile(step, dynamic=False)
+
+
+def as_written(step: Program) -> Program:
+    """The step itself: what a graph would replay, computed anew each time. For tests of all that is around one."""
+    return step
+
+
+class Graph:
+    """A CUDA graph of the step: its kernels are recorded once and started together. A `Program`."""
+
+    def __init__(self, step: Program):
+        # Recorded on a stream of its own, after runs that let libraries allocate what they keep.
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step()
+        current.wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output = step()
+
+    def __call__(self) -> Any:
+        self._graph.replay()
+        return self._output
+
+
+CAPTURES: dict[str, Capture] = {"compiled": compiled, "graph": Graph, "as_written": as_written}
