@@ -137,10 +137,15 @@ class DraftSide(Drafting):
             if message.request == self.order.number and (message.epoch >= self.verdict or done):
                 self._take(message)
                 return Progress.FINISHED if done else Progress.WORKED
+            if message.request == self.order.number:
+                self._hear(message)
         if self.prepared and all(branch.complete for branch in self.branches.values()):
             return Progress.IDLE
         self._next = self._grow if self.prepared else self._catch_up
         return Progress.WORKED
+
+    def _hear(self, message: Message) -> None:
+        """News that is no verdict: there is none, unless the target says what to prepare for (`mirrored`)."""
 
     def _grow(self) -> Progress:
         """Every branch by one token, in one forward."""

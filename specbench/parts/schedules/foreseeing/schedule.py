@@ -32,10 +32,15 @@ class Foreseeing(TwoSides):
     def max_nodes(self) -> int:
         return self.draft_length
 
+    @property
+    def mailbox_room(self) -> int:
+        """Tokens that a message may hold beside the output."""
+        return self.draft_length
+
     def open(self, setting: Setting) -> None:
         super().open(setting)
         runtime = setting.runtime
-        self.mailbox = self.machine.mailbox(runtime.max_new_tokens + self.draft_length)
+        self.mailbox = self.machine.mailbox(runtime.max_new_tokens + self.mailbox_room)
         self.start_worker(self.make_draft_side(setting))
         self.verifier = self.make_verifier(setting)
         if self.budget is None:
