@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from specbench.config.options import ConfigError
@@ -116,7 +116,88 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
     return {"report": str(path), "source": "simulated", "lines": found}
 
 
-COMMANDS: dict[str, Callable[[SimConfig, Sequence[str], Sequence[str]], dict[str, Any]]] = {"compare": compare}
+def measure(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """This machine's costs for a pair, into the file `out`."""
+    refuse_folders(folders)
+    from specbench.sim.measure import measure as measured
+
+    return {"costs": str(measured(options, configuration(rest)[0]))}
+
+
+def validate(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """Runs against their simulation on the first of `devices`."""
+    from specbench.analysis.show.text import table_text
+    from specbench.sim.validate import check, table_of
+
+    if rest or not folders:
+        raise ConfigError("validate", " ".join([*rest, *folders]), "give run folders, and devices=<file of measured costs>")
+    devices = options.devices[0]
+    checks = [check(folder, devices, options.seed) for folder in folders]
+    print(table_text(table_of(checks, devices)), file=sys.stderr)
+    return {"runs": [asdict(one) for one in checks]}
+
+
+def serve(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """Many requests on each machine: latency against their rate, fixed draft lengths against goodput."""
+    refuse_folders(folders)
+    from pathlib import Path
+
+    from specbench.analysis.show.document import Document
+    from specbench.analysis.show.text import table_text
+    from specbench.pair.spec import specify
+    from specbench.sim.compare import texts_of
+    from specbench.sim.figures import serving
+    from specbench.sim.hardware import load_costs
+    from specbench.sim.report import serving_table
+    from specbench.sim.serving import over_traces, poisson, recorded_arrivals
+
+    pair = specify(configuration(rest)[0].pair)
+    if options.arrivals is not None:
+        given = recorded_arrivals(Path(options.arrivals))
+        traces = {len(given) / max(given[-1], 1e-9): given}
+    else:
+        traces = {rate: poisson(rate, options.num_requests, options.seed) for rate in options.requests_per_second}
+    texts = texts_of(replace(options, samples=len(next(iter(traces.values())))), options.acceptance)
+    lengths = sorted({0, *options.draft_lengths})
+    doc = Document(f"Simulated serving: {pair.name}")
+    doc.warning(f"Nothing here was measured as a speed; which drafts are right is given (acceptance {options.acceptance}).")
+    for devices in options.devices:
+        costs = load_costs(devices, pair)
+        found = over_traces(costs, texts, traces, lengths, options.max_batch)
+        table = serving_table(found, costs.label, costs.source)
+        table.name = f"serving_{Path(devices).stem}"
+        print(table_text(table), end="\n\n", file=sys.stderr)
+        doc.add(table)
+        if len(found) > 1:
+            drawing = serving(found, costs.label, costs.source)
+            drawing.name = table.name
+            doc.add(drawing)
+    return {"report": str(doc.save(Path(options.out))), "source": "simulated"}
+
+
+def routing(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """Experts that k + 1 rows touch, by the routers of a small random mixture."""
+    refuse_folders([*folders, *rest])
+    from specbench.analysis.show.text import table_text
+    from specbench.sim.report import routing_table
+    from specbench.sim.routing import of_tiny_mixture
+
+    if options.experts_per_token > options.experts:
+        raise ConfigError("experts_per_token", options.experts_per_token, f"there are {options.experts} experts")
+    rows = sorted({1, *(1 + length for length in options.draft_lengths)})
+    found = of_tiny_mixture(options.experts, options.experts_per_token, rows, options.tokens, options.seed)
+    name = f"A small Mixtral of random weights, {options.experts} experts, {options.experts_per_token} for each token"
+    print(table_text(routing_table(found, name)), file=sys.stderr)
+    return {"routing": [asdict(one) for one in found]}
+
+
+COMMANDS: dict[str, Callable[[SimConfig, Sequence[str], Sequence[str]], dict[str, Any]]] = {
+    "compare": compare,
+    "measure": measure,
+    "validate": validate,
+    "serve": serve,
+    "routing": routing,
+}
 
 
 if __name__ == "__main__":  # a worker process imports this module again, and must not run it

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from specbench.analysis.show.style import AUTOREGRESSIVE, Drawing, legend_below, look, new_figure, styled
+from specbench.analysis.show.style import AUTOREGRESSIVE, Drawing, legend_below, look, new_figure, series, styled
 from specbench.sim.compare import Cell, best, crossing, line_of
+from specbench.sim.serving import POLICY, Served
 
 ROW_HEIGHT, LEGEND_HEIGHT, MAX_COLUMNS = 2.0, 0.5, 4
 
@@ -65,6 +66,45 @@ def comparison(over_acceptance: Sequence[Cell], over_share: Sequence[Cell], at: 
     )
     data = frame([*over_acceptance, *over_share])
     return Drawing("simulated_speedup", "Speed-up on machines that are not here", figure, data, caption)
+
+
+def serving(found: Mapping[float, Sequence[Served]], label: str, source: str) -> Drawing:
+    """Left: mean latency over the rate of requests, fixed lengths against the policy. Right: the draft length it takes."""
+    rates = list(found)
+    policies = [served.policy for served in found[rates[0]]]
+    with styled():
+        figure, axes = new_figure(1, 2, height=2.9)
+        left, right = axes[0]
+        fixed = [policy for policy in policies if policy != POLICY]
+        for number, policy in enumerate([*fixed, POLICY]):
+            line = [next(s for s in found[rate] if s.policy == policy) for rate in rates]
+            marks = {"color": "black", "marker": "o", "linewidth": 2.2} if policy == POLICY else series(1 + number)
+            left.plot(rates, [1e3 * s.mean_latency_seconds for s in line], **(marks | {"label": policy, "markersize": 3.5}))
+        chosen = [next(s for s in found[rate] if s.policy == POLICY) for rate in rates]
+        right.plot(rates, [s.mean_length for s in chosen], color="black", marker="o", markersize=3.5, linewidth=2.2)
+        for axis in (left, right):
+            axis.set_xscale("log")
+            axis.set_xlabel("requests a second")
+            _ticks(axis, [rate for rate in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if rates[0] <= rate <= rates[-1]])
+        left.set_ylim(bottom=0)
+        left.set_ylabel("mean latency, ms")
+        right.set_ylabel("mean draft length of the policy")
+        right.set_ylim(bottom=0)
+        legend_below(figure)
+    caption = (
+        f"Simulated on {label} ({source}): nothing here was measured as a speed. Left: from a request's arrival to its last "
+        "token, on the same arrivals; k: fixed draft length, goodput: before each step the length with most expected tokens "
+        "per second, 0 included. Right: what it takes, a mean over steps."
+    )
+    rows = [{"requests_per_second": rate, **served_row(served)} for rate, all_of in found.items() for served in all_of]
+    return Drawing("serving", f"Latency under load: {label}", figure, pd.DataFrame(rows), caption)
+
+
+def served_row(served: Served) -> dict[str, float | str]:
+    return {
+        "policy": served.policy,
+        **{name: getattr(served, name) for name in ("mean_latency_seconds", "tokens_per_second", "mean_length", "mean_batch")},
+    }
 
 
 def _ticks(axis: object, at: Sequence[float]) -> None:

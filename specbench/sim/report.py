@@ -10,6 +10,8 @@ from specbench.analysis.show.document import Document
 from specbench.analysis.show.table import Column, Table, mark_columns, row_of
 from specbench.sim.compare import Cell, best, crossing, largest_that_pays, line_of
 from specbench.sim.figures import comparison
+from specbench.sim.routing import Touched
+from specbench.sim.serving import Served
 
 PAIRS = (("amusd", "speculative"), ("pearl", "speculative"), ("ssd", "speculative"), ("ssd", "amusd"))
 
@@ -128,3 +130,34 @@ def document(
     for line in lines:
         doc.text(f"{line.label}, {line.method}: {Path(line.folder)}")
     return doc, tables
+
+
+# ---------------------------------------------------------------------------------------------------- serving, routing
+def serving_table(found: Mapping[float, Sequence[Served]], label: str, source: str) -> Table:
+    columns = [
+        Column("requests_per_second", "requests/s", of=lambda item: f"{item[0]:g}", text=True, merge=True),
+        Column("policy", "draft length", of=lambda item: item[1].policy, text=True),
+        Column("mean_latency_ms", "mean latency, ms", of=lambda item: 1e3 * item[1].mean_latency_seconds, digits=0),
+        Column("tokens_per_second", "tokens/s", of=lambda item: item[1].tokens_per_second, digits=0),
+        Column("mean_length", "mean length", of=lambda item: item[1].mean_length, digits=2),
+        Column("mean_batch", "mean batch", of=lambda item: item[1].mean_batch, digits=1),
+    ]
+    rows = []
+    for rate, served in found.items():
+        some = [row_of(columns, (rate, one)) for one in served]
+        mark_columns([Column("mean_latency_ms", "", best="smallest")], some)
+        rows += some
+    caption = f"Simulated on {label} ({source}). The same arrivals for every length of one rate."
+    return Table("serving", f"Serving on {label}", columns, rows, caption)
+
+
+def routing_table(found: Sequence[Touched], model: str) -> Table:
+    columns = [
+        Column("rows", "rows", of=lambda t: t.rows, digits=0),
+        Column("experts", "experts touched", of=lambda t: t.experts, digits=2),
+        Column("uniform", "if uniform", of=lambda t: t.uniform, digits=2),
+        Column("weight_bytes_ratio", "bytes of weights over those of one row", of=lambda t: t.weight_bytes_ratio, digits=2),
+    ]
+    rows = [row_of(columns, one, ranked=False) for one in found]
+    caption = f"{model}. Distinct experts of a layer that consecutive rows go to, a mean over places and layers. No speed."
+    return Table("routing", "Experts that a verification touches", columns, rows, caption)
