@@ -149,6 +149,16 @@ def test_dearer_forwards_never_make_it_faster(method: str, target: float, draft:
     assert dear.decode_seconds >= cheap.decode_seconds - 1e-12
 
 
+def test_ssd_runs_on_the_clock_and_keeps_its_bounds() -> None:
+    """Right drafts make it faster than plain decoding, wrong ones only its second process idle; never past draft or target."""
+    costs = flat(0.004, 0.0005, link=Link(1e-5))
+    right, wrong = (of("ssd", costs, texts(rate, number=1, tokens=80), "draft_length=3") for rate in (1.0, 0.0))
+    plain = 79 * 0.004
+    assert 79 / 5 * 0.004 <= right.decode_seconds < 0.6 * plain
+    assert wrong.decode_seconds >= plain - 1e-9
+    assert right.busy_seconds["draft"] > 0
+
+
 def test_the_same_seed_gives_the_same_events() -> None:
     first, second = (of("amusd", flat(0.004, 0.001, link=Link(2e-5)), texts(0.8, seed=3)) for _ in range(2))
     assert [o.rounds for o in first.outcomes] == [o.rounds for o in second.outcomes]
@@ -265,6 +275,7 @@ def test_acceptance_as_it_is_written() -> None:
     [
         ("eagle", (), "method"),
         ("suffix", (), "method"),
+        ("pipespec", (), "method.stages"),
         ("speculative", ("stop=confidence",), "method.stop"),
         ("speculative", ("rule=ratio",), "method.rule"),
         ("speculative", ("shape=dynamic",), "method.shape"),

@@ -92,6 +92,9 @@ def open_session(model: Model, taps: Sequence[int] = ()) -> Session:
 
 def open_branching(model: Model) -> Branching:
     """The same with trees grown behind the sequence. Raises ValueError for a model that takes chains only."""
+    if model.opens is not None:
+        session: Branching = model.opens()
+        return session
     if model.native is not None:
         from specbench.engine.backends.native.session import NativeBranching
 

@@ -11,7 +11,7 @@ from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, numb
 from specbench.config.paths import CONF_DIR
 from specbench.sim.hardware import preset_names
 
-SIMULATED = ("speculative", "amusd", "pearl", "ssd", "pipespec", "dsi")  # of a comparison, where nothing is named
+SIMULATED = ("speculative", "amusd", "pearl", "ssd", "dsi")  # of a comparison, where nothing is named
 
 
 def each(key: str, values: object, check: Callable[..., None], *limits: Any) -> None:

@@ -54,6 +54,8 @@ def refuse_what_cannot_be_simulated(node: Mapping[str, Any], method: Method, key
         raise ConfigError(
             key, node.get("_target_"), f"asks {', '.join(asked) or 'the text itself'} of the target: not simulated"
         )
+    if "stages" in node:
+        raise ConfigError(f"{key}.stages", node["stages"], "costs and acceptance are known of one draft: name another method")
     if method.rule not in (None, "greedy_match", "sample_match"):
         raise ConfigError(f"{key}.rule", method.rule, "acceptance is given, and not drawn: leave it null")
     if node.get("stop") not in WITHOUT_CONFIDENCE:

@@ -2,8 +2,9 @@
 
 A step serves every running request with the same number of drafts: k draft forwards and one verification over the whole batch,
 so it costs what the curves say of that batch. Requests join and leave between steps (continuous batching, Orca 2022); one that
-joins costs its prompt first, and its draft's when it is first drafted for. The policy takes, before each step, the length with most expected tokens per second, 0 included
-(goodput, `parts.stops.goodput`); what it expects is the batch's moving acceptance, as it was seen and not as it is.
+joins costs its prompt first, and its draft's when it is first drafted for. The policy takes, before each step, the length with
+most expected tokens per second, 0 included (goodput, `parts.stops.goodput`); what it expects is the batch's moving acceptance,
+as it was seen and not as it is.
 """
 
 from __future__ import annotations

@@ -88,9 +88,11 @@ class SimSession:
         self.length = self.capacity = 0
         self.pending: int | None = None
         self._last_start = 0
+        self.branch()
 
     def start(self, capacity: int) -> None:
         self.length, self.capacity, self.pending, self._last_start = 0, capacity, None, 0
+        self.branch()
 
     def feed(
         self,
@@ -122,6 +124,30 @@ class SimSession:
     def rollback(self, length: int) -> None:
         assert 0 <= length <= self.length, f"rollback to {length} of {self.length}"
         self.length = length
+        self.branch()
+
+    # As `engine.branching.Branching`: rows of a tree behind the sequence.
+
+    def branch(self, trunk: int | None = None) -> None:
+        self.trunk = self.length if trunk is None else trunk
+        self.row_parents = list(range(-1, self.length - self.trunk - 1))
+        self._row_depths = list(range(len(self.row_parents)))
+
+    def grow(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
+        past, script = self.length, self.stage.script
+        assert past == self.trunk + len(self.row_parents), "branch first"
+        depths = [0 if parent < 0 else self._row_depths[parent] + 1 for parent in parents]
+        self.row_parents += parents
+        self._row_depths += depths
+        self.stage.charge(self.model.curve.seconds(len(ids), past))
+        self.length = past + len(ids)
+        if script is None:
+            return torch.zeros(len(ids), VOCAB_SIZE)
+        first = self.trunk + 1 - script.text.prompt_length
+        return (script.draft if self.model.is_draft else script.target)[[max(0, first + depth) for depth in depths]]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.rollback(self.trunk + len(rows))
 
     def prefill(self, prompt_ids: Sequence[int]) -> Evidence:
         return Evidence(self.feed(prompt_ids, last_only=True), {})

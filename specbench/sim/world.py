@@ -114,12 +114,12 @@ class World:
     def mailbox(self, capacity: int) -> Mailbox:
         return Mailbox(SimSlot(self, capacity), SimSlot(self, capacity))
 
-    def split(self, target_device: str, draft_device: str, draft_cores: int) -> tuple[Placement, Placement]:
+    def split(self, target_device: str, draft_device: str, draft_cores: int, num_drafts: int = 1) -> tuple[Placement, ...]:
         """Costs say who has which cores: here none is pinned, and torch keeps its threads."""
         import torch
 
         here = Placement((), torch.get_num_threads())
-        return here, here
+        return (here,) * (1 + num_drafts)
 
     def worker(
         self, role: str, load: Callable[[], Any], program: Any, placement: Placement, timeout_seconds: float
@@ -206,7 +206,11 @@ class SimWorker:
                 raise WorkerError(f"worker {self.process.name} waits for ever")
             self.world.step(one)
         if self._answer is None:
-            return self.program.report
+            self.program.step = lambda: Progress.FINISHED  # all is done: what its run does behind the last step is left
+            try:
+                return self.program.run()
+            finally:
+                del self.program.step
         self.world.home.time = max(self.world.home.time, self.process.time)
         return self._answer
 
