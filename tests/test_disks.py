@@ -28,10 +28,10 @@ def mount(*arguments: str) -> bool:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
+    """A file system of 128 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if shutil.which("mount") is None or not mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)):
+    if shutil.which("mount") is None or not mount("-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)):
         pytest.skip("nothing can be mounted here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -39,14 +39,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(disk: Path) -> None:
-    config = configured(disk, AR, data__limit=4, measure__repeats=14, measure__warmup=0, decoding__max_new_tokens=4)
+    config = configured(disk, AR, data__limit=4, measure__repeats=30, measure__warmup=0, decoding__max_new_tokens=4)
     with pytest.raises(WriteError, match=r"cannot be written: No space left on device"):
         run(config)
     folder = only_folder(disk)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TornLineWarning)
         before = read_samples(folder)
-    assert 5 < len(before) < 4 * 14 and not any(record.error for record in before)
+    assert 5 < len(before) < 4 * 30 and not any(record.error for record in before)
     assert read_run(folder)["status"] in ("failed", "started")  # as far as there was room to say so
     again = replace(config, resume=str(folder))
     with pytest.raises(WriteError, match="No space left on device"):
@@ -55,7 +55,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(disk: Path) 
     assert mount("-o", "remount,size=8m", str(disk))
     assert run(again)["status"] == "success"
     after = {record.key: record.output_ids for record in read_samples(folder)}
-    assert len(after) == 4 * 14 and set(read_rounds(folder)) == set(after)
+    assert len(after) == 4 * 30 and set(read_rounds(folder)) == set(after)
     assert all(after[record.key] == record.output_ids for record in before)
     assert not list(folder.glob(".*")), "something is left of what found no room"
 
