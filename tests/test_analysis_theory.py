@@ -15,11 +15,13 @@ from specbench.analysis.read.frames import load
 from specbench.analysis.reports import reference
 from specbench.measure import metrics
 from specbench.measure.theory.formulas import (
+    FORESEEING,
     FREE_RUNNING,
     LOCKSTEP,
     SEQUENTIAL,
     emitted_lockstep,
     emitted_sequential,
+    speedup_foreseeing,
     speedup_lockstep,
     speedup_sequential,
 )
@@ -70,9 +72,14 @@ def test_theory_of_runs_uses_their_own_times(tmp_path: Path) -> None:
     write_run(tmp_path, "amusd", gamma=3, free=True, draft_share=0.2, when=2, **many)
     write_run(tmp_path, "pearl", gamma=4, free=True, phase="post", when=3, **many)
     write_run(tmp_path, "autoregressive", gamma=0, single=True, when=4)
+    write_run(tmp_path, "ssd", gamma=4, free=True, phase="hit", draft_share=0.2, when=5, **many)
     frame = theory(load([tmp_path]))
-    assert frame.index.tolist() == [0, 1, 2]  # autoregressive decoding drafts nothing
-    assert frame["schedule"].tolist() == [SEQUENTIAL, FREE_RUNNING, LOCKSTEP]
+    assert frame.index.tolist() == [0, 1, 2, 4]  # autoregressive decoding drafts nothing
+    assert frame["schedule"].tolist() == [SEQUENTIAL, FREE_RUNNING, LOCKSTEP, FORESEEING]
+    ahead, (c, v) = frame.loc[4], frame.loc[4, ["t_draft_ms", "t_verify_ms"]] / frame.loc[4, "t_ar_ms"]
+    assert ahead["hits"] == 1.0 and frame.loc[:2, "hits"].isna().all()
+    assert ahead["predicted"] == pytest.approx(emitted_sequential(ahead["alpha"], ahead["gamma"]) / max(v, 5 * c))
+    assert speedup_foreseeing(0.8, 4, 0.1, 1.0, 0.0) == pytest.approx(speedup_sequential(0.8, 4, 0.1)), "no hit is no gain"
     line = frame.loc[0]
     assert line["t_ar_ms"] == pytest.approx(1e3 * T_AR, rel=0.01)
     assert line["t_draft_ms"] == pytest.approx(0.98 * 0.2 * 1e3 * T_AR, rel=0.01)

@@ -1,17 +1,20 @@
-"""The experiment zoo: that no method or data set is forgotten, and its table on synthetic runs."""
+"""The experiments zoo and asynchronous: that no method or data set is forgotten, and their tables on synthetic runs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from analysis_runs import write_run
 
 from specbench.analysis.read.frames import load
 from specbench.analysis.reports import experiments
 from specbench.check.table import names
+from specbench.config.compose import compose
 from specbench.config.paths import CONF_DIR
+from specbench.method import create_method
 
 
 def test_every_method_on_every_data_set() -> None:
@@ -34,3 +37,22 @@ def test_what_is_kept_and_what_is_trained_stands_in_the_table(tmp_path: Path) ->
     _, table = experiments.find("zoo").document(load([tmp_path]))
     said = [[row.cell(key).text() for key in ("method", "training", "state")] for row in table.rows]
     assert said == [["amusd", "-", "cold"], ["speculative", "heads", "kept"]]
+
+
+def test_every_schedule_with_a_worker_stands_beside_its_bound(tmp_path: Path) -> None:
+    params = yaml.safe_load((Path(CONF_DIR) / "experiment" / "asynchronous.yaml").read_text())["hydra"]["sweeper"]["params"]
+    with_worker = {name for name in names() if create_method(compose([f"method={name}"]).method).needs.draft == "worker"}
+    assert set(params["method"].split(",")) == {"speculative", *with_worker}
+    write_run(tmp_path, "ssd", free=True, phase="hit", when=1)
+    write_run(tmp_path, "amusd", gamma=3, free=True, when=2)
+    write_run(tmp_path, "speculative", when=3)
+    for path in tmp_path.rglob("summary.json"):
+        summary = json.loads(path.read_text())
+        summary["counted"] = {"unused_tokens": summary["decode_tokens"]} if summary["method"] == "ssd" else None
+        path.write_text(json.dumps(summary))
+    _, table = experiments.find("asynchronous").document(load([tmp_path]))
+    said = [[row.cell(key).text() for key in ("method", "schedule", "hits")] for row in table.rows]
+    assert said == [["speculative", "sequential", "-"], ["amusd", "free-running", "-"], ["ssd", "foreseeing", "100"]]
+    plain, _, prepared = (float(row.cell("wasted").text()) for row in table.rows)
+    assert prepared == pytest.approx(plain + 1, abs=0.3)
+    assert all(float(row.cell("predicted").text()) > 0 for row in table.rows)

@@ -14,7 +14,9 @@ import pandas as pd
 from specbench.analysis.read.frames import Frames
 from specbench.measure.metrics import RoundTable
 from specbench.measure.theory import formulas
-from specbench.measure.theory.formulas import FREE_RUNNING, LOCKSTEP, SEQUENTIAL
+from specbench.measure.theory.formulas import FORESEEING, FREE_RUNNING, LOCKSTEP, SEQUENTIAL
+
+HIT, MISS = "hit", "miss"  # phases of rounds whose draft was prepared before the verdict, or after it
 
 COLUMNS = {
     "alpha": "i.i.d. acceptance: accepted over (accepted + rejected) drafts that were judged",
@@ -28,8 +30,11 @@ COLUMNS = {
     "speedup_flat": "the same where verifying costs no more than one token (t_verify = t_AR): Leviathan's own assumption",
     "speedup_lockstep": "PEARL's formula",
     "bound_free_running": "t_AR / t_draft",
+    "hits": "share of the verdicts that the draft had foreseen, of those that left room for a draft",
+    "speedup_foreseeing": "SSD's formula with the measured share of hits",
     "speedup_measured": "the run's ratio of totals",
-    "schedule": "sequential, lockstep or free-running: which formula fits the run",
+    "schedule": "sequential, lockstep, free-running or foreseeing: which formula fits the run",
+    "predicted": "that formula's speed-up",
     "reached": "measured speed-up over that formula's (for free-running: over the bound)",
 }
 
@@ -68,10 +73,20 @@ def times_of(frames: Frames, run: int, mine: RoundTable) -> MeasuredTimes | None
 
 
 def schedule_of(frames: Frames, run: int, mine: RoundTable) -> str:
-    """By what the records show: another process drafted (with named phases: in lockstep) or the target's own waited for it."""
+    """By what the records show: another process drafted (named phases: in lockstep, or ahead) or the target's waited for it."""
     if np.isnan(frames.runs.at[run, "concurrent_draft"]):
         return SEQUENTIAL
-    return LOCKSTEP if any(phase for phase in set(mine.phase.tolist())) else FREE_RUNNING
+    phases = set(mine.phase.tolist())
+    if phases & {HIT, MISS}:
+        return FORESEEING
+    return LOCKSTEP if any(phases) else FREE_RUNNING
+
+
+def hits_of(mine: RoundTable) -> float:
+    """Share of hits among the rounds that say whether their draft was foreseen; NaN where none does."""
+    phases = mine.phase.tolist()
+    hits, misses = phases.count(HIT), phases.count(MISS)
+    return hits / (hits + misses) if hits + misses else float("nan")
 
 
 def theory(frames: Frames, runs: pd.Index | None = None) -> pd.DataFrame:
@@ -94,11 +109,12 @@ def _line(frames: Frames, run: int) -> dict[str, object] | None:
         return None
     gamma = float(mine.draft_depth[mine.draft_depth > 0].mean())
     c, v = times.draft / times.ar, times.verify / times.ar
-    schedule = schedule_of(frames, run, mine)
+    schedule, hits = schedule_of(frames, run, mine), hits_of(mine)
     predicted = {
         SEQUENTIAL: formulas.speedup_sequential(alpha, gamma, c, v),
         LOCKSTEP: formulas.speedup_lockstep(alpha, gamma, c, v),
         FREE_RUNNING: formulas.bound_free_running(c),
+        FORESEEING: formulas.speedup_foreseeing(alpha, gamma, c, v, hits),
     }
     measured = float(frames.runs.at[run, "speedup"])
     return {
@@ -115,7 +131,10 @@ def _line(frames: Frames, run: int) -> dict[str, object] | None:
         "speedup_flat": formulas.speedup_sequential(alpha, gamma, c),
         "speedup_lockstep": predicted[LOCKSTEP],
         "bound_free_running": predicted[FREE_RUNNING],
+        "hits": hits,
+        "speedup_foreseeing": predicted[FORESEEING],
         "speedup_measured": measured,
         "schedule": schedule,
+        "predicted": predicted[schedule],
         "reached": measured / predicted[schedule],
     }

@@ -7,6 +7,8 @@
                   max(gamma t_draft, t_verify).
     free-running  AMUSD (McDanel 2024, 2410.17375): the draft never stops, so tokens cannot come faster than it drafts: the
                   speed-up is at most t_AR / t_draft.
+    foreseeing    SSD (Kumar, Dao and May 2026, 2603.03251): rounds as in the sequential one; a verdict that was foreseen
+                  costs nothing beside the verification, unless preparing took longer; one that was not, gamma t_draft.
 
 Speed-ups are over autoregressive decoding: c = t_draft / t_AR, v = t_verify / t_AR (1: verifying is as cheap as one token).
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 from specbench.measure.theory.played import Times
 
-SEQUENTIAL, LOCKSTEP, FREE_RUNNING = "sequential", "lockstep", "free-running"
+SEQUENTIAL, LOCKSTEP, FREE_RUNNING, FORESEEING = "sequential", "lockstep", "free-running", "foreseeing"
 
 
 def emitted_sequential(alpha: float, gamma: float) -> float:
@@ -42,6 +44,11 @@ def speedup_lockstep(alpha: float, gamma: float, c: float, v: float = 1.0) -> fl
 def bound_free_running(c: float) -> float:
     """No asynchronous method is faster than its draft."""
     return 1 / c
+
+
+def speedup_foreseeing(alpha: float, gamma: float, c: float, v: float, hits: float) -> float:
+    """hits: share of the verdicts that were foreseen. Preparing takes one forward over the draft, then one for each token."""
+    return emitted_sequential(alpha, gamma) / (hits * max(v, (gamma + 1) * c) + (1 - hits) * (v + gamma * c))
 
 
 def closed_emitted(schedule: str, alpha: float, gamma: float) -> float | None:

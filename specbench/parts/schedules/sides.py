@@ -62,6 +62,16 @@ class Drafting:
         self.stop_policy.begin(self.request)
         self._next = self._prefill
 
+    def prepare(self, order: Any) -> None:
+        """A sample to come, or a `Calibration`."""
+        self.calibration = order if isinstance(order, Calibration) else None
+        if self.calibration is None:
+            self.ready(order)
+
+    def ready(self, order: Any) -> None:
+        """A sample to come: forget the last one, and `begin`."""
+        raise NotImplementedError
+
     def run(self) -> Any:
         """The report of a sample, or the seconds per forward of a calibration."""
         if self.calibration is not None:

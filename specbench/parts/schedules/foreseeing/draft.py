@@ -19,7 +19,6 @@ from specbench.engine.target import open_branching
 from specbench.measure.sensors.clock import now
 from specbench.parts.drafts.lookup import Ngrams
 from specbench.parts.schedules.books import Books
-from specbench.parts.schedules.calibration import Calibration
 from specbench.parts.schedules.foreseeing.fan_out import Acceptance, fan_out, length_chances
 from specbench.parts.schedules.sides import Drafting, SideReport
 from specbench.processes.mailbox import DONE, Mailbox, Message
@@ -95,10 +94,7 @@ class DraftSide(Drafting):
     def open(self, model: Any) -> None:
         self.session = open_branching(model)
 
-    def prepare(self, order: Plan | Calibration) -> None:
-        self.calibration = order if isinstance(order, Calibration) else None
-        if isinstance(order, Calibration):
-            return
+    def ready(self, order: Plan) -> None:
         self.budget = order.budget
         self.begin(order, (1 + self.draft_length) * (1 + self.budget), self._first)
         self.report = DraftReport()

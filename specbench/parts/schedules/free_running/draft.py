@@ -52,7 +52,7 @@ class DraftSide(Drafting):
         super().__init__(mailbox, law, trace, stop)
         self.max_lookahead, self.waited_for, self.in_chain = max_lookahead, waited_for, in_chain
 
-    def prepare(self, order: Order) -> None:
+    def ready(self, order: Order) -> None:
         self.begin(order, self.max_lookahead + 2, self._look)
         self.report = DraftReport()
         self.forwards: list[tuple[float, float] | None] = []  # when each token was drafted; None: it came from the target

@@ -23,6 +23,7 @@ class Pipeline(FreeRunning):
 
     def __init__(self, stages: Sequence[str], waits_for: int, max_lookahead: int, stale: str, draft_cores: int, stop: Stop):
         super().__init__(waits_for, max_lookahead, stale, draft_cores, stop)
+        self.stages_wait_for = waits_for
         self.stages, self.num_workers = list(stages), len(stages)
         self._names: list[str] = []
         self._counted: dict[str, float] = {}
@@ -46,9 +47,9 @@ class Pipeline(FreeRunning):
         """What the process of a stage runs; place: 0 is the target's neighbour. Picklable."""
         runtime, box, in_chain = setting.runtime, self.boxes[place], place > 0
         if place == len(self.stages) - 1:
-            options = (self.max_lookahead, runtime.trace, self.stop, self.waits_for, in_chain)
+            options = (self.max_lookahead, runtime.trace, self.stop, self.stages_wait_for, in_chain)
             return DraftSide(box, runtime.law, *options)
-        waiting = (self.max_lookahead, self.waits_for, self.stale)
+        waiting = (self.max_lookahead, self.stages_wait_for, self.stale)
         return Relay(box, self.boxes[place + 1], runtime.law, setting.rule, *waiting, runtime.trace, in_chain)
 
     def exchanged(self, request: Request) -> Exchange:

@@ -55,8 +55,8 @@ class Relay(DraftSide):
         self.inbox: Any = Either(self.above, self.below)
         self.rule, self.waits_for, self.stale_policy = rule, waits_for, stale
 
-    def prepare(self, order: Order) -> None:
-        super().prepare(order)
+    def ready(self, order: Order) -> None:
+        super().ready(order)
         self.report = RelayReport()
         self.told = 0  # so many tokens stand in the slot of the stage below as they are here
         self.told_epoch = 0  # what was drafted below and contradicted, and what was taken back, so far

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from specbench.engine.request import Outcome, Request
 from specbench.parts.contracts import Parts, Setting, Stop
 from specbench.parts.schedules.free_running.draft import DraftSide
@@ -11,13 +13,15 @@ from specbench.processes.steps import Order
 
 
 class FreeRunning(TwoSides):
-    """waits_for: drafts that the target waits for before it verifies. stale: see `Verifier`. stop: see `DraftSide`."""
+    """waits_for: drafts that the target waits for before it verifies; None: as many as are drafted during one of its forwards,
+    measured, and at most max_lookahead. stale: see `Verifier`. stop: see `DraftSide`."""
 
     name, form = "free-running", "chain"
 
-    def __init__(self, waits_for: int, max_lookahead: int, stale: str, draft_cores: int, stop: Stop):
+    def __init__(self, waits_for: int | None, max_lookahead: int, stale: str, draft_cores: int, stop: Stop):
         super().__init__(draft_cores)
         self.waits_for, self.max_lookahead, self.stale, self.stop = waits_for, max_lookahead, stale, stop
+        self._facts: dict[str, float | int | str] = {}
 
     @property
     def max_nodes(self) -> int:
@@ -28,7 +32,18 @@ class FreeRunning(TwoSides):
         runtime = setting.runtime
         self.mailbox = self.machine.mailbox(runtime.max_new_tokens + self.max_lookahead)
         self.start(setting)
+        if self.waits_for is None:
+            self.waits_for = self._during_a_forward()
         self.verifier = Verifier(self.mailbox, runtime.law, setting.rule, self.waits_for, self.stale, setting.target)
+
+    def _during_a_forward(self) -> int:
+        target, draft = self.beside()
+        waits_for = max(1, min(self.max_lookahead, math.ceil(target / draft)))
+        self._facts = {"draft_length": waits_for, "target_seconds": target, "draft_seconds": draft}
+        return waits_for
+
+    def facts(self) -> dict[str, float | int | str]:
+        return self._facts
 
     def start(self, setting: Setting) -> None:
         """Start the workers; the target's mailbox is there."""
@@ -37,7 +52,7 @@ class FreeRunning(TwoSides):
     def make_draft_side(self, setting: Setting) -> DraftSide:
         """What the draft's process runs; picklable."""
         runtime = setting.runtime
-        return DraftSide(self.mailbox, runtime.law, self.max_lookahead, runtime.trace, self.stop, self.waits_for)
+        return DraftSide(self.mailbox, runtime.law, self.max_lookahead, runtime.trace, self.stop, self.waits_for or 0)
 
     def run(self, parts: Parts, request: Request) -> Outcome:
         done = self.exchanged(request)

@@ -12,7 +12,6 @@ from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Stop
 from specbench.parts.drafts.choice import OWN_STREAM
 from specbench.parts.rules.rule import TorchRng
-from specbench.parts.schedules.calibration import Calibration
 from specbench.parts.schedules.lockstep.plan import KEPT, Plan
 from specbench.parts.schedules.lockstep.rows import RowBuffer
 from specbench.parts.schedules.sides import Drafting, SideReport
@@ -49,10 +48,7 @@ class DraftSide(Drafting):
         self.rows = rows
         self.token_law = SamplingLaw() if choice == "greedy" else law
 
-    def prepare(self, order: Plan | Calibration) -> None:
-        self.calibration = order if isinstance(order, Calibration) else None
-        if isinstance(order, Calibration):
-            return
+    def ready(self, order: Plan) -> None:
         self.plan = order
         self.begin(order, 1, self._look)
         self.report = DraftReport()
