@@ -5,6 +5,7 @@ A graph's capture and replay are its own class; everything around it runs here w
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import tiny
 import torch
 from test_native import builtin_pair, drawn, model_of, same
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from specbench.config.options import ConfigError
@@ -135,6 +137,15 @@ def test_speculative_decoding_keeps_its_rounds() -> None:
         outcomes = [method.decode(tiny.request(around, tiny.prompt(5, seed))) for seed in range(3)]
         rounds.append([(o.output_ids, [r.num_accepted for r in o.rounds]) for o in outcomes])  # type: ignore[misc]
     assert rounds[0] == rounds[1]
+
+
+@pytest.mark.slow
+def test_compiled_code_is_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for given, expected in ((default_cache_dir(), str(tmp_path / "specbench" / "inductor")), (str(tmp_path), str(tmp_path))):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+        captures.compiled(lambda: None)
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected
 
 
 @pytest.mark.slow

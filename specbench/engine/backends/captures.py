@@ -12,9 +12,12 @@ from specbench.engine.backends.fixed import Capture, Program
 
 def compiled(step: Program) -> Program:
     """Compiled for exactly these shapes; the C++ or Triton code is kept in the user's cache from run to run."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     from specbench.engine.backends.native.build import cache_folder
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder().parent / "inductor"))
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):  # torch writes its default there on the way
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder().parent / "inductor")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # one for each number of rows
     return torch.compile(step, dynamic=False)
 
