@@ -333,3 +333,19 @@ def test_no_run_goes_on_in_a_simulated_folder(tmp_path: Path) -> None:
     config.resume = str(folder)
     with pytest.raises(ConfigError, match="was simulated"):
         resume.finished(config)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+def test_the_command_ends_in_a_table_a_figure_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from specbench.sim.__main__ import main
+
+    given = ["devices=2xh100", "methods=speculative,amusd", "acceptances=0.4,0.9", "draft_lengths=2", "draft_shares=0.1,0.9"]
+    small = ["samples=1", "tokens=24", "pair=llama3.1_8b_1b", f"runs_dir={tmp_path / 'runs'}", f"out={tmp_path / 'out'}"]
+    assert main([*given, *small]) == 0
+    printed = capsys.readouterr()
+    said = json.loads(printed.out.splitlines()[-1])
+    assert [line["method"] for line in said["lines"]] == ["speculative", "amusd"] and "speed-up" in printed.err
+    assert (tmp_path / "out" / "figures" / "simulated_speedup.png").stat().st_size > 10_000
+    assert all(store.read_run(line["folder"])["source"] == "simulated" for line in said["lines"])
+    assert main(["validate", "devices=h100", said["lines"][0]["folder"]]) == 2
+    assert "name a finished run that was measured" in capsys.readouterr().err

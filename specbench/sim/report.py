@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from specbench.analysis.show.cells import Column, mark_columns, row_of
 from specbench.analysis.show.document import Document
-from specbench.analysis.show.table import Column, Table, mark_columns, row_of
+from specbench.analysis.show.table import Table
 from specbench.sim.compare import Cell, best, crossing, largest_that_pays, line_of
 from specbench.sim.figures import comparison
 from specbench.sim.routing import Touched

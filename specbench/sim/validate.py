@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specbench.analysis.show.table import Column, Table, row_of
+from specbench.analysis.show.cells import Column, row_of
+from specbench.analysis.show.table import Table
 from specbench.config.options import ConfigError
 from specbench.config.schema import from_dict
 from specbench.measure.records import store
