@@ -54,8 +54,17 @@ VARIANTS = [
     ("hydra", "method.rule=delta", "method.num_nodes=6"),
 ]
 RULE_CHECKS = ("greedy identity", "sampled law", "claim", "same seed", "fresh state", "caches")  # where a rule matters
+# Of further methods and stops under `ratio` the law alone; where a target must have layers it takes models of transformers.
+LAWS = [
+    ("osd", "method.rule=ratio"),
+    ("speculative", "method.stop=entropy", "method.rule=ratio"),
+    ("speculative", "method.stop=goodput", "method.rule=ratio"),
+]
+LAWS_ON_LAYERS = [("layerskip", "method.rule=ratio"), ("swift", "method.rule=ratio")]
 ON_BARE = ("sampled law", "EOS anywhere", "length cut", "same seed", "fresh state")
 CASES = [(variant, check) for variant in VARIANTS for check in (CHECKS if len(variant) == 1 else RULE_CHECKS)]
+CASES += [(variant, "sampled law") for variant in LAWS]
+CASES += [pytest.param(variant, "sampled law", marks=pytest.mark.deep) for variant in LAWS_ON_LAYERS]  # type: ignore[misc]
 LAW_SEEDS = 100
 FEWER: dict[str, Callable[[Bench], Result]] = {  # the rest of the seeds is for `deep`
     "sampled law": functools.partial(sampled_law, num_seeds=LAW_SEEDS),

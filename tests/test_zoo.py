@@ -1,4 +1,6 @@
-"""The experiments zoo and asynchronous: that no method or data set is forgotten, and their tables on synthetic runs."""
+"""The experiments zoo, asynchronous and stop: that no method, data set or policy is forgotten, and their tables on synthetic
+runs.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from specbench.check.table import names
 from specbench.config.compose import compose
 from specbench.config.paths import CONF_DIR
 from specbench.method import create_method
+from specbench.parts.stops import STOPS
 
 
 def test_every_method_on_every_data_set() -> None:
@@ -56,3 +59,28 @@ def test_every_schedule_with_a_worker_stands_beside_its_bound(tmp_path: Path) ->
     plain, _, prepared = (float(row.cell("wasted").text()) for row in table.rows)
     assert prepared == pytest.approx(plain + 1, abs=0.3)
     assert all(float(row.cell("predicted").text()) > 0 for row in table.rows)
+
+
+def test_stops_stand_beside_the_best_fixed_length(tmp_path: Path) -> None:
+    """Fixed 2 is the best of the fixed ones; a policy with better acceptance is more, one with worse is less."""
+    svip = {"_target_": "specbench.parts.stops.entropy.Entropy", "form": "svip"}
+    for when, (stop, length, alpha) in enumerate(
+        [("fixed", 2, 0.7), (None, 8, 0.2), ("entropy", 8, 0.95), (svip, 8, 0.3), ("heuristic", 4, 0.7)], start=1
+    ):
+        options = {"draft_length": length, "stop": stop}
+        write_run(tmp_path, gamma=2, alpha=alpha, options=options, when=when, prompts=tuple(range(16)))
+    document, table = experiments.find("stop").document(load([tmp_path]))
+    said = [[row.cell(key).text() for key in ("policy", "length", "against")] for row in table.rows]
+    assert [row[:2] for row in said] == [
+        ["fixed", "2"], ["fixed", "8"], ["entropy", "8"], ["entropy (form svip)", "8"], ["heuristic", "4"],
+    ]  # fmt: skip
+    assert [row[2] for row in said][:4] == ["best fixed", "less", "more", "less"]
+    assert table.rows[0].cell("beside").text() in ("", "-"), "beside itself it says nothing"
+    assert "the best fixed length is 2" in str(document.__dict__) and "More than it: entropy." in str(document.__dict__)
+
+
+def test_the_experiment_names_every_stop_but_memory() -> None:
+    config = yaml.safe_load((Path(CONF_DIR) / "experiment" / "stop.yaml").read_text())
+    said = str(config["hydra"]["sweeper"]["jobs"])
+    left = {name for name in STOPS if name not in said}
+    assert left == {"hf", "memory"}, "hf is heuristic's other name"

@@ -13,8 +13,9 @@ random (every 25th of theirs is Bayesian). Of ours: a candidate reads the round'
 `window` positions, those that verification answers anyway; the paper reads a request's first tokens again. The search rests
 for good when the set in use reaches `enough` of a window, or after `patience` candidates without gain; their cap of 1,000 tries
 is not here. Kept of theirs: skip_ratio 0.45 (theirs of attention and MLP parts, ours of layers), window 50, enough 0.93,
-patience 300. The positions judged depend on the set in use, so that candidates are compared where it led. The set in `run.json`
-is the one that the warm-up left.
+patience 300. The positions judged depend on the set in use, so that candidates are compared where it led. `run.json` has the
+set that the warm-up left and, under `method_facts_at_end`, the last pass's, with the windows judged, the gains and the matchness
+(share of positions on which a set said the target's own token) of what was kept after the first and the last window.
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ class SkipDraft(Drafter):
         # Evenly spread to begin with: a choice of ours.
         step = len(self.inner) / self.num_skipped
         self.skipped = tuple(self.inner[int(step * (n + 0.5))] for n in range(self.num_skipped))
-        self.without_gain = 0
+        self.without_gain = self.windows = self.gains = 0
+        self.matchness: list[float] = []  # of what was kept after the first window and the last one
         self.searches = self.patience > 0 and self.num_skipped < len(self.inner)  # there is another set
         self._suggest()
 
@@ -190,6 +192,9 @@ class SkipDraft(Drafter):
     def _judge(self) -> None:
         """Keep the better of the two sets, and go on with another candidate, or rest."""
         better = self.right_candidate > self.right
+        self.windows += 1
+        self.gains += better
+        self.matchness = [*self.matchness[:1], max(self.right, self.right_candidate) / self.seen]
         self.without_gain = 0 if better else self.without_gain + 1
         if better:
             self.skipped = self.candidate
@@ -198,4 +203,11 @@ class SkipDraft(Drafter):
         self._suggest()
 
     def facts(self) -> dict[str, float | int | str]:
-        return {"skipped_layers": ",".join(map(str, self.skipped)), "searching": int(self.searches)}
+        names = ("first_matchness", "last_matchness") if len(self.matchness) > 1 else ("first_matchness",)
+        return {
+            "skipped_layers": ",".join(map(str, self.skipped)),
+            "searching": int(self.searches),
+            "windows": self.windows,
+            "gains": self.gains,
+            **{name: round(value, 4) for name, value in zip(names, self.matchness, strict=False)},
+        }

@@ -114,7 +114,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         disturbed = watch.warnings()
         if config.pair.draft_errors is None:  # a draft that replays text gets it from the target before the clock starts
             disturbed += clock_warnings(arms.values())
-        store.write_run({"watch": watch.facts()})
+        store.write_run({"watch": watch.facts(), "method_facts_at_end": facts_at_end(prepared, warnings)})
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
         own = prepared.methods["method"]
         lossless = spared("no lossless verdict", own, partial(judge_output, prepared, runtime, samples), None, warnings)
@@ -150,6 +150,12 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
         store.write_trace(build_trace(samples, rounds, power, starts=starts(samples), spans=spans(samples), devices=lanes))
     store.set_status(status)
     return summary
+
+
+def facts_at_end(prepared: Prepared, warnings: list[str]) -> dict[str, Any]:
+    """What the arms that keep what they saw settled for in the last pass."""
+    kept = {name: method for name, method in prepared.methods.items() if method.needs.scope == "session"}
+    return {name: spared("no facts at the end", method, method.facts, None, warnings) for name, method in kept.items()}
 
 
 def any_finished(samples: Sequence[SampleRecord]) -> bool:
