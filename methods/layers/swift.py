@@ -14,8 +14,8 @@ random (every 25th of theirs is Bayesian). Of ours: a candidate reads the round'
 for good when the set in use reaches `enough` of a window, or after `patience` candidates without gain; their cap of 1,000 tries
 is not here. Kept of theirs: skip_ratio 0.45 (theirs of attention and MLP parts, ours of layers), window 50, enough 0.93,
 patience 300. The positions judged depend on the set in use, so that candidates are compared where it led. `run.json` has the
-set that the warm-up left and, under `method_facts_at_end`, the last pass's, with the windows judged, the gains and the matchness
-(share of positions on which a set said the target's own token) of what was kept after the first and the last window.
+set that the warm-up left and, under `method_facts_at_end`, the last pass's, with the windows judged, the gains and the
+matchness (share of positions on which a set said the target's own token) of what was kept after the first and last window.
 """
 
 from __future__ import annotations
