@@ -43,9 +43,9 @@ def test_what_is_kept_and_what_is_trained_stands_in_the_table(tmp_path: Path) ->
 
 
 def test_every_schedule_with_a_worker_stands_beside_its_bound(tmp_path: Path) -> None:
-    params = yaml.safe_load((Path(CONF_DIR) / "experiment" / "asynchronous.yaml").read_text())["hydra"]["sweeper"]["params"]
+    jobs = yaml.safe_load((Path(CONF_DIR) / "experiment" / "asynchronous.yaml").read_text())["hydra"]["sweeper"]["jobs"]
     with_worker = {name for name in names() if create_method(compose([f"method={name}"]).method).needs.draft == "worker"}
-    assert set(params["method"].split(",")) == {"speculative", *with_worker}
+    assert set(jobs[0][0].removeprefix("method=").split(",")) == {"speculative", *with_worker}
     write_run(tmp_path, "ssd", free=True, phase="hit", when=1)
     write_run(tmp_path, "amusd", gamma=3, free=True, when=2)
     write_run(tmp_path, "speculative", when=3)

@@ -124,6 +124,11 @@ class SharedSlot:
     def nbytes(self) -> int:
         return self._cells.nbytes
 
+    @property
+    def has_sleeper(self) -> bool:
+        """Whether the reader is at the doorbell, or on its way there."""
+        return bool(self._cells[_WAITING])
+
     def publish(self, request: int, epoch: int, keep: int, tokens: Sequence[int], flag: int = OPEN) -> None:
         """An interrupt within leaves the reader waiting for the next message, which is whole again if it keeps nothing."""
         cells, end = self._cells, keep + len(tokens)
