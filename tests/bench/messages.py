@@ -5,7 +5,8 @@
 Run it on a machine that does nothing else. Printed, in microseconds: median, 90th and 99th percentile. The ways of waiting
 (spin for ever, spin and then sleep at the doorbell, doorbell alone) take turns, a quarter of the messages each time, so
 that all see one machine; with each, how many messages found the reader asleep. One way is
-from before the writer's publish to behind the reader's wait, by the clock that all processes of a machine share; the goal is 20 microseconds.
+from before the writer's publish to behind the reader's wait, by the clock that all processes of a machine share; the goal is
+20 microseconds.
 """
 
 from __future__ import annotations
