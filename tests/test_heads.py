@@ -23,9 +23,14 @@ from specbench.check.ranks import drafted_ranks
 from specbench.check.tiny import PROMPTS, make_tiny_pair
 from specbench.check.tiny_heads import make_tiny_heads, with_tiny_heads
 from specbench.config.options import ConfigError
+from specbench.config.paths import MODELS_DIR
 from specbench.config.specs import ModelSpec, PairSpec
+from specbench.measure.records.provenance import target_identity
+from specbench.methods.heads.eagle.heads import EagleHeads
 from specbench.methods.heads.hydra import HydraHeads
 from specbench.methods.heads.medusa import MC_SIM_7B_63, Medusa, MedusaHeads
+from specbench.pair import packaged
+from specbench.pair.load import load_model
 from specbench.parts.heads.base import (
     DESCRIPTION,
     WEIGHTS,
@@ -37,7 +42,7 @@ from specbench.parts.heads.base import (
     save_heads,
     shifted,
 )
-from specbench.parts.heads.files import find_heads
+from specbench.parts.heads.files import find_heads, target_hash
 from specbench.parts.heads.loss import depth_loss
 from specbench.parts.shapes.plan import TreePlan
 from specbench.parts.shapes.static import node_probabilities
@@ -98,6 +103,43 @@ def test_every_head_has_parameters_of_its_own(cls: Any, parts: TargetParts) -> N
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in names.values())
 
 
+@pytest.mark.parametrize("cls", [*FAMILIES, EagleHeads])
+def test_heads_over_some_ids_say_nothing_of_others(cls: Any, parts: TargetParts, tmp_path: Path) -> None:
+    """The map comes back with them; ranks are those among its ids, and a token outside it is never drafted."""
+    ids = torch.arange(1, parts.vocab_size, 3)
+    heads = noisy(build_heads(cls, parts.over(ids), {}))
+    save_heads(heads, tmp_path)
+    again = load_heads(cls, tmp_path, parts)
+    assert again.target.reduced is not None and again.target.reduced.ids.tolist() == ids.tolist()
+    text, hidden = torch.arange(24)[None], torch.randn(1, 24, parts.width)
+    assert torch.allclose(again.loss(text, hidden), heads.loss(text, hidden), rtol=0.05)
+    ranks = again.ranks(text, hidden)[0, 0]
+    for place, rank in enumerate(ranks.tolist()):
+        token = place + 2
+        expected_inside = token % 3 == 1 and token < 24
+        assert (0 <= rank < len(ids)) == expected_inside and (token < 24 or rank == -1)
+    logits = again.target.whole(again.target.guess(hidden))
+    assert logits.isfinite().all(0).all(0).nonzero()[:, 0].tolist() == ids.tolist()
+    with pytest.raises(ValueError, match="not ascending"):
+        parts.over([2, 1])
+
+
+@pytest.mark.parametrize("node", [*NODES.values(), {"_target_": "specbench.methods.heads.eagle.Eagle", "num_nodes": 6}])
+def test_heads_over_some_ids_are_exact(node: dict[str, Any], pair: PairSpec, tmp_path: Path) -> None:
+    module = load_model(pair.target, pair.vocab_size).module
+    parts = TargetParts.of(module, target_hash(pair.target))
+    cls = heads_class_of(node)
+    heads = noisy(build_heads(cls, parts.over(range(0, parts.vocab_size, 2)), {}))
+    heads.calibration = {"accuracies": [[0.4, 0.2, 0.1]] * heads.max_depth}
+    save_heads(heads, tmp_path)
+    bench = Bench({**node, "heads": str(tmp_path)}, pair, PROMPTS)
+    try:
+        for check in (greedy_identity, sampled_identity, drafted_ranks):
+            assert check(bench).status == PASS, check(bench).detail
+    finally:
+        bench.close()
+
+
 def test_tied_heads_are_not_saved(parts: TargetParts, tmp_path: Path) -> None:
     heads = MedusaHeads(parts, num_heads=2)
     heads.layers[1] = heads.layers[0]
@@ -140,6 +182,17 @@ def test_where_there_are_no_heads_the_command_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"method=<as here> allow_targets=<as here>"):  # a plugin's family is no method's name
         find_heads("of_a_plugin", None, "somebody/model")
     assert find_heads("medusa", str(tmp_path), "somebody/model") == tmp_path
+
+
+@pytest.mark.parametrize("family", ["eagle", "hydra", "medusa"])
+def test_shipped_heads_are_found_by_their_targets_identity(family: str) -> None:
+    builtin = target_identity(MODELS_DIR / "builtin" / "target")
+    for pair, sha256 in (("builtin", builtin), ("smollm2", packaged._FILE_SHA256)):
+        wanted = MODELS_DIR / pair / f"heads_{family}"
+        assert find_heads(family, None, "a copy of it", sha256=sha256) == wanted
+        assert find_heads(family, f"{pair}:heads_{family}", "any") == wanted
+    with pytest.raises(ConfigError, match="somebody/model has none"):
+        find_heads(family, None, "somebody/model", sha256="0" * 64)
 
 
 @pytest.mark.parametrize("cls", FAMILIES)

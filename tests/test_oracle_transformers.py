@@ -27,7 +27,7 @@ from specbench.config.schema import PairConfig
 from specbench.engine.model import Model
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
-from specbench.pair.load import eos_ids, load_model, load_tokenizer
+from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
 from specbench.pair.spec import specify
 
 TOKENS = 32
@@ -147,8 +147,10 @@ def smollm2() -> Any:
             version(package)
         except PackageNotFoundError:
             pytest.skip(f"{package} is not installed")
-    spec = specify(PairConfig(target="smollm2:target", target_device="cpu"))
-    return load_model(spec.target), load_tokenizer(spec.target)
+    spec = specify(PairConfig("smollm2", "smollm2:target", "smollm2:draft", target_device="cpu", draft_device="cpu"))
+    spec = check_pair(spec, load_tokenizer(spec.target))
+    assert spec.draft is not None
+    return load_model(spec.target), load_tokenizer(spec.target), load_model(spec.draft)
 
 
 FEWER = pytest.mark.parametrize("num_prompts", [2, pytest.param(6, marks=pytest.mark.deep)])
@@ -164,7 +166,7 @@ def test_autoregressive_equals_generate_on_the_builtin_target(builtin: Any, num_
 
 def check_smollm2(smollm2: Any, name: str, limit: int, tokens: int) -> None:
     """AR's ids on chat prompts of a set equal those of `generate`."""
-    target, tokenizer = smollm2
+    target, tokenizer, draft = smollm2
     ends = eos_ids(target.module, tokenizer)
     config = compose([f"data={name}", f"data.limit={limit}"]).data
     samples = data.select(data.load(config), config)
@@ -174,6 +176,11 @@ def check_smollm2(smollm2: Any, name: str, limit: int, tokens: int) -> None:
         assert tokenizer.decode(prompt).endswith("<|im_end|>\n<|im_start|>assistant\n")
         ours = tiny.decode(Autoregressive(), tiny.runtime(target, max_new_tokens=tokens, eos_ids=ends), prompt).output_ids
         assert ours == generate(target, prompt, tokens, ends), sample.sample_id
+        around = tiny.runtime(target, draft, max_new_tokens=tokens, eos_ids=ends)
+        drafted = tiny.decode(Speculative(draft_length=3), around, prompt)
+        assert drafted.output_ids == ours
+        accepted = sum(round.num_accepted for round in drafted.rounds)
+        assert accepted >= 1, "a trained draft over some ids is right at times"
 
 
 def test_autoregressive_equals_generate_on_smollm2(smollm2: Any) -> None:

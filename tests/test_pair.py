@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import types
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -22,13 +23,17 @@ from specbench.engine.model import Model
 from specbench.engine.probe import probe_rollback
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
+from specbench.measure.records.provenance import target_identity
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
 from specbench.pair import packaged
+from specbench.pair.borrow import save_borrowing
 from specbench.pair.load import check_pair, context_length, eos_ids, load_model, load_tokenizer, pair_facts
 from specbench.pair.spec import resolve_path, specify
 from specbench.run.prepare import prepare
 from specbench.run.run import run
+from specbench.train.distill import draft_from_layers
+from specbench.train.target import rounded_state
 
 
 @pytest.fixture
@@ -93,9 +98,8 @@ def test_a_packaged_model_is_refused_with_the_command_that_brings_it(monkeypatch
 def test_a_packaged_model_is_converted_once_whole_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a tiny model in place of the package's: the parts load, the draft is the first layers, a failure leaves nothing."""
+    """With a tiny model in place of the package's: it loads, the draft ships beside it, a failure leaves nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(packaged, "DRAFT_LAYERS", 1)
     monkeypatch.setattr(packaged, "find_gguf", lambda name, role: Path("some.gguf"))
     monkeypatch.setattr(packaged, "version", lambda name: "1")
 
@@ -113,14 +117,67 @@ def test_a_packaged_model_is_converted_once_whole_or_not_at_all(
     assert spec.draft is not None and len(reads) == 1 and capsys.readouterr().err.count("converted in") == 1
     assert (spec.target.name, spec.draft.name) == tuple(packaged.TITLES.values())
     ids = torch.tensor([tiny.prompt(9)])
-    target, draft = load_model(spec.target).module, load_model(spec.draft).module
-    assert torch.equal(target(input_ids=ids).logits, module(input_ids=ids).logits)
-    with torch.no_grad():
-        hidden = module(input_ids=ids, output_hidden_states=True).hidden_states[1]
-        assert torch.allclose(draft(input_ids=ids).logits, module.lm_head(module.model.norm(hidden)), atol=1e-5)
-    assert check_pair(spec, load_tokenizer(spec.target)).draft_vocab_size == tiny.VOCAB
+    assert torch.equal(load_model(spec.target).module(input_ids=ids).logits, module(input_ids=ids).logits)
+    assert spec.draft.lender == spec.target and target_identity(spec.target.path) == packaged._FILE_SHA256
     packaged.convert(Path("some.gguf"), Path(spec.target.path).parent)  # another process was faster: ours is thrown away
     assert [path.name for path in (tmp_path / "specbench" / "models").iterdir()] == [Path(spec.target.path).parent.name]
+
+
+def borrowing(target: str, folder: Path, ids: torch.Tensor, sha256: str | None = None) -> str:
+    """A draft of the target's first layer over `ids`, in a folder of its own."""
+    module = transformers.AutoModelForCausalLM.from_pretrained(target)
+    draft = draft_from_layers(module, 1, [0])
+    save_borrowing(draft, ids, sha256 or str(target_identity(target)), folder, rounded_state(draft))
+    return str(folder)
+
+
+def test_a_draft_of_layers_alone_borrows_the_rest_and_is_exact(folders: Any, tmp_path: Path) -> None:
+    """Over 60 of 512 ids: logits of those are the target's rows on the draft's states, all others -inf; greedy text is AR's."""
+    target = folders("target", words=tiny.tokenizer(512))
+    ids = torch.tensor(sorted({7 * i % 512 for i in range(60)} | {1, 2, 3}))
+    folder = borrowing(target, tmp_path / "draft", ids)
+    spec = check_pair(specified(target, folder), load_tokenizer(specified(target).target))
+    assert spec.draft is not None and spec.draft_vocab_size == 512 and not (tmp_path / "draft" / "tokenizer.json").exists()
+    whole, draft = load_model(spec.target, 512), load_model(pickle.loads(pickle.dumps(spec.draft)), 512)
+    text = tiny.prompt(9, vocab_size=512)
+    session = Session(draft)
+    session.start(16)
+    logits = session.feed(text)
+    finite = torch.isfinite(logits)
+    assert finite.all(0).nonzero()[:, 0].tolist() == ids.tolist() and finite.sum() == 9 * len(ids)
+    with torch.no_grad():
+        hidden = draft.module(input_ids=torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0]
+        rows = whole.module.lm_head.weight[ids].bfloat16().float()
+    assert torch.allclose(logits[:, ids], hidden @ rows.T, atol=1e-4)
+    around = tiny.runtime(whole, draft)
+    plain = tiny.decode(Autoregressive(), tiny.runtime(whole), text)
+    assert tiny.decode(Speculative(draft_length=3), around, text).output_ids == plain.output_ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([3, 2, 9], "not ascending"),
+        ([2, 2, 9], "not ascending"),
+        ([2, 9, 512], "holds id 512, and the target has 512"),
+        ([-1, 9], "holds id -1, and the target has 512"),
+        ([], "a list of ids"),
+    ],
+)
+def test_a_wrong_map_is_refused(folders: Any, tmp_path: Path, ids: list[int], said: str) -> None:
+    target = folders("target")
+    folder = borrowing(target, tmp_path / "draft", torch.tensor(ids, dtype=torch.int64))
+    draft = specified(target, folder).draft
+    assert draft is not None
+    with pytest.raises(ConfigError, match=rf"pair\.draft='.*draft': cannot be loaded: .*{said}"):
+        load_model(draft)
+
+
+def test_a_borrowing_draft_of_another_target_is_refused(folders: Any, tmp_path: Path) -> None:
+    target = folders("target")
+    folder = borrowing(target, tmp_path / "draft", torch.arange(9), sha256="0" * 64)
+    with pytest.raises(ConfigError, match=r"borrows .* of a target of sha256 0{64}; pair\.target has [0-9a-f]{64}"):
+        checked(target, folder)
 
 
 def test_a_missing_target_is_named() -> None:

@@ -17,12 +17,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
+from specbench.engine.reduced import frequent_ids
+from specbench.measure.records.provenance import target_identity
 from specbench.measure.theory import formulas, recorded
+from specbench.pair.load import load_model
+from specbench.pair.spec import specify
 from specbench.parts.drafts.datastore import Datastore
 from specbench.parts.heads.rounding import round_mantissa
-from specbench.train import evaluate
+from specbench.train import chats, evaluate
 from specbench.train.__main__ import run
 from specbench.train.corpus import sources as corpora
+from specbench.train.corpus.chat import FIELD, chat_prompts
 from specbench.train.corpus.licences import Package, stated_licence
 from specbench.train.corpus.tokenizer import train_tokenizer
 from specbench.train.distill import OwnTextBatches, check_head, distillation_loss, draft_from_layers, final_hidden, head_of
@@ -134,7 +139,7 @@ def test_draft_resumes_exactly(pair: Path, source: Path, tmp_path: Path, monkeyp
 def divergence(draft: torch.nn.Module, target: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         hidden = final_hidden(target, ids.clamp(min=0), False)
-    return distillation_loss(draft, head_of(target), ids, hidden, False)
+    return distillation_loss(draft, head_of(target), ids, hidden, autocast=False)
 
 
 def test_distillation_lowers_the_divergence_from_the_target() -> None:
@@ -454,3 +459,63 @@ def test_saved_weights_keep_the_bits_asked_for_and_load(tmp_path: Path) -> None:
         for (name, before), after in zip(model.named_parameters(), loaded.parameters(), strict=True):
             torch.testing.assert_close(after, before, rtol=2.0 ** -(bits + 1) * 1.2, atol=0, msg=name)
     assert sizes[4] < 0.85 * sizes[7]
+
+
+# ----------------------------------------------------------------------------------------------------- a chat model's own text
+def test_chats_are_the_models_own_replies_with_its_states(pair: Path) -> None:
+    """Prompts of unequal length in one batch, rows that end early and leave it: each as if it had been alone."""
+    model = AutoModelForCausalLM.from_pretrained(pair / "target", dtype=torch.float32).eval()
+    prompts = [[5, 6, 7, 8, 9], [40, 41, 42], [11, 12, 13, 14, 15, 16, 17]]
+    alone = [
+        continuations(model, torch.tensor([prompt]), 6, torch.zeros(1), torch.Generator())[0].tolist() for prompt in prompts
+    ]
+    end = alone[1][4]  # the second reply's second token
+    writer = chats.writer_of(model, autocast=False)
+    written = chats.replies(writer, prompts, 6, torch.zeros(3), torch.Generator(), {end})
+    for prompt, whole, (text, states) in zip(prompts, alone, written, strict=True):
+        reply = whole[len(prompt) : -1]
+        kept = reply[: reply.index(end)] if end in reply else reply
+        assert text == prompt + kept
+        wanted = final_hidden(model, torch.tensor([text]), False)[0]
+        assert torch.allclose(states.float(), wanted, rtol=0.01, atol=0.02)
+
+
+def test_chat_prompts_follow_the_seed_and_hold_no_evaluation_text() -> None:
+    package = Package("p", "1", "MIT")
+    corpus = corpora.gather(iter([(package, "p/a.py", FUNCTION)]), OverlapFilter([]))
+    free = chat_prompts(corpus, OverlapFilter([]), 200, 3)
+    assert len(set(free)) == 200 and free == chat_prompts(corpus, OverlapFilter([]), 200, 3)
+    assert free != chat_prompts(corpus, OverlapFilter([]), 200, 4)
+    assert not any(FIELD.search(text.removesuffix("\\boxed{}.")) for text in free)
+    planted = max((text for text in free if "boxed" in text), key=len)
+    question = planted.split("\n")[0]
+    assert planted not in chat_prompts(corpus, OverlapFilter([f"Some set: {question}"]), 200, 3)
+
+
+def test_a_draft_and_heads_over_frequent_ids_are_trained_on_chats_and_run(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command makes them from the model's own chats alone: no forward of the target, a map, cards; both load."""
+    ids = [list(range(start, start + 17)) for start in range(3, 60)]
+    monkeypatch.setattr(chats, "prompt_ids", lambda options, tokenizer, folder: ids)
+    options = TrainSettings(
+        work=str(tmp_path / "work"), text="chat", chat_tokens=2000, generate_rows=32, new_tokens=24, threads=1, compile="off",
+        optimizer="adam", autocast=False, device="cpu",
+    )  # fmt: skip
+    part = PartSettings(kind="draft", layers=1, copy_layers=[0], tokens=8000, length=64, rows=4, num_ids=40, init="layers")
+    settings = Settings("chain", PairConfig(target=str(pair / "target")), options, {"chain": part})
+    (tmp_path / "work").mkdir()
+    folder = chats.chat_folder(options, str(target_identity(pair / "target")))
+    folder.mkdir(parents=True)
+    (folder / "sources.json").write_text("[]")
+    settings.train.out = str(tmp_path / "draft")
+    report = run(settings)
+    assert report["num_ids"] == 40 and 0 < report["heldout_right"] <= 1
+    assert "40 most frequent ids" in (tmp_path / "draft" / "README.md").read_text()
+    spec = specify(
+        PairConfig(target=str(pair / "target"), draft=str(tmp_path / "draft"), target_device="cpu", draft_device="cpu")
+    )
+    assert spec.draft is not None
+    draft = load_model(spec.draft)
+    made = chats.Chats.read(folder)
+    assert made.tokens >= 1500 and draft.module.lm_head.ids.tolist() == frequent_ids(made.counts(draft.vocab_size), 40).tolist()

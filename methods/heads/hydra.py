@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from specbench.method import Method, Rule, Stop, exact_rules, make_stop, with_typical
 from specbench.parts.drafts.heads import HeadDraft
-from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, rank_of, shifted
+from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
 from specbench.parts.shapes.plan import Level
 
@@ -96,7 +96,7 @@ class HydraHeads(TreeHeads):
     def logits(self, hidden: Tensor, path: Tensor, depth: int) -> Tensor:
         """What head `depth` says, [..., vocab], from h [..., width] and its path [..., depth * embedding width]."""
         state = self.heads[depth - 1](hidden, path)
-        return self.lm_heads[depth - 1](state) if len(self.lm_heads) else self.target.lm_head(state)
+        return self.lm_heads[depth - 1](state) if len(self.lm_heads) else self.target.guess(state)
 
     def on_text(self, ids: Tensor, hidden: Tensor, depth: int) -> Tensor:
         """The same, [rows, length, vocab], with the text's tokens as path; ids [rows, length], hidden [rows, length, width]."""
@@ -122,7 +122,7 @@ class HydraHeads(TreeHeads):
 
     def ranks(self, ids: Tensor, hidden: Tensor) -> Tensor:
         depths = range(1, self.max_depth + 1)
-        return torch.stack([rank_of(self.on_text(ids, hidden, k), shifted(ids, k + 1)) for k in depths])
+        return torch.stack([self.target.rank(self.on_text(ids, hidden, k), shifted(ids, k + 1)) for k in depths])
 
 
 class Hydra(Method):

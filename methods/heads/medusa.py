@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from specbench.method import ConfigError, Method, Rule, Stop, exact_rules, make_stop, with_typical
 from specbench.parts.drafts.heads import HeadDraft
-from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, rank_of, shifted
+from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
 from specbench.parts.shapes.plan import Level
 from specbench.parts.shapes.static import Node
@@ -98,14 +98,14 @@ class MedusaHeads(TreeHeads):
 
     def logits(self, hidden: Tensor, depth: int) -> Tensor:
         """What head `depth` says, [..., vocab], from h [..., width]."""
-        lm_head = self.lm_heads[depth - 1] if len(self.lm_heads) else self.target.lm_head
+        lm_head = self.lm_heads[depth - 1] if len(self.lm_heads) else self.target.guess
         return lm_head(self.state(hidden, depth))
 
     def all_logits(self, hidden: Tensor, depth: int) -> Tensor:
         """What heads 1 to `depth` say, [depth, vocab], from h [width]; a shared LM head is read once for all of them."""
         if len(self.lm_heads):
             return torch.stack([self.logits(hidden, k) for k in range(1, depth + 1)])
-        return self.target.lm_head(torch.stack([self.state(hidden, k) for k in range(1, depth + 1)]))
+        return self.target.guess(torch.stack([self.state(hidden, k) for k in range(1, depth + 1)]))
 
     def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
         logits = self.all_logits(hidden, len(levels))
@@ -120,7 +120,7 @@ class MedusaHeads(TreeHeads):
 
     def ranks(self, ids: Tensor, hidden: Tensor) -> Tensor:
         depths = range(1, self.max_depth + 1)
-        return torch.stack([rank_of(self.logits(hidden, k), shifted(ids, k + 1)) for k in depths])
+        return torch.stack([self.target.rank(self.logits(hidden, k), shifted(ids, k + 1)) for k in depths])
 
     @classmethod
     def from_published(cls, folder: Path, target: TargetParts) -> MedusaHeads | None:

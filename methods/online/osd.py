@@ -148,8 +148,10 @@ class OnlineDistillation(Adapter):
         with torch.inference_mode(False), torch.enable_grad():
             for ids, places, rows in texts:
                 said = self.module(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
-                log_q = said[places, : self.vocab_size].float().log_softmax(-1)
-                log_p = torch.cat(rows).clone().to(device).float().log_softmax(-1)
+                said = said[places, : self.vocab_size]
+                known = said[0].isfinite()  # a reduced LM head says nothing of other ids, so it learns nothing of them
+                log_q = said[:, known].float().log_softmax(-1)
+                log_p = torch.cat(rows).clone().to(device)[:, known].float().log_softmax(-1)
                 loss = functional.kl_div(log_q, log_p, reduction="sum", log_target=True) / count
                 loss.backward()
         self.optimizer.step()

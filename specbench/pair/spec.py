@@ -10,6 +10,7 @@ from specbench.config.options import ConfigError, check_ranges
 from specbench.config.paths import MODELS_DIR
 from specbench.config.schema import PairConfig
 from specbench.config.specs import ModelSpec, PairSpec, Replay
+from specbench.pair.borrow import needs_lender
 from specbench.pair.packaged import SMOLLM2, packaged_folder, title
 from specbench.pair.shaped import SHAPED, shaped_folder
 
@@ -82,6 +83,8 @@ def specify(config: PairConfig, attention: str = "sdpa") -> PairSpec:
         )
 
     target, draft = spec("target"), spec("draft") if config.draft else None
+    if draft is not None and needs_lender(draft.path):
+        draft = replace(draft, lender=target)
     if config.draft_errors is not None:
         DraftErrors.parse(config.draft_errors)
         if draft is None:

@@ -16,6 +16,7 @@ from specbench.config.compose import register_search_path
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.train.acceptance import train_acceptance_head
+from specbench.train.accepted import measure_acceptance
 from specbench.train.card import write_pair_card
 from specbench.train.common import BUILTIN_FOLDER
 from specbench.train.datastore import build_datastore
@@ -43,6 +44,8 @@ def run(settings: Settings) -> dict[str, Any]:
             measure_pair(folder, settings.train.card_samples, settings.train.new_tokens, 1) if settings.train.measure else None
         )
         return {"part": "card", "card": str(write_pair_card(folder, facts))}
+    if settings.part == "acceptance":
+        return measure_acceptance(settings)
     kind = settings.chosen().kind
     if kind not in TRAININGS:
         raise ConfigError(f"parts.{settings.part}.kind", kind, f"choose one of {', '.join(TRAININGS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,21 @@ def calibration_text(
     return torch.cat(parts)
 
 
-@torch.no_grad()
 def calibrate(heads: Heads, target: nn.Module, ids: Tensor, prompt_tokens: int = PROMPT_TOKENS) -> dict[str, Any]:
-    """What the heads are worth on the target's text after prompts; ids (rows, length), -1 past the end.
+    """What the heads are worth on the target's text after prompts of one length; ids (rows, length), -1 past the end."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for chunk in ids.split(8):
+            judged = (torch.arange(chunk.shape[1], device=chunk.device) >= prompt_tokens - 1).expand_as(chunk)
+            yield chunk, final_hidden(target, chunk.clamp(min=0), False), judged
+
+    text = f"greedy, at most {ids.shape[1] - prompt_tokens} tokens after prompts of {prompt_tokens}"
+    return judge_heads(heads, batches()) | {"text": text}
+
+
+@torch.no_grad()
+def judge_heads(heads: Heads, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
+    """What the heads are worth at the judged positions of texts: ids and last hidden states as `Heads.loss` takes them, a mask.
 
     accuracies[k][r]: share of positions where depth k + 1's candidate of rank r was the text's token (given the text before it,
     for families that look at that). acceptance_by_depth[k]: share of positions where the first candidates of depths 1 to k + 1
@@ -71,12 +84,12 @@ def calibrate(heads: Heads, target: nn.Module, ids: Tensor, prompt_tokens: int =
     counts = torch.zeros(heads.max_depth, TOP)
     judged = torch.zeros(heads.max_depth)
     accepted, complete = torch.zeros(heads.max_depth), torch.zeros(heads.max_depth)
-    loss, was_training = 0.0, heads.training
+    loss, num_texts, was_training = 0.0, 0, heads.training
     heads.eval()
-    for chunk in ids.split(8):
-        hidden = final_hidden(target, chunk.clamp(min=0), False).float()
-        loss += float(heads.loss(chunk, hidden)) * len(chunk)
-        ranks = heads.ranks(chunk, hidden)[:, :, prompt_tokens - 1 :].flatten(1).cpu()
+    for chunk, hidden, counted in batches:
+        loss += float(heads.loss(chunk, hidden.float())) * len(chunk)
+        num_texts += len(chunk)
+        ranks = heads.ranks(chunk, hidden.float())[:, counted].cpu()
         for depth, row in enumerate(ranks):
             judged[depth] += (row >= 0).sum()
             counts[depth] += torch.bincount(row[(row >= 0) & (row < TOP)], minlength=TOP)
@@ -92,7 +105,6 @@ def calibrate(heads: Heads, target: nn.Module, ids: Tensor, prompt_tokens: int =
         "accuracies": [shares(row, total) for row, total in zip(counts, judged, strict=True)],
         "acceptance_by_depth": shares(accepted, complete),
         "num_positions": int(judged[0]),
-        "num_prompts": len(ids),
-        "loss": round(loss / len(ids), 4),
-        "text": f"greedy, at most {ids.shape[1] - prompt_tokens} tokens after prompts of {prompt_tokens}",
+        "num_prompts": num_texts,
+        "loss": round(loss / num_texts, 4),
     }

@@ -44,6 +44,15 @@ def write_pair_card(folder: Path, facts: dict[str, Any] | None) -> Path:
     return path
 
 
+def write_acceptance(folder: Path, facts: dict[str, Any]) -> Path:
+    """``acceptance.json`` and the same as a table, ``acceptance.md``, from `accepted.measure_acceptance`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "acceptance.json").write_text(json.dumps(facts, indent=1) + "\n")
+    path = folder / "acceptance.md"
+    path.write_text(_filled("acceptance.md.j2", facts=facts))
+    return path
+
+
 def _filled(form: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "forms"),

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, one_of
 from specbench.config.paths import MODELS_DIR
 from specbench.config.schema import PairConfig
-from specbench.pair.spec import resolve_path
+from specbench.engine.reduced import frequent_ids
+from specbench.pair.spec import resolve_path, specify
+from specbench.parts.heads.files import target_hash
+from specbench.train.chats import ChatBatches, chat_folder, write_chats
 from specbench.train.corpus.prepare import prepare
 from specbench.train.distill import OwnTextBatches, check_head, prompt_texts
 from specbench.train.loop import BatchSource, LossFunction, Schedule, choose_device, train, use_autocast
@@ -24,6 +27,7 @@ from specbench.train.settings import Settings, TrainSettings
 from specbench.train.target import device_of
 from specbench.train.tokens import PackedBatches, load_streams
 
+PROMPT_TOKENS_OF_HEADS = 48  # of a chat, before its reply: heads look at the last hidden state, EAGLE a little further back
 BUILTIN_FOLDER = MODELS_DIR / "builtin"
 
 
@@ -35,8 +39,9 @@ class Teacher:
     tokenizer: PreTrainedTokenizerFast
     eos_ids: list[int]
     folder: Path  # the corpus in the tokenizer's ids
-    batches: OwnTextBatches
+    batches: OwnTextBatches | ChatBatches
     autocast: bool
+    ids: Tensor | None = None  # those that the part guesses among, None for all
 
     @classmethod
     def of(cls, settings: Settings) -> Teacher:
@@ -48,11 +53,22 @@ class Teacher:
         autocast = use_autocast(options.autocast, device_of(target))
         tokenizer = load_tokenizer(pair)
         eos_ids = end_ids(target, tokenizer)
+        if options.text == "chat":
+            identity = target_hash(specify(pair).target)
+            folder = chat_folder(options, str(identity))
+            chats = write_chats(options, target, tokenizer, eos_ids, folder, autocast)
+            ids = frequent_ids(chats.counts(len(tokenizer)), part.num_ids) if part.num_ids else None
+            context = PROMPT_TOKENS_OF_HEADS if part.kind == "heads" else None
+            batches = ChatBatches(chats, context, options.seed, device_of(target))
+            return cls(target, tokenizer, eos_ids, folder, batches, autocast, ids)
+        one_of("train.text", options.text, "corpus", "chat")
+        if part.num_ids:
+            raise ConfigError("train.num_ids", part.num_ids, "ids are counted in chats: train.text=chat, or null")
         folder, prompts = encoded_corpus(options, tokenizer, eos_ids[0])
         corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
         store = own_text_store(options, target, part.length or options.length, prompts)
-        batches = OwnTextBatches(target, prompts, corpus, options, part, eos_ids, autocast, store)
-        return cls(target, tokenizer, eos_ids, folder, batches, autocast)
+        own_text = OwnTextBatches(target, prompts, corpus, options, part, eos_ids, autocast, store)
+        return cls(target, tokenizer, eos_ids, folder, own_text, autocast)
 
 
 def encoded_corpus(options: TrainSettings, tokenizer: Any, eos_id: int) -> tuple[Path, list[list[int]]]:
@@ -75,6 +91,7 @@ def fit(
         matrix_lr=options.matrix_lr * part.rate,
         other_lr=options.other_lr * part.rate,
         decay=options.decay,
+        optimizer=options.optimizer,
         shape="cosine" if part.kind in ("heads", "acceptance_head") else "plateau",
     )
     checkpoint = Path(options.work) / name / "checkpoint.pt"
@@ -91,7 +108,7 @@ def facts_of(
         "complete": complete,
         "layers": shape[0],
         "width": shape[1],
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "history": history,
         "heldout_loss": None,
         "seed": settings.train.seed,

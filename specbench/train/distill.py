@@ -76,20 +76,23 @@ def head_of(model: Any) -> nn.Module:
     return head
 
 
-def distillation_loss(draft: nn.Module, target_head: nn.Module, ids: Tensor, hidden: Tensor, autocast: bool) -> Tensor:
+def distillation_loss(
+    draft: nn.Module, target_head: nn.Module, ids: Tensor, hidden: Tensor, judged: Tensor | None = None, autocast: bool = False
+) -> Tensor:
     """Mean KL(target || draft) in nats per position.
 
     ids (rows, length), -1 where there is no text; hidden (rows, length, width): the target's last hidden states there.
+    judged: bool (rows, length), the positions that count; None: those with text.
     """
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
         with torch.no_grad():
-            wanted = target_head(hidden if autocast else hidden.float())
+            wanted = target_head(hidden.bfloat16() if autocast else hidden.float())
         given = draft(input_ids=ids.clamp(min=0), use_cache=False).logits
     shared = min(wanted.shape[-1], given.shape[-1])
     log_p = wanted[..., :shared].float().log_softmax(-1)
     log_q = given[..., :shared].float().log_softmax(-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-    weight = (ids >= 0).float()
+    weight = (ids >= 0 if judged is None else judged).float()
     return (divergence * weight).sum() / weight.sum()
 
 

@@ -16,6 +16,7 @@ from specbench.config.paths import CONF_DIR
 from specbench.config.schema import DataConfig
 from specbench.engine.model import Model
 from specbench.engine.session import Session
+from specbench.engine.target import open_session
 from specbench.measure.theory import formulas, recorded
 from specbench.train.generate import distinct_share
 
@@ -42,7 +43,7 @@ def prompts_of(
 
 def greedy_text(model: Model, prompt: list[int], new_tokens: int, eos_ids: set[int]) -> list[int]:
     """What the model writes after `prompt`, up to and with its end-of-text token."""
-    session = Session(model)
+    session = open_session(model)
     session.start(len(prompt) + new_tokens)
     token = int(session.prefill(prompt).logits.argmax())
     written = [token]
@@ -54,7 +55,7 @@ def greedy_text(model: Model, prompt: list[int], new_tokens: int, eos_ids: set[i
 
 def matches(draft: Model, prompt: list[int], written: list[int]) -> list[bool]:
     """For each token of `written` after the first: whether the draft, having read all before it, would have drafted it."""
-    session = Session(draft)
+    session = open_session(draft)
     session.start(len(prompt) + len(written))
     logits = session.feed([*prompt, *written[:-1]])
     return (logits[len(prompt) :].argmax(-1) == torch.tensor(written[1:])).tolist()

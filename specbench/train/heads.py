@@ -20,8 +20,9 @@ from specbench.config.specs import ModelSpec
 from specbench.pair.spec import resolve_path
 from specbench.parts.heads.base import Heads, TargetParts, build_heads, save_heads
 from specbench.parts.heads.files import builtin_folder, target_hash
-from specbench.train.calibrate import calibrate, calibration_prompts, calibration_text
+from specbench.train.calibrate import calibrate, calibration_prompts, calibration_text, judge_heads
 from specbench.train.card import write_training
+from specbench.train.chats import ChatBatches, chat_facts
 from specbench.train.common import Teacher, facts_of, fit
 from specbench.train.settings import Settings
 
@@ -40,10 +41,10 @@ def heads_class_of(method: Any, allow_targets: Sequence[str] = ()) -> type[Heads
     return cls
 
 
-def heads_loss(heads: Heads, ids: Tensor, hidden: Tensor, autocast: bool) -> Tensor:
+def heads_loss(heads: Heads, ids: Tensor, hidden: Tensor, _judged: Tensor | None = None, autocast: bool = False) -> Tensor:
     """The family's own loss, with bfloat16 products under `autocast`; ids (rows, length), hidden (rows, length, width)."""
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
-        return heads.loss(ids, hidden if autocast else hidden.float())
+        return heads.loss(ids, hidden.bfloat16() if autocast else hidden.float())
 
 
 def train_heads(settings: Settings) -> dict[str, Any]:
@@ -59,7 +60,8 @@ def train_heads(settings: Settings) -> dict[str, Any]:
     path = resolve_path(pair.target)
     spec = ModelSpec("target", pair.target, path, "float32", "cpu", pair.target_revision, "sdpa", pair.trust_remote_code)
     torch.manual_seed(options.seed)
-    heads = build_heads(cls, TargetParts.of(teacher.target, target_hash(spec)), settings.heads)
+    parts = TargetParts.of(teacher.target, target_hash(spec))
+    heads = build_heads(cls, parts if teacher.ids is None else parts.over(teacher.ids), settings.heads)
     heads.to(heads.target.device)
     name = f"heads_{cls.family}"
     loss = partial(heads_loss, heads, autocast=teacher.autocast)
@@ -74,16 +76,30 @@ def train_heads(settings: Settings) -> dict[str, Any]:
         "own_text": settings.chosen().own_text,
         "generated_rows": teacher.batches.generated,
     }
+    if teacher.ids is not None:
+        report["num_ids"] = len(teacher.ids)
+    if isinstance(teacher.batches, ChatBatches):
+        report |= chat_facts(teacher.batches, teacher.folder)
     if complete:
-        rows = min(4 * options.generate_rows, MAX_CALIBRATION_ROWS)
-        source, arrays = calibration_prompts(teacher.folder)
-        ids = calibration_text(teacher.target, arrays, rows, options.new_tokens, teacher.eos_ids, options.seed)
-        heads.calibration = calibrate(heads, teacher.target, ids) | {"prompts": source}
-        report["heldout_loss"] = {"own greedy text": heads.calibration["loss"]}
+        heads.calibration = own_calibration(settings, heads, teacher)
+        report["heldout_loss"] = {"own text": heads.calibration["loss"]}
         report["calibration"] = heads.calibration
         save_heads(heads, out, options.mantissa_bits)
         write_training(out, report)
     return report
+
+
+def own_calibration(settings: Settings, heads: Heads, teacher: Teacher) -> dict[str, Any]:
+    """What the heads are worth on text of the target that nothing was trained on."""
+    options, part, batches = settings.train, settings.chosen(), teacher.batches
+    if isinstance(batches, ChatBatches):
+        held = batches.heldout(part.rows or options.rows, part.length or options.length)
+        text = f"replies of at most {options.new_tokens} tokens, at temperatures {options.temperatures}"
+        return judge_heads(heads, held) | {"text": text, "prompts": "chats that nothing was trained on"}
+    rows = min(4 * options.generate_rows, MAX_CALIBRATION_ROWS)
+    source, arrays = calibration_prompts(teacher.folder)
+    ids = calibration_text(teacher.target, arrays, rows, options.new_tokens, teacher.eos_ids, options.seed)
+    return calibrate(heads, teacher.target, ids) | {"prompts": source}
 
 
 def output_folder(settings: Settings, cls: type[Heads]) -> Path:

@@ -30,6 +30,7 @@ class Schedule:
     other_lr: float = 0.003
     warmup: float = 0.02
     decay: float = 0.35
+    optimizer: str = "muon"  # see `optim.make_optimizers`
     shape: str = "plateau"  # plateau (then a linear decay) or cosine (from the warm-up's end to zero)
     checkpoint_seconds: float = 300.0  # process time between checkpoints
 
@@ -74,7 +75,7 @@ def train(
     Progress is counted in tokens, so a paused process loses nothing, and the same seed gives the same weights whether or not
     the run was interrupted. A checkpoint holds weights, optimiser states, data position and history.
     """
-    optimizers = make_optimizers(model, schedule.matrix_lr, schedule.other_lr)
+    optimizers = make_optimizers(model, schedule.matrix_lr, schedule.other_lr, schedule.optimizer)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     history = History()
     device = next(model.parameters()).device

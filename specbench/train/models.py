@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from specbench.config.options import ConfigError
-from specbench.pair.spec import BUILTIN, resolve_path
+from specbench.engine.reduced import ReducedHead
+from specbench.pair.borrow import save_borrowing
+from specbench.pair.spec import BUILTIN, resolve_path, specify
+from specbench.parts.heads.files import target_hash
 from specbench.train.card import write_training
+from specbench.train.chats import ChatBatches, chat_facts
 from specbench.train.common import BUILTIN_FOLDER, Teacher, encoded_corpus, end_ids, facts_of, fit, load_model, load_tokenizer
 from specbench.train.corpus.prepare import prepare
 from specbench.train.corpus.sources import STREAMS
@@ -22,7 +27,15 @@ from specbench.train.corpus.tokenizer import save_tokenizer
 from specbench.train.distill import distillation_loss, draft_from_layers, head_of
 from specbench.train.loop import choose_device, compiled, use_autocast
 from specbench.train.settings import PartSettings, Settings
-from specbench.train.target import device_of, heldout_loss, loss_by_position, new_llama, next_token_loss, save_model
+from specbench.train.target import (
+    device_of,
+    heldout_loss,
+    loss_by_position,
+    new_llama,
+    next_token_loss,
+    rounded_state,
+    save_model,
+)
 from specbench.train.tokens import PackedBatches, load_streams
 from specbench.train.unlikelihood import LoopBatches, mix, refining_loss
 
@@ -90,17 +103,61 @@ def train_draft(settings: Settings) -> dict[str, Any]:
     teacher = Teacher.of(settings)
     torch.manual_seed(options.seed)
     draft = initial_draft(settings, part, teacher.target).to(device_of(teacher.target))
-    distilling = partial(distillation_loss, draft, head_of(teacher.target), autocast=teacher.autocast)
+    head = head_of(teacher.target)
+    if teacher.ids is not None:
+        head = borrow_from(teacher.target, draft, teacher.ids)
+    distilling = partial(distillation_loss, draft, head, autocast=teacher.autocast)
     history, complete = fit(settings, settings.part, draft, compiled(distilling, draft, options.compile), teacher.batches)
     report = model_facts(settings, draft, history, complete)
     report |= {"distilled_from": settings.pair.target, "generated_rows": teacher.batches.generated, "own_text": part.own_text}
-    if complete:
+    if not complete:
+        return report
+    if teacher.ids is None:
         save_model(draft, out, options.mantissa_bits)
         teacher.tokenizer.save_pretrained(out)
+    else:
+        report["num_ids"] = len(teacher.ids)
+        identity = target_hash(specify(settings.pair).target)
+        assert identity is not None, "the target's files are on this machine"
+        save_borrowing(draft, teacher.ids, identity, out, rounded_state(draft, options.mantissa_bits))
+    if isinstance(teacher.batches, ChatBatches):
+        report |= chat_facts(teacher.batches, teacher.folder)
+        held = teacher.batches.heldout(part.rows or options.rows, part.length or options.length)
+        report |= heldout_chats(draft, head, teacher.ids, held)
+    else:
         heldout = load_streams(teacher.folder, "heldout")
         report["heldout_loss"] = heldout_loss(draft, heldout, part.length or options.length)
-        write_training(out, report)
+    write_training(out, report)
     return report
+
+
+def borrow_from(target: Any, draft: Any, ids: Tensor) -> nn.Module:
+    """Give the draft the target's embeddings and, of its LM head, the rows of `ids`, both frozen; returns those rows as a head.
+
+    So its logits, in training, are those of `ids` alone.
+    """
+    head = ReducedHead.of(target.get_output_embeddings(), ids).linear
+    draft.set_input_embeddings(target.get_input_embeddings())
+    draft.lm_head = head
+    draft.get_input_embeddings().requires_grad_(False)
+    return head
+
+
+@torch.no_grad()
+def heldout_chats(
+    draft: Any, head: nn.Module, ids: Tensor | None, batches: Iterable[tuple[Tensor, Tensor, Tensor]]
+) -> dict[str, Any]:
+    """On held-out chats, text given: KL in nats, and the share of replies' tokens that the draft has on top."""
+    loss, positions, right, count = 0.0, 0, 0, 0
+    for text, hidden, judged in batches:
+        positions += int(judged.sum())
+        loss += float(distillation_loss(draft, head, text, hidden, judged)) * int(judged.sum())
+        best = draft(input_ids=text.clamp(min=0), use_cache=False).logits.argmax(-1)
+        guess = best if ids is None else ids.to(best.device)[best]
+        seen = judged[:, :-1] & (text[:, 1:] >= 0)
+        right += int(((guess[:, :-1] == text[:, 1:]) & seen).sum())
+        count += int(seen.sum())
+    return {"heldout_loss": {"own chats": loss / positions}, "heldout_right": right / count, "heldout_tokens": count}
 
 
 def model_facts(settings: Settings, model: Any, history: dict[str, Any], complete: bool) -> dict[str, Any]:

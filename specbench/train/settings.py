@@ -32,6 +32,7 @@ class PartSettings:
     length: int | None = None  # tokens per sequence; None: train.length
     rows: int | None = None  # sequences per step; None: train.rows
     rate: float = 1.0  # factor on both learning rates
+    num_ids: int | None = None  # draft, heads: guess among so many ids, the most frequent of the target's text; None: all
 
 
 @dataclass
@@ -46,6 +47,7 @@ class TrainSettings:
     threads: int = 2
     tokens: int | None = None
     layers: int | None = None
+    num_ids: int | None = None
     width: int = 128
     attention_heads: int = 4
     feed_forward: int = 384
@@ -57,6 +59,7 @@ class TrainSettings:
     matrix_lr: float = 0.02
     other_lr: float = 0.004
     decay: float = 0.3
+    optimizer: str = "muon"
     compile: str = "auto"
     mantissa_bits: int = 7
     autocast: bool | str = "auto"
@@ -67,6 +70,9 @@ class TrainSettings:
     evaluation_folders: list[str] = field(default_factory=list)
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.7, 1.0])
     new_tokens: int = 128
+    text: str = "corpus"  # what own text begins with: corpus (pieces of it) or chat (`specbench.train.chats`)
+    chat_tokens: int = 300_000
+    chat_prompts: int = 4_000
     generate_rows: int = 256
     pool_rows: int = 2048
     reuse: float = 8.0
@@ -95,7 +101,9 @@ class Settings:
         if self.part not in self.parts:
             raise ConfigError("part", self.part, f"choose one of {', '.join(sorted(self.parts))} or card")
         part = self.parts[self.part]
-        changes = {name: getattr(self.train, name) for name in ("tokens", "layers") if getattr(self.train, name) is not None}
+        changes = {
+            name: getattr(self.train, name) for name in ("tokens", "layers", "num_ids") if getattr(self.train, name) is not None
+        }
         return PartSettings(**(vars(part) | changes))
 
 

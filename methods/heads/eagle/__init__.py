@@ -109,7 +109,7 @@ class EagleDraft(Drafter):
 
             make = NativeFeatureDraft
         self.draft = make(self.heads, min(runtime.target.vocab_size, self.heads.target.vocab_size))
-        self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
+        self._facts = {"heads": self.heads_name or f"{folder.parent.name}:{folder.name}"}
         self.settle()
         self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.draft.device)
 

@@ -88,7 +88,7 @@ class FeatureDraft:
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
         """[n, vocab_size] by the target's LM head."""
-        return self.heads.target.lm_head(features)[:, : self.vocab_size]
+        return self.heads.target.whole(self.heads.target.guess(features))[:, : self.vocab_size]
 
     def _append(self, features: Tensor, ids: Sequence[int], begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Rows at rotary positions begin to end - 1 (a single one for all of a level): inner states [n, width], queries."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench.config.options import ConfigError
-from specbench.parts.heads.base import Heads, TargetParts, rank_of, shifted
+from specbench.parts.heads.base import Heads, TargetParts, shifted
 
 EPSILON = 1e-6
 
@@ -122,7 +122,7 @@ class EagleHeads(Heads):
         wanted, judged = hidden[:, 1:], ids[:, 1:] >= 0
         scale = hidden[ids >= 0].square().mean().sqrt()
         with torch.no_grad():
-            log_p = self.target.lm_head(wanted).float().log_softmax(-1)
+            log_p = self.target.guess(wanted).float().log_softmax(-1)
         total, weights = hidden.new_zeros(()), 0.0
         noise = options["noise"] * scale if self.training else 0.0
         for step, features in enumerate(self.unrolled(ids, hidden, options["steps"], noise)):
@@ -131,7 +131,7 @@ class EagleHeads(Heads):
             mask = judged & (torch.arange(judged.shape[1], device=ids.device) >= step)
             count = mask.sum().clamp(min=1)
             distance = functional.smooth_l1_loss(given.float() / scale, wanted.float() / scale, reduction="none").mean(-1)
-            log_q = self.target.lm_head(given).float().log_softmax(-1)
+            log_q = self.target.guess(given).float().log_softmax(-1)
             divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
             each = options["feature_weight"] * distance + options["token_weight"] * divergence
             total = total + weight * torch.where(mask, each, 0.0).sum() / count
@@ -144,7 +144,7 @@ class EagleHeads(Heads):
         ranks = []
         for step, features in enumerate(self.unrolled(ids, hidden.to(self.out_gain.dtype), self.max_depth)):
             # The row at depth k = step + 1 stands `step` places behind the last true feature.
-            ranks.append(shifted(rank_of(self.target.lm_head(features), token), step))
+            ranks.append(shifted(self.target.rank(self.target.guess(features), token), step))
         return torch.stack(ranks)
 
     def unrolled(self, ids: Tensor, hidden: Tensor, steps: int, noise: Tensor | float = 0.0) -> list[Tensor]:

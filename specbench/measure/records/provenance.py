@@ -45,6 +45,7 @@ PACKAGES = (
 )  # fmt: skip
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
+CONVERTED_FROM = "converted_from.json"  # in a folder of `pair.packaged`
 TOKENIZER_PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "chat_template.*",
@@ -99,6 +100,17 @@ def _folder_hash(folder: str | Path, patterns: Sequence[str]) -> str | None:
 def model_hash(folder: str | Path) -> str | None:
     """sha256 over names and sha256 of a model folder's weights and configuration; None if there are none."""
     return _folder_hash(folder, WEIGHT_PATTERNS)
+
+
+def target_identity(folder: str | Path) -> str | None:
+    """What heads and borrowing drafts know their target by: the file that it was converted from, else `model_hash`.
+
+    A converted model's own files may differ from machine to machine by what wrote them.
+    """
+    source = Path(folder) / CONVERTED_FROM
+    if source.is_file():
+        return str(json.loads(source.read_text(encoding="utf-8"))["sha256"])
+    return model_hash(folder)
 
 
 def tokenizer_hash(folder: str | Path) -> str | None:

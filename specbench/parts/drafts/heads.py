@@ -79,11 +79,12 @@ class HeadDraft(Drafter):
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target
         self.heads, folder = open_heads(self.family, self.heads_name, runtime)
-        self._facts = {"heads": self.heads_name or f"builtin:{folder.name}"}
+        self._facts = {"heads": self.heads_name or f"{folder.parent.name}:{folder.name}"}
         self.law = runtime.law
         self.shares_noise = not runtime.law.greedy and setting.rule.reads == "choice"
         self.noise = None
         self.vocab_size = min(runtime.target.vocab_size, self.heads.target.vocab_size)
+        self.num_guessed = min(self.vocab_size, self.heads.target.num_guessed)
         self._draft_by(self.given if self.given is not None else self._build())
 
     def settle(self) -> None:
@@ -98,8 +99,8 @@ class HeadDraft(Drafter):
         deepest, widest = max(map(len, nodes)), 1 + max(map(max, nodes))
         if deepest > self.heads.max_depth:
             raise ConfigError("method.tree", deepest, f"a tree of depth {deepest}, and {self.heads.max_depth} heads")
-        if widest > self.vocab_size:
-            raise ConfigError("method.tree", widest, f"{widest} candidates of a head, and {self.vocab_size} tokens")
+        if widest > self.num_guessed:
+            raise ConfigError("method.tree", widest, f"{widest} candidates of a head, and {self.num_guessed} tokens")
         self.plan = TreePlan(nodes, self.target.model.device)
         self._facts |= {"tree_nodes": len(nodes), "tree_depth": deepest}
 
@@ -109,7 +110,7 @@ class HeadDraft(Drafter):
         if not accuracies:
             remedy = "these heads came without measured accuracies: name a preset or give paths"
             raise ConfigError("method.tree", "auto", f"{remedy} ({', '.join(self.presets) or 'no preset'})")
-        accuracies = [row[: self.vocab_size] for row in accuracies]
+        accuracies = [row[: self.num_guessed] for row in accuracies]
         if self.target.model.tree_refusal is not None:
             accuracies = [row[:1] for row in accuracies]
         if self.num_nodes != "auto":
@@ -187,16 +188,19 @@ class HeadDraft(Drafter):
     def candidates(self, logits: Tensor, depth: int) -> Tensor:
         """The best ids by rank, int64 [rows, plan.width], for nodes of a depth, among those that the target may emit.
 
-        logits [rows, vocab]. At a temperature, under sample_match, the target's own keyed noise of that position is added: the
-        token that the target will choose is then among the first far more often than the likeliest tokens are.
+        logits [rows, ids guessed among]. At a temperature, under sample_match, the target's own keyed noise of that position is
+        added: the token that the target will choose is then among the first far more often than the likeliest tokens are.
         """
         assert self.plan is not None
-        logits = logits[..., : self.vocab_size]
+        target = self.heads.target
+        logits = logits[..., : self.num_guessed]
         if self.noise is not None:
-            logits = logits.float() / self.law.temperature + self.noise[depth - 1]
+            noise = self.noise[depth - 1]
+            noise = noise if target.reduced is None else noise[target.reduced.ids]
+            logits = logits.float() / self.law.temperature + noise
         best = logits.topk(self.plan.width, dim=-1)
         self.heights.append(best.values.max())  # NaN counts as the largest
-        return best.indices
+        return target.ids_of(best.indices)
 
     def memory_bytes(self) -> dict[str, int]:
         size = sum(p.numel() * p.element_size() for p in itertools.chain(self.heads.parameters(), self.heads.buffers()))

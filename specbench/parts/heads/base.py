@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from specbench.config.options import ConfigError, flag, whole
+from specbench.engine.reduced import ReducedHead
 from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS, round_mantissa
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ Candidates = Callable[[Tensor, int], Tensor]
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "heads.json", "heads.safetensors"
+IDS = "reduced_ids"  # beside the weights, of heads that guess among some ids: int32, ascending
 _NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")  # what transformers calls the norm before the LM head
 
 
@@ -42,8 +44,9 @@ class TargetParts:
 
     width: of the hidden states. vocab_size: rows of the LM head. lm_head: [..., width] to logits [..., vocab_size]. embedding:
     ids [...] to [..., embedding's own width]. norm: the one before the LM head, None where it is not found by name.
-    config: the target's text configuration (layer shapes, rotary settings). sha256: of its weights and configuration, None
-    for a model that was made in memory.
+    config: the target's text configuration (layer shapes, rotary settings). sha256: its identity
+    (`provenance.target_identity`), None for a model that was made in memory. reduced: the ids that heads guess among, None for
+    all of them; whoever scores a guess goes through `guess`, `rank`, `ids_of` and `whole`.
     """
 
     config: Any
@@ -53,6 +56,7 @@ class TargetParts:
     embedding: nn.Module
     norm: nn.Module | None
     sha256: str | None = None
+    reduced: ReducedHead | None = None
 
     @classmethod
     def of(cls, module: Any, sha256: str | None = None) -> TargetParts:
@@ -64,6 +68,34 @@ class TargetParts:
         norm = next((getattr(inner, name) for name in _NORM_NAMES if hasattr(inner, name)), None)
         config = module.config.get_text_config(decoder=True)
         return cls(config, head.weight.shape[1], head.weight.shape[0], head, embedding, norm, sha256)
+
+    def over(self, ids: Sequence[int] | Tensor) -> TargetParts:
+        """The same for heads that guess among `ids` alone. Raises ValueError for ids that are no such map."""
+        return replace(self, reduced=ReducedHead.of(self.lm_head, ids))
+
+    @property
+    def num_guessed(self) -> int:
+        """Ids that are guessed among."""
+        return self.vocab_size if self.reduced is None else len(self.reduced.ids)
+
+    def guess(self, hidden: Tensor) -> Tensor:
+        """Logits of the ids that are guessed among, [..., num_guessed], from hidden [..., width]."""
+        return self.lm_head(hidden) if self.reduced is None else self.reduced.linear(hidden)
+
+    def ids_of(self, places: Tensor) -> Tensor:
+        """The ids at places of `guess`'s last dimension, int64 [...]."""
+        return places if self.reduced is None else self.reduced.ids[places]
+
+    def whole(self, logits: Tensor) -> Tensor:
+        """`guess`'s logits over the whole vocabulary, -inf where nothing is guessed."""
+        return logits if self.reduced is None else self.reduced.widen(logits)
+
+    def rank(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """How many ids `guess`'s logits put before each token, int64 [...], -1 stays -1; vocab_size for what is not guessed."""
+        if self.reduced is None:
+            return rank_of(logits, tokens)
+        places = torch.where(tokens >= 0, self.reduced.places[tokens.clamp(min=0)], -1)
+        return torch.where((tokens >= 0) & (places < 0), self.vocab_size, rank_of(logits, places))
 
     @property
     def device(self) -> torch.device:
@@ -128,6 +160,8 @@ class TreeHeads(Heads):
         whole("heads.num_heads", num_heads, 1)
         whole("heads.num_layers", num_layers, 1)
         flag("heads.own_lm_head", own_lm_head)
+        if own_lm_head and self.target.reduced is not None:
+            raise ConfigError("heads.own_lm_head", True, "heads that guess among some ids share the target's LM head: false")
         values = (num_heads, num_layers, own_lm_head, decay, objective)
         self.options = dict(zip(("num_heads", "num_layers", "own_lm_head", "decay", "objective"), values, strict=True))
 
@@ -183,9 +217,11 @@ def save_heads(heads: Heads, folder: Path, mantissa_bits: int = BFLOAT16_MANTISS
     places = [p.data_ptr() for _, p in heads.named_parameters(remove_duplicate=False)]
     if len(set(places)) < len(places):
         raise RuntimeError(f"{heads.family} heads share parameters: each needs its own")
+    target = heads.target
+    if target.reduced is not None:
+        state[IDS] = target.reduced.ids.to("cpu", torch.int32)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # written through a private temporary file
-    target = heads.target
     description = {
         "format_version": FORMAT_VERSION,
         "family": heads.family,
@@ -218,10 +254,15 @@ def load_heads(
     for what in ("width", "vocab_size"):
         if belongs[what] != getattr(target, what):
             raise ConfigError(key, name, f"trained for a target of {what} {belongs[what]}; {whose} has {getattr(target, what)}")
-    heads = build_heads(cls, target, stored["options"])
     try:
-        heads.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, RuntimeError) as error:
+        state = load_file(folder / WEIGHTS)
+        if IDS in state:
+            target = target.over(state.pop(IDS))
+        heads = build_heads(cls, target, stored["options"])
+        heads.load_state_dict(state)
+    except ConfigError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(key, name, f"weights do not fit {DESCRIPTION}: {' '.join(str(error).split())[:200]}") from error
     for part, weight in heads.named_parameters():
         if not weight.isfinite().all():
@@ -251,9 +292,10 @@ def look_up_heads(cls: type[Heads], name: str | None, target: ModelSpec) -> None
     """
     from specbench.parts.heads.files import KEY, find_heads, target_hash
 
-    folder = find_heads(cls.family, name, target.name)
+    identity = target_hash(target)
+    folder = find_heads(cls.family, name, target.name, sha256=identity)
     if (folder / DESCRIPTION).is_file():
-        _description(cls, folder, target_hash(target), KEY)
+        _description(cls, folder, identity, KEY)
 
 
 def _ready(heads: AnyHeads, target: TargetParts) -> AnyHeads:
@@ -268,9 +310,10 @@ def open_heads(cls: type[AnyHeads], name: str | None, runtime: Runtime) -> tuple
     from specbench.parts.heads.files import find_heads, target_hash
 
     spec = runtime.pair.target
-    folder = find_heads(cls.family, name, spec.name)
+    identity = target_hash(spec)
+    folder = find_heads(cls.family, name, spec.name, sha256=identity)
     try:
-        target = TargetParts.of(runtime.target.module, target_hash(spec))
+        target = TargetParts.of(runtime.target.module, identity)
     except (ValueError, AttributeError) as error:
         raise ConfigError("pair.target", spec.name, f"takes no heads: {error}") from error
     heads, native = load_heads(cls, folder, target), runtime.target.native
@@ -278,5 +321,8 @@ def open_heads(cls: type[AnyHeads], name: str | None, runtime: Runtime) -> tuple
         from specbench.engine.backends.native.linear import NativeLinear, run_natively
 
         run_natively(heads, native)
-        heads.target = replace(target, lm_head=NativeLinear(cast(nn.Linear, target.lm_head), native, is_lm_head=True))
+        lm_head = NativeLinear(cast(nn.Linear, target.lm_head), native, is_lm_head=True)
+        heads.target = replace(heads.target, lm_head=lm_head)
+        if heads.target.reduced is not None:
+            run_natively(heads.target.reduced, native)
     return heads, folder

@@ -1,7 +1,8 @@
-"""Where heads lie: a folder, a `builtin:` part, a Hub repository; and whose heads they are (the target's hash)."""
+"""Where heads lie: a folder, a shipped pair's part, a Hub repository; and whose heads they are (the target's identity)."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 KEY = "method.heads"
 BUILTIN = "builtin:"
-BUILTIN_TARGET = "builtin:target"  # the target that the committed heads belong to
+BUILTIN_TARGET = "builtin:target"  # the target that the heads of the built-in pair belong to
+PAIRS = ("builtin", "smollm2")  # whose heads may ship, as `<pair>:heads_<family>`
 _HUB_FILES = ["*.json", "*.safetensors", "*.pt"]
 
 
@@ -29,24 +31,38 @@ def training_command(family: str) -> str:
     return f"python -m specbench.train part=heads {whose} pair=<pair> train.out=<folder>, then {KEY}=<folder>"
 
 
-def find_heads(family: str, name: str | None, target_name: str, key: str = KEY, command: str = "") -> Path:
-    """The folder that an option means (`key`, by default `method.heads`); null: the built-in pair's own heads of the family.
+def shipped_for(family: str, sha256: str | None) -> Path | None:
+    """The shipped heads of a family that were trained for the target of this identity; None where there are none."""
+    for pair in PAIRS:
+        stored = MODELS_DIR / pair / f"heads_{family}" / "heads.json"
+        if sha256 is not None and stored.is_file() and json.loads(stored.read_text())["target"]["sha256"] == sha256:
+            return stored.parent
+    return None
+
+
+def find_heads(
+    family: str, name: str | None, target_name: str, key: str = KEY, command: str = "", sha256: str | None = None
+) -> Path:
+    """The folder that an option means (`key`, by default `method.heads`); null: the shipped heads of the family for the target
+    of this name, or of identity `sha256`.
 
     Raises ConfigError naming the option when there is nothing, with the command that trains them.
     """
     command = command or training_command(family)
     if name is None:
-        folder = builtin_folder(family)
-        if target_name == BUILTIN_TARGET and folder.is_dir():
-            return folder
-        missing = "the built-in pair has none" if target_name == BUILTIN_TARGET else f"{target_name} has none of its own"
+        is_builtin, builtin = target_name == BUILTIN_TARGET, builtin_folder(family)
+        shipped = builtin if is_builtin and builtin.is_dir() else shipped_for(family, sha256)
+        if shipped is not None:
+            return shipped
+        missing = "the built-in pair has none" if is_builtin else f"{target_name} has none of its own"
         raise ConfigError(key, None, f"{missing}; train {family} heads: {command}")
     if not isinstance(name, str) or not name:
-        raise ConfigError(key, name, "give a folder, builtin:<part> or a Hub repository")
-    if name.startswith(BUILTIN):
-        folder = MODELS_DIR / "builtin" / name.removeprefix(BUILTIN)
+        raise ConfigError(key, name, "give a folder, builtin:<part>, smollm2:<part> or a Hub repository")
+    pair, _, part = name.partition(":")
+    if part and pair in PAIRS:
+        folder = MODELS_DIR / pair / part
         if not folder.is_dir():
-            found = sorted(BUILTIN + p.parent.name for p in (MODELS_DIR / "builtin").glob("*/heads.json"))
+            found = sorted(f"{p.parent.parent.name}:{p.parent.name}" for p in MODELS_DIR.glob("*/*/heads.json"))
             raise ConfigError(key, name, f"possible: {', '.join(found) or 'none is there yet'}")
         return folder
     folder = Path(name).expanduser()
@@ -70,10 +86,10 @@ def _from_hub(repository: str, key: str) -> Path:
 def target_hash(spec: ModelSpec) -> str | None:
     """sha256 of the target's files, None for a model that has none on this machine."""
     from specbench.config.specs import local_folder
-    from specbench.measure.records.provenance import model_hash
+    from specbench.measure.records.provenance import target_identity
 
     try:
         folder = local_folder(spec)
     except ValueError:  # no repository name: a model made in memory
         return None
-    return model_hash(folder) if folder is not None else None
+    return target_identity(folder) if folder is not None else None

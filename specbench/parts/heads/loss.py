@@ -43,15 +43,18 @@ def depth_loss(
             continue
         log_q = logits_at(depth).float().log_softmax(-1)
         if objective == "hard":
+            if target.reduced is not None:
+                tokens = target.reduced.places[tokens.clamp(min=0)]
+                judged = judged & (tokens >= 0)
             losses = nn.functional.nll_loss(log_q.flatten(0, 1), tokens.clamp(min=0).flatten(), reduction="none").view_as(
                 tokens
             )
         else:
             with torch.no_grad():
                 ahead = nn.functional.pad(hidden[:, depth:], (0, 0, 0, depth))
-                log_p = target.lm_head(ahead).float().log_softmax(-1)
+                log_p = target.guess(ahead).float().log_softmax(-1)
                 p = log_p.exp()
             losses = (p * (log_p - log_q)).sum(-1)
-        total = total + decay**depth * (losses * judged).sum() / judged.sum()
+        total = total + decay**depth * (losses * judged).sum() / judged.sum().clamp(min=1)
         weights += decay**depth
     return total / max(weights, 1e-9)

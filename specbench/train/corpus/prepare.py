@@ -30,11 +30,16 @@ def evaluation_folders(settings: TrainSettings) -> list[Path]:
     return [*folders, DATASETS_DIR / "standin"]
 
 
+def overlap_filter(settings: TrainSettings) -> OverlapFilter:
+    """What knows a text of an evaluation set that is present."""
+    return OverlapFilter(text for file in evaluation_files(evaluation_folders(settings)) for text in evaluation_texts(file))
+
+
 def gather_corpus(settings: TrainSettings) -> corpora.Corpus:
     """The corpus that `train.source` names, without evaluation texts; prints what was compared and removed."""
     files = evaluation_files(evaluation_folders(settings))
     print(f"overlap check against {', '.join(f.name for f in files) or 'no evaluation file: none was found'}")
-    overlap = OverlapFilter(text for file in files for text in evaluation_texts(file))
+    overlap = overlap_filter(settings)
     if settings.source == "machine":
         found = corpora.machine_files(settings.max_package_bytes)
     else:

@@ -140,6 +140,8 @@ class NativeSession(Session):
                 self._tap_pointers[place] = hidden.data_ptr()
             self._tapped = {layer: tapped[place] for layer, place in self._places.items()}
         self._run(ids, past, trunk, parents, depths)
+        if weights.reduced is not None:
+            logits = weights.reduced.widen(logits[:, : len(weights.reduced.ids)])
         return self.model.answer(logits, past, rows)
 
     def _run(

@@ -13,6 +13,7 @@ from torch import Tensor
 from specbench.engine.backends.native.build import library
 from specbench.engine.backends.native.packing import BYTES, LANES, UNIT, pack
 from specbench.engine.masks import FULL, SLIDING, MaskPlan
+from specbench.engine.reduced import ReducedHead
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
@@ -110,7 +111,8 @@ class NativeWeights:
         shape.residual_factor = getattr(config, "residual_multiplier", 1.0)
         shape.logit_divisor = getattr(config, "logits_scaling", 1.0)
         shape.embed, shape.norm = self._own(module.model.embed_tokens.weight), self._own(module.model.norm.weight)
-        shape.head = self._matrix([module.lm_head])
+        self.reduced = module.lm_head if isinstance(module.lm_head, ReducedHead) else None
+        shape.head = self._matrix([module.lm_head if self.reduced is None else self.reduced.linear])
         layers = (Layer * shape.layers)(*(self._layer(layer, n, config) for n, layer in enumerate(module.model.layers)))
         self._kept.append(layers)
         shape.layer = ctypes.addressof(layers)
