@@ -45,7 +45,7 @@ def measure_acceptance(settings: Settings) -> dict[str, Any]:
     for family in FAMILIES:
         folder = shipped_for(family, identity)
         if folder is not None:
-            method = OmegaConf.load(CONF_DIR / "method" / f"{family}.yaml")
+            method: Any = OmegaConf.load(CONF_DIR / "method" / f"{family}.yaml")
             heads[family] = load_heads(heads_class_of({"_target_": method["_target_"]}), folder, parts)
     ends = set(end_ids(target.module, tokenizer))
     facts: dict[str, Any] = {"new_tokens": options.new_tokens, "data": {}}
