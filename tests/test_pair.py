@@ -149,6 +149,7 @@ def test_a_draft_of_layers_alone_borrows_the_rest_and_is_exact(folders: Any, tmp
         hidden = draft.module(input_ids=torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0]
         rows = whole.module.lm_head.weight[ids].bfloat16().float()
     assert torch.allclose(logits[:, ids], hidden @ rows.T, atol=1e-4)
+    probe_rollback(draft, "draft", folder)
     around = tiny.runtime(whole, draft)
     plain = tiny.decode(Autoregressive(), tiny.runtime(whole), text)
     assert tiny.decode(Speculative(draft_length=3), around, text).output_ids == plain.output_ids

@@ -26,7 +26,7 @@ def probe_rollback(model: Model, role: str, name: str, ids: Sequence[int] | None
         with torch.inference_mode():
             output = model.module(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
         fresh = output.logits[0, :, : model.vocab_size]
-        scale = float(fresh.float().abs().max()) or 1.0
+        scale = float(_numbers(fresh).abs().max()) or 1.0
         tolerance = {torch.float32: 1e-3, torch.float64: 1e-6}.get(model.dtype, 6e-2) * scale
         difference = _chain_error(model, ids, fresh)
     except torch.OutOfMemoryError:
@@ -57,11 +57,11 @@ def _chain_error(model: Model, ids: list[int], fresh: Any) -> float:
         session.pending = ids[6]
         session.forward(DraftTree(ids[8:11]))
         session.commit(Verdict((), (ids[7],)))
-        return float((session.forward(DraftTree(ids[8:])).logits.float() - fresh[7:].float()).abs().max())
+        return float((_numbers(session.forward(DraftTree(ids[8:])).logits) - _numbers(fresh[7:])).abs().max())
     session.feed(ids[:6])
     session.feed(ids[8:11])  # wrong tokens ...
     session.rollback(6)  # ... forgotten
-    return float((session.feed(ids[6:]).float() - fresh[6:].float()).abs().max())
+    return float((_numbers(session.feed(ids[6:])) - _numbers(fresh[6:])).abs().max())
 
 
 def _tree_error(model: Model, ids: list[int], fresh: Any) -> float:
@@ -74,5 +74,10 @@ def _tree_error(model: Model, ids: list[int], fresh: Any) -> float:
     session.cache.keep_rows(6, [0, 2, 3])
     after = session.feed(ids[9:])
     return max(
-        float((ours.float() - theirs.float()).abs().max()) for ours, theirs in ((branch, fresh[6:9]), (after, fresh[9:]))
+        float((_numbers(ours) - _numbers(theirs)).abs().max()) for ours, theirs in ((branch, fresh[6:9]), (after, fresh[9:]))
     )
+
+
+def _numbers(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 with 0 for ids that a reduced LM head says nothing of, so that they can be subtracted."""
+    return logits.float().masked_fill(logits == float("-inf"), 0.0)
