@@ -209,7 +209,7 @@ def no_numbers(module: Any, forwards: int) -> Iterator[None]:
     handle.remove()
 
 
-@pytest.mark.parametrize("law", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("law", [GREEDY, pytest.param(SAMPLED, marks=pytest.mark.slow)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=named)
 def test_logits_that_are_no_numbers_fail_the_sample_whoever_made_them(
     variant: tuple[str, ...], law: SamplingLaw, benches: Benches
