@@ -25,7 +25,8 @@ def unwrapped(text: str) -> str:
 
 
 def line(text: str, label: str) -> list[str]:
-    (found,) = [row for row in text.splitlines() if row.startswith(label)]
+    table = text.partition("\n\n")[2]  # the paragraph before it is wrapped, and a line of it may begin as a row does
+    (found,) = [row for row in table.splitlines() if row.startswith(label)]
     return re.split(r"\s{2,}", found.strip())
 
 

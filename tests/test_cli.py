@@ -312,7 +312,7 @@ def test_help_shows_the_choice_that_was_made(door: Door, tmp_path: Path) -> None
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("_target_: a.b\nknob: 3 # what it turns\n")
     text = "\n".join(door("--help", "--config-dir", str(tmp_path), "method=mine")[1])
-    assert re.search(r"method\.knob=3 +what it turns", text) and re.search(r"medusa, mine, osd", " ".join(text.split()))
+    assert re.search(r"method\.knob=3 +what it turns", text) and re.search(r"medusa, mine, mirror_sd", " ".join(text.split()))
 
 
 def test_an_option_without_a_meaning_is_caught() -> None:

@@ -24,10 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for room in ("specbench", "methods", "analysis") for path in sorted((ROOT / room).rglob("*.py"))]
 # Who may start another program: git for the provenance, a sweep's jobs and the tracker's own process.
 MAY_START_PROGRAMS = {
+    "analysis/show/saving.py",  # itself, for a share of the figures
+    "specbench/qualify/parts/sharing.py",  # the driver's own service
     "specbench/engine/backends/native/build.py",  # the system's compiler, on a file of the package
     "specbench/measure/records/provenance.py",
     "specbench/processes/child.py",
 }
+MAY_UNPICKLE = {"analysis/show/saving.py"}  # what a process and its child say to each other through files without a name
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 UNPICKLES = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "joblib.load"),
@@ -63,6 +66,8 @@ def test_no_text_is_executed_and_no_pickle_loaded() -> None:
     for path in SOURCES:
         name = path.relative_to(ROOT).as_posix()
         bad = dangers(path.read_text(), name in MAY_START_PROGRAMS)
+        if name in MAY_UNPICKLE:
+            bad = [line for line in bad if not line.startswith("pickle.load")]
         if bad:
             found[name] = bad
     assert found == {}

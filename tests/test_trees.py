@@ -61,6 +61,9 @@ class Coins:
     def laws(self, logits: Tensor) -> Tensor:
         return AT_ONE.probabilities(logits)
 
+    def weights(self, logits: Tensor, position: int) -> Tensor:
+        return self.laws(logits)
+
     def draw(self, logits: Tensor) -> tuple[int, Tensor]:
         law = self.laws(logits)[0]
         return self.rng.categorical(law), law
@@ -84,8 +87,8 @@ class Best:
 
     draws = False
 
-    def scores(self, logits: Tensor, position: int) -> Tensor:
-        return logits
+    def weights(self, logits: Tensor, position: int) -> Tensor:
+        return AT_ONE.probabilities(logits)
 
 
 def drawn_by(shape: Any, depth: int, stop: Stop | None = None):

@@ -185,7 +185,7 @@ def test_the_check_command_passes_every_check(
 ) -> None:
     assert command.main(check_words(page, name)) == 0
     out = capsys.readouterr().out.splitlines()
-    passed = [line.split(":")[1].strip() for line in out if line.startswith(f"{PASS}  tiny pair")]
+    passed = [line.split(":")[1].strip() for line in out if re.match(rf"{PASS}  \[ *\d+/\d+\] tiny pair", line)]
     assert passed == list(CHECKS)
     skipped = [line for line in out if line.startswith(SKIP)]
     assert len(skipped) == (name == "my_heads") and all("the built-in pair has none" in line for line in skipped)
@@ -249,7 +249,7 @@ def test_heads_are_trained_by_the_command(page: dict[str, str], bench_of: Benche
     training.main()
     (out,) = [word.partition("=")[2] for word in words if word.startswith("train.out=")]
     assert {"heads.json", "heads.safetensors", "README.md"} <= {path.name for path in Path(out).iterdir()}
-    with pytest.raises(ConfigError, match="trained for a target of vocab_size 100"):
+    with pytest.raises(ConfigError, match="trained for a target of sha256"):
         bench_of(node_of("my_heads"), heads=out).method(GREEDY)
     method = create_method({**node_of("my_heads"), "heads": out}, ALLOWED)
     around = tiny.runtime(tiny.model(vocab_size=100))
@@ -292,7 +292,7 @@ def test_a_lookup_that_remembers_is_found(
         for check in set(checks) - {left}:
             monkeypatch.delitem(checks, check)
     assert command.main(check_words(page, "my_lookup")) == 1
-    assert f"{FAIL}  tiny pair: fresh state" in capsys.readouterr().out
+    assert f"{FAIL}  [1/1] tiny pair: fresh state" in capsys.readouterr().out
 
 
 def test_a_hybrid_under_ratio_is_found(page: dict[str, str], page_again: None, bench_of: Benches) -> None:

@@ -42,7 +42,8 @@ AUTOREGRESSIVE = "autoregressive"
 PLACES = (  # append only: a method's look is its place, the first fourteen differ in colour alone
     *("speculative", "amusd", "eagle", "medusa", "hydra", "pearl", "lookahead"),
     *("prompt_lookup", "layerskip", "osd", "suffix", "sam", "token_recycling", "rest"),
-    *("stand", "rasd"),
+    *("stand", "rasd", "swift", "specinfer", "spectr", "rsd", "dyspec", "sequoia"),
+    *("ssd", "dsi", "pipespec", "easyspec", "mirror_sd"),
 )  # fmt: skip
 _CYCLES = 4  # of the colours; each method of a colour has a marker of its own
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import specbench
+from specbench.processes.child import run_module
 from specbench.qualify.plan import FAILED, NOT_RUN, PASSED, Task, result
 
 KEPT_LINES = 3  # of a failure
@@ -21,12 +21,15 @@ def run(task: Task) -> dict[str, Any]:
         return result(NOT_RUN, "an installed wheel has no tests: run this from a checkout")
     report = task.out / "suite.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    try:
-        done = subprocess.run([*command, "tests"], cwd=root, timeout=max(1.0, task.left - 5), check=False)
-        ended = f"pytest ended with status {done.returncode}"
-    except subprocess.TimeoutExpired:
+    arguments = ["pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", f"--rootdir={root}"]
+    status = run_module(
+        [*arguments, "-c", str(root / "pyproject.toml"), str(root / "tests")],
+        output=sys.stdout,
+        timeout_seconds=max(1.0, task.left - 5),
+    )
+    if status is None:
         return result(FAILED, f"not through within {task.seconds:.0f} s; suite.log says how far it came")
+    ended = f"pytest ended with status {status}"
     if not report.is_file():
         return result(FAILED, f"{ended} and left no report; suite.log has what it said")
     return judge(ElementTree.parse(report).getroot(), ended)

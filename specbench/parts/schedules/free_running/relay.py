@@ -65,6 +65,14 @@ class Relay(DraftSide):
         self.seen_above = self.seen_below = -1
         self.tree = DraftTree([])
 
+    def run(self) -> Any:
+        try:
+            return super().run()
+        except Exception:  # the sample fails, and the stage below has only this one to hear it from
+            if self.calibration is None:
+                self.told_slot.publish(self.order.number, self.told_epoch, self.told, self.tokens[self.told :], flag=DONE)
+            raise
+
     # Towards the stage above.
 
     def _look(self) -> Progress:
