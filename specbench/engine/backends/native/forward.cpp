@@ -331,6 +331,8 @@ static void some_rows(const W* w, int sixteens, const float* x, int64_t ldx, int
     }
 }
 
+// Six rows at once read the blocks again: from this many on it is cheaper to write the numbers out.
+static const int64_t WIDENED_FROM = 12;
 static const int64_t BLOCK_BYTES[] = {4 * BLOCK, 2 * BLOCK, FourBits::BYTES, EightBits::BYTES};
 
 // Each unit of 64 outputs for all rows; `then(row, first output, sixteens, sums)` takes them away.
@@ -343,7 +345,7 @@ static void multiply(const Team& team, const Matrix& m, const float* x, int64_t 
         const int wide = sixteens - 4 * u < 4 ? (int)(sixteens - 4 * u) : 4;
         const char* data = (const char*)m.data + u * UNIT * m.inputs / BLOCK * BLOCK_BYTES[m.kind];
         int64_t kind = m.kind;
-        if (kind >= FOUR_BITS && rows > 6) {  // widened once for all rows
+        if (kind >= FOUR_BITS && rows > WIDENED_FROM) {  // widened once for all rows
             if (kind == FOUR_BITS) data = (const char*)widened((const FourBits*)data, wide * LANES, m.inputs);
             else data = (const char*)widened((const EightBits*)data, wide * LANES, m.inputs);
             kind = FLOATS;
