@@ -6,10 +6,14 @@ A step holds at most one mailbox operation (asserted on `counting_mailbox`), so 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fake_sessions import EOS_IDS, Language
+
+from specbench.engine.request import Request
+from specbench.engine.sampling import SamplingLaw
 from specbench.processes.mailbox import LocalSlot, Mailbox, Message
 from specbench.processes.steps import Progress
 
@@ -58,6 +62,32 @@ class Timing:
             slow_forward=rng.random() < 0.6,
             wake=rng.choice(["news", "timeout", "spurious"]),
         )
+
+
+class Sample:
+    """What a test's case, a dataclass of a seed and all that hangs on it, says of its sample."""
+
+    seed: int
+    max_new_tokens: int
+    temperature: float
+    eos_rate: float
+
+    def request(self) -> Request:
+        rng = random.Random(~self.seed)
+        prompt = tuple(rng.randrange(2, 12) for _ in range(rng.randrange(1, 9)))
+        return Request(f"s{self.seed}", 0, prompt, self.max_new_tokens, EOS_IDS, noise_key=self.seed)
+
+    def law(self) -> SamplingLaw:
+        return SamplingLaw(temperature=self.temperature, seed=self.seed)
+
+    def language(self) -> Language:
+        return Language(self.seed % 7, self.eos_rate, spread=3.0 if self.temperature else 0.0)
+
+
+def all_met(seen: Mapping[str, int], situations: Iterable[str], least: int) -> None:
+    """Raise AssertionError for situations that came up less than `least` times: nothing would be proven of them."""
+    missing = {what: seen[what] for what in situations if seen[what] < least}
+    assert not missing, f"too rare to prove anything: {missing}"
 
 
 def interleave(

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_sessions import EOS_IDS, FakeSession, Language, agreement, autoregressive, imitation
-from interleaving import Deadlock, Timing, counting_mailbox, interleave
+from fake_sessions import EOS_IDS, FakeSession, agreement, autoregressive, imitation
+from interleaving import Deadlock, Sample, Timing, all_met, counting_mailbox, interleave
 
 from specbench.config.options import ConfigError
 from specbench.engine.request import Request
@@ -58,7 +58,7 @@ class WatchedDrafter(DraftSide):
 
 
 @dataclass
-class Case:
+class Case(Sample):
     """One interleaving and everything that it depends on."""
 
     seed: int
@@ -70,9 +70,7 @@ class Case:
     agreement: str
     rate: float
     eos_rate: float
-    target_weight: float | None  # how often the target is chosen when both can run: small is a slow verifier; None: it changes
-    slow_forward: bool  # the draft publishes while the target's forward runs
-    wake: str  # news | timeout | spurious
+    timing: Timing
 
     @classmethod
     def drawn(cls, seed: int) -> Case:
@@ -88,21 +86,8 @@ class Case:
             agreement=rng.choice(["always", "never", "random", "random", "bursts"]),
             rate=rng.choice([0.5, 0.8, 0.95]),
             eos_rate=rng.choice([0.0, 0.02, 0.1]),
-            target_weight=rng.choice([0.03, 0.1, 0.25, 0.5, 0.9, 0.97, None]),
-            slow_forward=rng.random() < 0.6,
-            wake=rng.choice(["news", "timeout", "spurious"]),
+            timing=Timing.drawn(rng),
         )
-
-    def request(self) -> Request:
-        rng = random.Random(~self.seed)
-        prompt = tuple(rng.randrange(2, 12) for _ in range(rng.randrange(1, 9)))
-        return Request(f"s{self.seed}", 0, prompt, self.max_new_tokens, EOS_IDS, noise_key=self.seed)
-
-    def law(self) -> SamplingLaw:
-        return SamplingLaw(temperature=self.temperature, seed=self.seed)
-
-    def language(self) -> Language:
-        return Language(self.seed % 7, self.eos_rate, spread=3.0 if self.temperature else 0.0)
 
 
 class Play:
@@ -131,9 +116,8 @@ class Play:
 
     def schedule(self, rng: random.Random) -> None:
         sides, case = [self.verifier, self.drafter], self.case
-        timing = Timing(case.target_weight, case.slow_forward, case.wake)
         self.epoch = 0
-        interleave(sides, rng, timing, self.mailbox, self.state, lambda what: self.seen.update([what]), self.check_epochs)
+        interleave(sides, rng, case.timing, self.mailbox, self.state, lambda what: self.seen.update([what]), self.check_epochs)
 
     def check_epochs(self) -> None:
         assert self.verifier.epoch >= self.epoch, "the epoch went back"
@@ -189,9 +173,9 @@ class Play:
         self.seen[f"finish {self.verifier.books.finish}"] += 1
         self.seen[f"limit {request.max_new_tokens}"] += 1
         self.seen["first token ends it"] += not rounds
-        self.seen["slow verifier"] += self.case.target_weight == 0.03
-        self.seen["slow draft"] += self.case.target_weight == 0.97
-        self.seen["restless"] += self.case.target_weight is None
+        self.seen["slow verifier"] += self.case.timing.target_weight == 0.03
+        self.seen["slow draft"] += self.case.timing.target_weight == 0.97
+        self.seen["restless"] += self.case.timing.target_weight is None
         self.seen["draft far ahead"] += max((r.num_drafted for r in rounds), default=0) >= 12
         self.seen["sampled"] += self.case.temperature > 0
 
@@ -231,8 +215,7 @@ def test_every_interleaving_gives_the_targets_own_output(num_seeds: int) -> None
         play = Play(case)
         play.sample(1, case.request())
         seen += play.seen
-    missing = {what: seen[what] for what in SITUATIONS if seen[what] < 20}
-    assert not missing, f"too rare to prove anything: {missing}"
+    all_met(seen, SITUATIONS, least=20)
 
 
 def test_samples_follow_each_other_on_one_mailbox() -> None:
@@ -419,7 +402,7 @@ def test_stale_policies_differ_where_they_should() -> None:
         rounds: list[Round] = []
         for seed in range(60):
             case = replace(Case.drawn(seed), max_new_tokens=40, draft_length=3, max_lookahead=8, stale=policy)
-            case = replace(case, eos_rate=0.0, slow_forward=True, agreement="random", rate=0.8)
+            case = replace(case, eos_rate=0.0, timing=replace(case.timing, slow_forward=True), agreement="random", rate=0.8)
             play = Play(case)
             play.sample(1, case.request())
             room = case.max_new_tokens - 1

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fake_sessions import EOS_IDS, FakeSession, Language, agreement, autoregressive, imitation
-from interleaving import Timing, interleave
+from fake_sessions import EOS_IDS, FakeSession, agreement, autoregressive, imitation
+from interleaving import Sample, Timing, all_met, interleave
 from law_tools import Language as Law
 from law_tools import branches, law_of, worst_error
 from preloaded import fork_workers
@@ -48,7 +48,7 @@ NUM_SEEDS = 600
 
 # ------------------------------------------------------------------------------------- every interleaving, every pattern
 @dataclass
-class Case:
+class Case(Sample):
     """One sample and everything that its schedule depends on."""
 
     seed: int
@@ -83,17 +83,6 @@ class Case:
             eos_rate=rng.choice([0.0, 0.02, 0.1]),
             target_weight=rng.choice([0.05, 0.5, 0.95]),
         )
-
-    def request(self) -> Request:
-        rng = random.Random(~self.seed)
-        prompt = tuple(rng.randrange(2, 12) for _ in range(rng.randrange(1, 9)))
-        return Request(f"s{self.seed}", 0, prompt, self.max_new_tokens, EOS_IDS, noise_key=self.seed)
-
-    def law(self) -> SamplingLaw:
-        return SamplingLaw(temperature=self.temperature, seed=self.seed)
-
-    def language(self) -> Language:
-        return Language(self.seed % 7, self.eos_rate, spread=3.0 if self.temperature else 0.0)
 
 
 class Play:
@@ -178,8 +167,7 @@ def test_every_schedule_gives_the_targets_own_output() -> None:
         play = Play(case)
         play.sample(1, case.request())
         seen += play.seen
-    missing = {what: seen[what] for what in SITUATIONS if seen[what] < 20}
-    assert not missing, f"too rare to prove anything: {missing}"
+    all_met(seen, SITUATIONS, least=20)
 
 
 def test_samples_follow_each_other_on_one_mailbox() -> None:

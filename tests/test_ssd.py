@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from fake_sessions import EOS_IDS, FakeBranching, FakeSession, Language, agreement, autoregressive, imitation
-from interleaving import Deadlock, Timing, counting_mailbox, interleave
+from fake_sessions import EOS_IDS, FakeBranching, FakeSession, agreement, autoregressive, imitation
+from interleaving import Deadlock, Sample, Timing, all_met, counting_mailbox, interleave
 
 from specbench.config.compose import compose
 from specbench.engine.request import Request
-from specbench.engine.sampling import SamplingLaw
 from specbench.measure.records.events import Round
 from specbench.methods.overlap.ssd import Ssd
 from specbench.parts.rules.rule import RULES
 from specbench.parts.schedules.calibration import largest_fitting
-from specbench.parts.schedules.foreseeing.draft import FALLBACKS, HIT, LAST, MISS, Branch, DraftSide, Plan, book_draft_report
+from specbench.parts.schedules.foreseeing.draft import DraftSide, book_draft_report
 from specbench.parts.schedules.foreseeing.fan_out import Acceptance, fan_out, length_chances
+from specbench.parts.schedules.foreseeing.plan import FALLBACKS, HIT, LAST, MISS, Branch, Plan
 from specbench.parts.schedules.foreseeing.verify import Verifier
 from specbench.processes.mailbox import Message
 from specbench.processes.steps import Progress
@@ -32,7 +32,7 @@ NUM_SEEDS, ALL_SEEDS = 120, 4000
 
 
 @dataclass
-class Case:
+class Case(Sample):
     """One sample and everything that its schedule depends on."""
 
     seed: int
@@ -61,17 +61,6 @@ class Case:
             eos_rate=rng.choice([0.0, 0.02, 0.1]),
             timing=Timing.drawn(rng),
         )
-
-    def request(self) -> Request:
-        rng = random.Random(~self.seed)
-        prompt = tuple(rng.randrange(2, 12) for _ in range(rng.randrange(1, 9)))
-        return Request(f"s{self.seed}", 0, prompt, self.max_new_tokens, EOS_IDS, noise_key=self.seed)
-
-    def law(self) -> SamplingLaw:
-        return SamplingLaw(temperature=self.temperature, seed=self.seed)
-
-    def language(self) -> Language:
-        return Language(self.seed % 7, self.eos_rate, spread=3.0 if self.temperature else 0.0)
 
 
 class Play:
@@ -173,8 +162,7 @@ def test_every_interleaving_gives_the_targets_own_output(num_seeds: int) -> None
         play = Play(case)
         play.sample(1, case.request())
         seen += play.seen
-    missing = {what: seen[what] for what in SITUATIONS if seen[what] < num_seeds // 20}
-    assert not missing, f"too rare to prove anything: {missing}"
+    all_met(seen, SITUATIONS, least=num_seeds // 20)
 
 
 def test_samples_follow_each_other_on_one_mailbox() -> None:

@@ -159,7 +159,8 @@ def test_a_free_running_draft_that_is_held_back_changes_no_output(kind: str) -> 
 def test_a_stop_that_never_goes_on_keeps_a_free_running_draft_at_what_is_waited_for() -> None:
     for waited_for in (0, 1, 3):
         case = replace(test_amusd.Case.drawn(0), max_new_tokens=33, draft_length=waited_for, max_lookahead=8, eos_rate=0.0)
-        play = free_running(replace(case, target_weight=0.1), Never(8))  # a slow verifier: the draft has all the time
+        slow = replace(case.timing, target_weight=0.1)  # a slow verifier: the draft has all the time
+        play = free_running(replace(case, timing=slow), Never(8))
         play.sample(1, case.request())
         rounds = play.verifier.books.outcome().rounds
         assert max(r.num_drafted for r in rounds) == max(1, waited_for)

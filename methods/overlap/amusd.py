@@ -11,9 +11,8 @@ sampling token for token.
 
 from __future__ import annotations
 
-from specbench.method import ConfigError, Method, Rule, Stop, make_stop, one_of, whole
+from specbench.method import Method, Rule, Stop
 from specbench.parts.schedules.free_running.schedule import FreeRunning
-from specbench.parts.schedules.free_running.verify import STALE_POLICIES
 
 
 class Amusd(Method):
@@ -34,12 +33,5 @@ class Amusd(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 0)
-        whole("method.max_lookahead", max_lookahead, 1)
-        if max_lookahead < draft_length:
-            remedy = f"at least method.draft_length ({draft_length}): the target waits for so many"
-            raise ConfigError("method.max_lookahead", max_lookahead, remedy)
-        one_of("method.stale", stale, *STALE_POLICIES)
-        whole("method.draft_cores", draft_cores, 1)
-        schedule = FreeRunning(draft_length, max_lookahead, stale, draft_cores, make_stop(stop, max_lookahead, worker=True))
+        schedule = FreeRunning(draft_length, max_lookahead, stale, draft_cores, stop)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

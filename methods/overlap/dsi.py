@@ -14,7 +14,7 @@ equals autoregressive sampling token for token. More servers are for the simulat
 
 from __future__ import annotations
 
-from specbench.method import ConfigError, Method, Rule, make_stop, whole
+from specbench.method import Method, Rule, whole
 from specbench.parts.schedules.free_running.schedule import FreeRunning
 
 
@@ -34,11 +34,6 @@ class Dsi(Method):
         rule: str | Rule | None = None,
     ):
         whole("method.draft_length", draft_length, 1, auto=True)
-        whole("method.max_lookahead", max_lookahead, 1)
-        whole("method.draft_cores", draft_cores, 1)
         length = None if draft_length == "auto" else int(draft_length)
-        if length is not None and max_lookahead < length:
-            remedy = f"at least method.draft_length ({length}): the target waits for so many"
-            raise ConfigError("method.max_lookahead", max_lookahead, remedy)
-        schedule = FreeRunning(length, max_lookahead, "plain", draft_cores, make_stop(None, max_lookahead, worker=True))
+        schedule = FreeRunning(length, max_lookahead, "plain", draft_cores, None)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=length)

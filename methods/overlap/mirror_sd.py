@@ -16,8 +16,7 @@ target's noise.
 
 from __future__ import annotations
 
-from specbench.method import Method, Rule, one_of, whole
-from specbench.parts.schedules.foreseeing.draft import FALLBACKS
+from specbench.method import Method, Rule, whole
 from specbench.parts.schedules.foreseeing.mirrored import Mirrored
 
 
@@ -39,10 +38,7 @@ class MirrorSd(Method):
         draft_cores: int = 1,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
         whole("method.num_candidates", num_candidates, 1)
         whole("method.exit_layer", exit_layer, 1, null="half of the layers")
-        one_of("method.fallback", fallback, *FALLBACKS)
-        whole("method.draft_cores", draft_cores, 1)
         schedule = Mirrored(draft_length, num_candidates, exit_layer, fallback, draft_cores)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

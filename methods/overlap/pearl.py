@@ -43,7 +43,6 @@ class Pearl(Method):
             raise ConfigError("method.draft", draft, "is not exact under method.rule=lockstep_ratio: leave it at keyed")
         flag("method.pre_verify", pre_verify)
         flag("method.post_verify", post_verify)
-        whole("method.draft_cores", draft_cores, 1)
         length = None if draft_length == "auto" else int(draft_length)
         policy = make_stop(stop, length or MAX_LENGTH, worker=True)
         super().__init__(

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specbench.method import ConfigError, Method, Rule, Stop, make_stop, one_of, whole
+from specbench.method import ConfigError, Method, Rule, Stop
 from specbench.parts.schedules.free_running.pipeline import Pipeline
-from specbench.parts.schedules.free_running.verify import STALE_POLICIES
 
 DRAFT, MIDDLE = "draft", "middle"
 
@@ -43,15 +42,8 @@ class PipeSpec(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 0)
-        whole("method.max_lookahead", max_lookahead, 1)
-        if max_lookahead < draft_length:
-            remedy = f"at least method.draft_length ({draft_length}): the target waits for so many"
-            raise ConfigError("method.max_lookahead", max_lookahead, remedy)
-        one_of("method.stale", stale, *STALE_POLICIES)
-        whole("method.draft_cores", draft_cores, 1)
         named = [DRAFT, MIDDLE] if stages is None else stages
         if isinstance(named, str) or not isinstance(named, Sequence) or not named or not all(isinstance(n, str) for n in named):
             raise ConfigError("method.stages", stages, "give a list of names, smallest model first, or null: [draft, middle]")
-        schedule = Pipeline(named, draft_length, max_lookahead, stale, draft_cores, make_stop(stop, max_lookahead, worker=True))
+        schedule = Pipeline(named, draft_length, max_lookahead, stale, draft_cores, stop)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import math
 
-from specbench.method import Method, Rule, number, one_of, whole
-from specbench.parts.schedules.foreseeing.draft import FALLBACKS
+from specbench.method import Method, Rule, number, whole
 from specbench.parts.schedules.foreseeing.schedule import Foreseeing
 
 
@@ -42,10 +41,7 @@ class Ssd(Method):
         draft_cores: int = 1,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
         whole("method.budget", budget, 1, auto=True)
         number("method.decay", decay, 0.0, math.inf, "a number from 0 up")
-        one_of("method.fallback", fallback, *FALLBACKS)
-        whole("method.draft_cores", draft_cores, 1)
         schedule = Foreseeing(draft_length, None if budget == "auto" else int(budget), fallback, decay, draft_cores)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

@@ -17,10 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from specbench.config.schema import PairConfig
@@ -32,13 +30,13 @@ from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
 from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
 from specbench.pair.spec import specify
+from specbench.qualify.theirs import generate
 
 STANDIN = Path(__file__).resolve().parents[2] / "datasets" / "standin" / "humaneval.jsonl"
 PAIRS = {  # ours: theirs
     "autoregressive": "generate",
     "speculative": "assisted generation",
 }
-NO_PADDING = 1_000_000  # no id of a token: assisted generation masks padding out of its draft's prompt
 
 Contender = Callable[[Sequence[int]], list[int]]
 
@@ -53,30 +51,6 @@ def ours(method: Method, around: Runtime) -> Contender:
     return decode
 
 
-def theirs(target: Any, tokens: int, ends: frozenset[int], draft: Any = None, draft_length: int = 0) -> Contender:
-    settings = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=NO_PADDING
-    )
-    more = {}
-    if draft is not None:
-        # The draft length is read from the draft's own settings; an argument to `generate` is ignored.
-        draft.generation_config = GenerationConfig(
-            num_assistant_tokens=draft_length,
-            num_assistant_tokens_schedule="constant",
-            assistant_confidence_threshold=0.0,
-            pad_token_id=NO_PADDING,
-        )
-        more["assistant_model"] = draft
-
-    @torch.inference_mode()
-    def generate(prompt: Sequence[int]) -> list[int]:
-        ids = torch.tensor([list(prompt)], device=target.device)
-        out = target.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, **more)
-        return out[0, len(prompt) :].tolist()
-
-    return generate
-
-
 def contenders(options: argparse.Namespace) -> tuple[dict[str, Contender], list[list[int]]]:
     device = options.device
     spec = specify(PairConfig(target=options.target, draft=options.draft, target_device=device, draft_device=device))
@@ -89,9 +63,11 @@ def contenders(options: argparse.Namespace) -> tuple[dict[str, Contender], list[
     prompts = [json.loads(line)["prompt"] for line in STANDIN.read_text().splitlines()[: options.prompts]]
     named = {
         "autoregressive": ours(Autoregressive(), around),
-        "generate": theirs(target.module, options.tokens, ends),
+        "generate": generate(target.module, options.tokens, ends),
         "speculative": ours(Speculative(draft_length=options.draft_length), around),
-        "assisted generation": theirs(target.module, options.tokens, ends, draft.module, options.draft_length),
+        "assisted generation": generate(
+            target.module, options.tokens, ends, draft=draft.module, draft_length=options.draft_length
+        ),
     }
     return named, [tokenizer(text).input_ids for text in prompts]
 

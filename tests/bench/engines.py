@@ -28,8 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from decode import NO_PADDING, Contender, ours, theirs
-from transformers import CompileConfig, GenerationConfig
+from decode import Contender, ours
 from transformers.utils import logging as transformers_logging
 
 from specbench import data
@@ -43,6 +42,7 @@ from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
 from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
 from specbench.pair.spec import specify
+from specbench.qualify.theirs import generate
 
 BESIDE = {  # ours: what it is compared with
     "native AR": ("eager AR", "generate", "generate, static cache", "generate, compiled"),
@@ -52,27 +52,6 @@ BESIDE = {  # ours: what it is compared with
 }
 ROWS = (1, 2, 3, 5, 9, 16, 32)
 CONTEXT = 192
-
-
-def static(target: Any, tokens: int, ends: frozenset[int], longest: int, compiled: bool) -> Contender:
-    """`generate` on a preallocated cache, with its one-row forward compiled or not."""
-    options: dict[str, Any] = {"cache_implementation": "static", "max_length": longest + tokens}
-    if compiled:
-        config = CompileConfig(fullgraph=False, mode="default")
-        config._compile_all_devices = True  # else a CPU is left out
-        options["compile_config"] = config
-    else:
-        options["disable_compile"] = True
-    padding = {"eos_token_id": sorted(ends) or None, "pad_token_id": NO_PADDING}
-    settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, **padding, **options)
-
-    @torch.inference_mode()
-    def generate(prompt: Any) -> list[int]:
-        ids = torch.tensor([list(prompt)])
-        out = target.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        return out[0, len(prompt) :].tolist()
-
-    return generate
 
 
 def contenders(options: argparse.Namespace) -> tuple[dict[str, Contender], list[list[int]], dict[str, Model], dict[str, Any]]:
@@ -88,7 +67,7 @@ def contenders(options: argparse.Namespace) -> tuple[dict[str, Contender], list[
     ends = eos_ids(target.module, tokenizer)
     samples = data.select(data.load(config.data), config.data)
     prompts = list(data.first_prompts(samples, config.data.history, tokenizer, config.data.template).values())
-    longest, module = max(map(len, prompts)), target.module
+    length, module = max(map(len, prompts)) + options.tokens, target.module
     named: dict[str, Contender] = {}
     methods: dict[str, Callable[[], Method]] = {
         "AR": Autoregressive,
@@ -98,11 +77,11 @@ def contenders(options: argparse.Namespace) -> tuple[dict[str, Contender], list[
         around = Runtime(spec, model, drafts[backend], SamplingLaw(), options.tokens, ends)
         for name, make in methods.items():
             named[f"{backend} {name}"] = ours(make(), around)
-    named["generate"] = theirs(module, options.tokens, ends)
-    named["generate, static cache"] = static(module, options.tokens, ends, longest, compiled=False)
+    named["generate"] = generate(module, options.tokens, ends)
+    named["generate, static cache"] = generate(module, options.tokens, ends, static_length=length)
     if options.compiled:
-        named["generate, compiled"] = static(module, options.tokens, ends, longest, compiled=True)
-    named["assisted generation"] = theirs(module, options.tokens, ends, draft.module, options.draft_length)
+        named["generate, compiled"] = generate(module, options.tokens, ends, static_length=length, compiled=True)
+    named["assisted generation"] = generate(module, options.tokens, ends, draft=draft.module, draft_length=options.draft_length)
     facts = {"target": spec.target.name, "draft": spec.draft.name, "parameters": target.num_parameters}
     return named, prompts, models, facts
 

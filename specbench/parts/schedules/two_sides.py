@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, whole
 from specbench.engine.request import Outcome
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Needs, Schedule, Setting
@@ -52,7 +52,7 @@ class Exchange:
 class TwoSides(Schedule):
     """The target stays in this process; the draft is loaded and run in a worker on `draft_cores` cores of its own.
 
-    num_workers: 1, or the length of the chain of drafts.
+    num_workers: 1, or the length of the chain of drafts. Raises ConfigError for values out of range.
     """
 
     needs = Needs(draft="worker")
@@ -61,8 +61,10 @@ class TwoSides(Schedule):
     mailbox: Mailbox
 
     def __init__(self, draft_cores: int):
+        whole("method.draft_cores", draft_cores, 1)
         self.draft_cores = draft_cores
         self.workers: list[Worker] = []
+        self.measured: dict[str, float | int | str] = {}  # what opening measured and settled by it
 
     @property
     def worker(self) -> Worker | None:
@@ -166,6 +168,9 @@ class TwoSides(Schedule):
                 for part, size in worker.memory_bytes().items():
                     parts[f"draft_{part}"] = parts.get(f"draft_{part}", 0) + size
         return parts
+
+    def facts(self) -> dict[str, float | int | str]:
+        return self.measured
 
     def pids(self) -> list[int]:
         return [worker.pid for worker in self.workers if worker.pid is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from specbench.check import FAIL, PASS, SKIP, Bench, Result
@@ -48,7 +47,7 @@ def identity_of(name: str, dtype: str, device: str) -> tuple[Result, Result]:
     config = compose([f"method={name}", "pair=builtin", *(f"{p}={dtype if p.endswith('dtype') else device}" for p in places)])
     spec = specify(config.pair, config.engine.attention)
     tokenizer = load_tokenizer(spec.target)
-    pair = replace(check_pair(spec, tokenizer))
+    pair = check_pair(spec, tokenizer)
     bench = None
     try:
         bench = Bench(config.method, pair, [tuple(tokenizer(text).input_ids) for text in TEXTS], config.allow_targets)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from specbench.config.schema import PairConfig
@@ -31,11 +30,11 @@ from specbench.pair.backend import choose_backend
 from specbench.pair.load import check_pair, load_model, load_tokenizer
 from specbench.pair.spec import specify
 from specbench.qualify.plan import PASSED, Task, result
+from specbench.qualify.theirs import generate
 
 TOKENS, DRAFT_LENGTH, REPEATS = 64, 4, 5
 PROMPT = "def add(a, b):\n    return a + b\n\n\ndef multiply(a, b):\n    "
 BACKENDS = ("eager", "native", "compiled", "graph")
-NO_PADDING = 1_000_000  # no id of a token: assisted generation masks padding out of its draft's prompt
 Contender = Callable[[], tuple[float, list[int]]]  # seconds per token and ids
 
 
@@ -46,7 +45,6 @@ def run(task: Task) -> dict[str, Any]:
     bandwidth = copy_bandwidth(task.device, 2**31 if task.on_accelerator else 2**27)
     notes = [f"a copy moves {bandwidth / 1e9:,.0f} GB/s, read and written bytes both counted"]
     rows: list[tuple[Any, ...]] = []
-    best = 0.0
     for size in dict.fromkeys(sizes):
         for backend in BACKENDS:
             pair, why = pair_of(f"shaped:{size}", f"shaped:{sizes[1]}:0.8", task.device, backend)
@@ -168,35 +166,21 @@ def ours(method: Method, prompt: Sequence[int]) -> Contender:
 
 def theirs(target: Model, draft: Model | None, prompt: Sequence[int], compiled: bool) -> dict[str, Contender]:
     """`generate`: eager, on a static cache, that compiled (where `compiled`), and assisted by the draft."""
-    module = target.module
-    static = {"cache_implementation": "static", "max_length": len(prompt) + TOKENS}
-    kinds: dict[str, dict[str, Any]] = {"generate": {}, "generate, static cache": {**static, "disable_compile": True}}
+    module, device, length = target.module, str(target.device), len(prompt) + TOKENS
+    kinds: dict[str, dict[str, Any]] = {"generate": {}, "generate, static cache": {"static_length": length}}
     if compiled:
-        kinds["generate, static and compiled"] = {**static, "compile_config": CompileConfig(fullgraph=False)}
-    ids = torch.tensor([list(prompt)], device=module.device)
+        kinds["generate, static and compiled"] = {"static_length": length, "compiled": True}
+    if draft is not None:
+        kinds["assisted generation"] = {"draft": draft.module, "draft_length": DRAFT_LENGTH}
 
-    @torch.inference_mode()
-    def generate(tokens: int, more: dict[str, Any], **arguments: Any) -> list[int]:
-        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=NO_PADDING, **more)
-        out = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, **arguments)
-        return out[0, len(prompt) :].tolist()
+    def contender(kind: dict[str, Any]) -> Contender:
+        whole, first = generate(module, TOKENS, **kind), generate(module, 1, **kind)
 
-    def contender(more: dict[str, Any], **arguments: Any) -> Contender:
         def decode() -> tuple[float, list[int]]:
-            device, kept = str(module.device), []  # type: str, list[list[int]]
-            whole = clocked(lambda: kept.append(generate(TOKENS, more, **arguments)), device)
-            first = clocked(lambda: generate(1, more, **arguments), device)
-            return (whole - first) / (len(kept[0]) - 1), kept[0]
+            kept: list[list[int]] = []
+            seconds = clocked(lambda: kept.append(whole(prompt)), device) - clocked(lambda: first(prompt), device)
+            return seconds / (len(kept[0]) - 1), kept[0]
 
         return decode
 
-    named = {name: contender(more) for name, more in kinds.items()}
-    if draft is not None:
-        draft.module.generation_config = GenerationConfig(
-            num_assistant_tokens=DRAFT_LENGTH,
-            num_assistant_tokens_schedule="constant",
-            assistant_confidence_threshold=0.0,
-            pad_token_id=NO_PADDING,
-        )
-        named["assisted generation"] = contender({}, assistant_model=draft.module)
-    return named
+    return {name: contender(kind) for name, kind in kinds.items()}

@@ -8,7 +8,6 @@ draft, and forgets the others. Where no branch fits, the draft is made then and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,63 +18,13 @@ from specbench.engine.target import open_branching
 from specbench.measure.sensors.clock import now
 from specbench.parts.drafts.lookup import Ngrams
 from specbench.parts.schedules.books import Books
-from specbench.parts.schedules.foreseeing.fan_out import Acceptance, fan_out, length_chances
-from specbench.parts.schedules.sides import Drafting, SideReport
+from specbench.parts.schedules.foreseeing.fan_out import Acceptance, candidates, fan_out, length_chances
+from specbench.parts.schedules.foreseeing.plan import HIT, LAST, MISS, Branch, DraftReport, Forward, Plan, RoundReport
+from specbench.parts.schedules.sides import Drafting
 from specbench.processes.mailbox import DONE, Mailbox, Message
-from specbench.processes.steps import Order, Progress
+from specbench.processes.steps import Progress
 
-FALLBACKS = ("draft", "lookup")
-HIT, MISS, LAST = "hit", "miss", "last"  # phases of rounds; last: there was no room for a draft, so nothing to foresee
 MAX_NGRAM = 2  # of the lookup: prompt_lookup's
-
-
-@dataclass(frozen=True)
-class Plan(Order):
-    """One sample. budget: branches prepared at a time."""
-
-    budget: int
-
-
-@dataclass(slots=True)
-class Forward:
-    """One of the draft's: when, how many tokens came of it, and how many of these the output kept."""
-
-    start: float
-    end: float
-    made: int
-    kept: int = 0
-
-
-@dataclass(slots=True)
-class Branch:
-    """A draft for one verdict. above: the row that it hangs on; position: of `bonus`, the target's own token, in the output;
-    limit: tokens at most; rows: of what is fed, `bonus` first; logits: [1, vocab] behind each."""
-
-    above: int
-    bonus: int
-    position: int
-    limit: int
-    rows: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-    forwards: list[Forward] = field(default_factory=list)
-    complete: bool = False
-
-
-@dataclass
-class RoundReport:
-    """What the draft's side knows of a round."""
-
-    phase: str
-    num_forwards: int
-
-
-@dataclass
-class DraftReport(SideReport):
-    """num_unused: tokens prepared for verdicts that did not come."""
-
-    num_unused: int = 0
-    rounds: list[RoundReport] = field(default_factory=list)
 
 
 class DraftSide(Drafting):
@@ -215,13 +164,10 @@ class DraftSide(Drafting):
         scores = self.law.scores(
             torch.cat([self.logits[place] for place in places]), [position + place for place in places], request.noise_key
         )
-        # One more than is needed: the drafted token is among the best, and so may be every EOS.
-        best = scores.topk(min(max(counts, default=0) + 1 + len(request.eos_ids), scores.shape[1]), dim=-1).indices.tolist()
+        likely = candidates(scores, self.chain, max(counts, default=0), request.eos_ids)
         for place in places:
             limit = self._limit(position + place)
-            drafted = self.chain[place] if place < length else None
-            able = [token for token in best[place] if token != drafted and token not in request.eos_ids]
-            for bonus in able[: counts[place]] if limit > 0 else ():
+            for bonus in likely[place][: counts[place]] if limit > 0 else ():
                 above = place if self.tokens else -1
                 self.branches[place, bonus] = Branch(above, bonus, position + place, limit)
 

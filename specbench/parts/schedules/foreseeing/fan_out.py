@@ -9,7 +9,9 @@ a^(j / (1 + r)), F_n to a^(n / (1 + r)) (1 - a)^(-1 / (1 + r)).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
 
 
 def fan_out(budget: int, chances: Sequence[float], decay: float) -> list[int]:
@@ -26,6 +28,17 @@ def fan_out(budget: int, chances: Sequence[float], decay: float) -> list[int]:
         counts[length] += 1
         heapq.heapreplace(waiting, (-chances[length] * (counts[length] + 1) ** -(1 + decay), length))
     return counts
+
+
+def candidates(scores: Tensor, chain: Sequence[int], count: int, eos_ids: Collection[int]) -> list[list[int]]:
+    """The best ids at every place of a draft, at least `count` where the vocabulary has so many, best first.
+
+    scores: [places, V]. Without those that end the text, and the one drafted there: a verdict never corrects to it.
+    """
+    # One more than is needed: the drafted token is among the best, and so may be every EOS.
+    best = scores.topk(min(count + 1 + len(eos_ids), scores.shape[1]), dim=-1).indices.tolist()
+    drafted = [*chain, None]
+    return [[one for one in row if one != token and one not in eos_ids] for row, token in zip(best, drafted, strict=False)]
 
 
 def length_chances(acceptance: float, length: int) -> list[float]:

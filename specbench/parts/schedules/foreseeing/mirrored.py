@@ -18,8 +18,9 @@ from specbench.engine.tree import DraftTree
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Needs, Setting
 from specbench.parts.rules.rule import Rule
-from specbench.parts.schedules.calibration import Calibration
-from specbench.parts.schedules.foreseeing.draft import Branch, DraftSide, Plan
+from specbench.parts.schedules.foreseeing.draft import DraftSide
+from specbench.parts.schedules.foreseeing.fan_out import candidates
+from specbench.parts.schedules.foreseeing.plan import Branch, Plan
 from specbench.parts.schedules.foreseeing.schedule import Foreseeing
 from specbench.parts.schedules.foreseeing.verify import Verifier
 from specbench.processes.mailbox import DONE, Mailbox, Message
@@ -71,16 +72,11 @@ class MirrorVerifier(Verifier):
         return Progress.WORKED
 
     def _candidates(self, logits: torch.Tensor) -> list[list[int]]:
-        """The best ids at every place, but those that end the text and the one drafted there: what it would be corrected to."""
-        drafted = [*self.tree.tokens, NONE]
-        positions = range(self.books.position, self.books.position + len(drafted))
-        scores = self.law.scores(logits, positions, self.request.noise_key)
-        count = min(self.num_candidates + 1 + len(self.request.eos_ids), scores.shape[1])
-        found = []
-        for best, token in zip(scores.topk(count, dim=-1).indices.tolist(), drafted, strict=True):
-            able = [one for one in best if one != token and one not in self.request.eos_ids]
-            found.append((able + [NONE] * self.num_candidates)[: self.num_candidates])
-        return found
+        """`num_candidates` ids for every place."""
+        places = range(self.books.position, self.books.position + len(self.tree.tokens) + 1)
+        scores = self.law.scores(logits, places, self.request.noise_key)
+        found = candidates(scores, self.tree.tokens, self.num_candidates, self.request.eos_ids)
+        return [(able + [NONE] * self.num_candidates)[: self.num_candidates] for able in found]
 
     def _tell(self) -> Progress:
         told = [token for group in self.candidates for token in group]
@@ -106,8 +102,8 @@ class MirrorDraftSide(DraftSide):
         super().__init__(mailbox, law, draft_length, fallback, 1.0, trace)
         self.num_candidates = num_candidates
 
-    def prepare(self, order: Plan | Calibration) -> None:
-        super().prepare(order)
+    def ready(self, order: Plan) -> None:
+        super().ready(order)
         self.told: list[int] = []  # candidates for the draft that is being verified, once they are here
 
     def _hear(self, message: Message) -> None:
@@ -140,7 +136,8 @@ class Mirrored(Foreseeing):
     needs = Needs(draft="worker", layers=True)
 
     def __init__(self, draft_length: int, num_candidates: int, exit_layer: int | None, fallback: str, draft_cores: int):
-        super().__init__(draft_length, (1 + draft_length) * num_candidates, fallback, 1.0, draft_cores)
+        super().__init__(draft_length, num_candidates, fallback, 1.0, draft_cores)
+        self.budget = (1 + draft_length) * num_candidates
         self.num_candidates, self.exit_layer = num_candidates, exit_layer
 
     @property
@@ -168,4 +165,4 @@ class Mirrored(Foreseeing):
         return super().counted() | {"rounds_with_candidates": verifier.num_told, "verdicts_among_them": verifier.num_foreseen}
 
     def facts(self) -> dict[str, float | int | str]:
-        return {"exit_layer": self.exit, "num_processes": 2}
+        return super().facts() | {"exit_layer": self.exit, "num_processes": 2}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from specbench.config.options import one_of, whole
 from specbench.engine.request import Outcome, Request
 from specbench.parts.contracts import Parts, Setting
 from specbench.parts.schedules.calibration import largest_fitting
-from specbench.parts.schedules.foreseeing.draft import HIT, MISS, DraftReport, DraftSide, Plan, book_draft_report
+from specbench.parts.schedules.foreseeing.draft import DraftSide, book_draft_report
+from specbench.parts.schedules.foreseeing.plan import FALLBACKS, HIT, MISS, DraftReport, Plan
 from specbench.parts.schedules.foreseeing.verify import Verifier
 from specbench.parts.schedules.two_sides import TwoSides
 
@@ -18,15 +20,16 @@ SECONDS = 0.06  # for each of them
 class Foreseeing(TwoSides):
     """budget: branches prepared at a time; None: as many as can grow to their full length during a forward of the target.
 
-    draft_length, fallback, decay: as `DraftSide`'s.
+    draft_length, fallback, decay: as `DraftSide`'s. Raises ConfigError for values out of range.
     """
 
     name, form = "foreseeing", "branches"
 
     def __init__(self, draft_length: int, budget: int | None, fallback: str, decay: float, draft_cores: int):
+        whole("method.draft_length", draft_length, 1)
+        one_of("method.fallback", fallback, *FALLBACKS)
         super().__init__(draft_cores)
         self.draft_length, self.budget, self.fallback, self.decay = draft_length, budget, fallback, decay
-        self._facts: dict[str, float | int | str] = {}
 
     @property
     def max_nodes(self) -> int:
@@ -66,7 +69,7 @@ class Foreseeing(TwoSides):
             return one + self.draft_length * seconds[budget]
 
         budget = largest_fitting(BUDGETS, preparing, target)
-        self._facts = {"budget": budget, "target_seconds": target, "draft_seconds": one}
+        self.measured = {"budget": budget, "target_seconds": target, "draft_seconds": one}
         print(
             f"specbench: ssd measured {1e3 * target:.3g} ms a target forward, {1e3 * preparing(budget):.3g} ms to prepare "
             f"{budget} branches: budget={budget}",
@@ -85,6 +88,3 @@ class Foreseeing(TwoSides):
     def counted(self) -> dict[str, float]:
         phases = [one.phase for one in self.report.rounds]
         return {"hits": phases.count(HIT), "misses": phases.count(MISS), "unused_tokens": self.report.num_unused}
-
-    def facts(self) -> dict[str, float | int | str]:
-        return self._facts

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from specbench.config.options import ConfigError
 from specbench.engine.request import Request
-from specbench.parts.contracts import Setting, Stop
+from specbench.parts.contracts import Setting
 from specbench.parts.schedules.free_running.draft import DraftReport, DraftSide
 from specbench.parts.schedules.free_running.relay import Relay, RelayReport
 from specbench.parts.schedules.free_running.schedule import FreeRunning
@@ -21,9 +21,8 @@ class Pipeline(FreeRunning):
 
     name = "free-running chain"
 
-    def __init__(self, stages: Sequence[str], waits_for: int, max_lookahead: int, stale: str, draft_cores: int, stop: Stop):
+    def __init__(self, stages: Sequence[str], waits_for: int, max_lookahead: int, stale: str, draft_cores: int, stop: object):
         super().__init__(waits_for, max_lookahead, stale, draft_cores, stop)
-        self.stages_wait_for = waits_for
         self.stages, self.num_workers = list(stages), len(stages)
         self._names: list[str] = []
         self._counted: dict[str, float] = {}
@@ -46,10 +45,11 @@ class Pipeline(FreeRunning):
     def make_stage(self, setting: Setting, place: int) -> DraftSide:
         """What the process of a stage runs; place: 0 is the target's neighbour. Picklable."""
         runtime, box, in_chain = setting.runtime, self.boxes[place], place > 0
+        assert self.waits_for is not None, "given, not measured"
         if place == len(self.stages) - 1:
-            options = (self.max_lookahead, runtime.trace, self.stop, self.stages_wait_for, in_chain)
+            options = (self.max_lookahead, runtime.trace, self.stop, self.waits_for, in_chain)
             return DraftSide(box, runtime.law, *options)
-        waiting = (self.max_lookahead, self.stages_wait_for, self.stale)
+        waiting = (self.max_lookahead, self.waits_for, self.stale)
         return Relay(box, self.boxes[place + 1], runtime.law, setting.rule, *waiting, runtime.trace, in_chain)
 
     def exchanged(self, request: Request) -> Exchange:

@@ -27,7 +27,6 @@ class Lockstep(TwoSides):
         self.draft_length, self.choice, self.stop = draft_length, choice, stop
         self.pre_verify, self.post_verify = pre_verify, post_verify
         self.rows: RowBuffer | None = None
-        self._facts: dict[str, float | int | str] = {}
 
     @property
     def max_nodes(self) -> int:
@@ -56,7 +55,7 @@ class Lockstep(TwoSides):
         """By both models' forwards, measured beside each other."""
         busy, draft_seconds = self.beside()
         length = balanced_length(draft_seconds, lambda rows: busy if rows == 1 else self.alone(SECONDS / 3, rows))
-        self._facts = {"draft_length": length, "target_seconds": busy, "draft_seconds": draft_seconds}
+        self.measured = {"draft_length": length, "target_seconds": busy, "draft_seconds": draft_seconds}
         print(
             f"specbench: pearl measured {1e3 * busy:.3g} ms a target forward, {1e3 * draft_seconds:.3g} ms a draft forward: "
             f"draft_length={length}",
@@ -70,9 +69,6 @@ class Lockstep(TwoSides):
         plan = Plan(self.number, request, self.draft_length, self.pre_verify, self.post_verify)
         done = self.exchange(self.verifier, plan)
         return self.outcome(self.verifier.books, done)
-
-    def facts(self) -> dict[str, float | int | str]:
-        return self._facts
 
     def memory_bytes(self) -> dict[str, int]:
         return super().memory_bytes() | ({} if self.rows is None else {"draft_rows": self.rows.nbytes})
