@@ -5,11 +5,14 @@ A step holds at most one mailbox operation (asserted on `counting_mailbox`), so 
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from fake_sessions import EOS_IDS, Language
 
 from specbench.engine.request import Request
@@ -88,6 +91,31 @@ def all_met(seen: Mapping[str, int], situations: Iterable[str], least: int) -> N
     """Raise AssertionError for situations that came up less than `least` times: nothing would be proven of them."""
     missing = {what: seen[what] for what in situations if seen[what] < least}
     assert not missing, f"too rare to prove anything: {missing}"
+
+
+def played(make: Callable[[int], Any], num_seeds: int, samples: Sequence[int] = (1,)) -> collections.Counter[str]:
+    """What came up in the plays of so many seeds, each with these samples on the same mailboxes."""
+    seen: collections.Counter[str] = collections.Counter()
+    for seed in range(num_seeds):
+        play = make(seed)
+        for number in samples:
+            play.sample(number, play.case.request())
+        seen += play.seen
+    return seen
+
+
+def caught(make: Callable[[int], Any], num_seeds: int, error: str, *kinds: type[Exception]) -> BaseException:
+    """The error by which a mutant's play is found, which the same seed gives again; AssertionError if no seed finds it."""
+    for seed in range(num_seeds):
+        play = make(seed)
+        with contextlib.suppress(AssertionError, *kinds):
+            play.sample(1, play.case.request())
+            continue
+        again = make(seed)
+        with pytest.raises((AssertionError, *kinds), match=error) as found:
+            again.sample(1, again.case.request())
+        return found.value
+    raise AssertionError("the checks do not see it")
 
 
 def interleave(

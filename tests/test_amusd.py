@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import inspect
 import random
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from fake_sessions import EOS_IDS, FakeSession, agreement, autoregressive, imitation
-from interleaving import Deadlock, Sample, Timing, all_met, counting_mailbox, interleave
+from interleaving import Deadlock, Sample, Timing, all_met, caught, counting_mailbox, interleave, played
 
 from specbench.config.options import ConfigError
 from specbench.engine.request import Request
@@ -209,12 +208,7 @@ SITUATIONS = (
 
 @pytest.mark.parametrize("num_seeds", [NUM_SEEDS, pytest.param(ALL_SEEDS, marks=pytest.mark.deep)])
 def test_every_interleaving_gives_the_targets_own_output(num_seeds: int) -> None:
-    seen: collections.Counter[str] = collections.Counter()
-    for seed in range(num_seeds):
-        case = Case.drawn(seed)
-        play = Play(case)
-        play.sample(1, case.request())
-        seen += play.seen
+    seen = played(lambda seed: Play(Case.drawn(seed)), num_seeds)
     all_met(seen, SITUATIONS, least=20)
 
 
@@ -346,18 +340,8 @@ class ForgetsDiscards(WatchedDrafter):
 )
 def test_mutants_are_caught(mutant: Any, error: str) -> None:
     kinds = {"drafter": mutant} if issubclass(mutant, DraftSide) else {"verifier": mutant}
-    for seed in range(ALL_SEEDS):
-        case = Case.drawn(seed)
-        play = Play(case, **kinds)
-        with contextlib.suppress(AssertionError):
-            play.sample(1, case.request())
-            continue
-        break
-    else:
-        raise AssertionError("the checks do not see it")
-    with pytest.raises(AssertionError, match=error) as caught:  # the same seed gives the same interleaving
-        Play(case, **kinds).sample(1, case.request())
-    assert isinstance(caught.value, Deadlock) == (error == DEADLOCK)
+    found = caught(lambda seed: Play(Case.drawn(seed), **kinds), ALL_SEEDS, error)
+    assert isinstance(found, Deadlock) == (error == DEADLOCK)
 
 
 def test_a_deadlock_is_reported_with_its_state() -> None:

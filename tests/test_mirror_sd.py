@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from fake_sessions import FakeBranching, FakeSession, Table, agreement, imitation
-from interleaving import all_met, counting_mailbox
+from interleaving import all_met, caught, counting_mailbox, played
 from test_ssd import Case, Play
 
 from specbench.config.options import ConfigError
@@ -92,13 +90,9 @@ SITUATIONS = (
 
 @pytest.mark.parametrize("num_seeds", [NUM_SEEDS, pytest.param(ALL_SEEDS, marks=pytest.mark.slow)])
 def test_every_interleaving_gives_the_targets_own_output(num_seeds: int) -> None:
-    seen: collections.Counter[str] = collections.Counter()
-    for seed in range(num_seeds):
-        case = Case.drawn(seed)
-        play = MirrorPlay(case)
-        for number in (1, 2):
-            play.sample(number, case.request())
-        seen += play.seen
+    seen = played(
+        lambda seed: MirrorPlay(Case.drawn(seed)), num_seeds, samples=(1, 2)
+    )  # and the next sample on the same mailboxes
     all_met(seen, SITUATIONS, least=num_seeds // 20)
 
 
@@ -139,15 +133,7 @@ class RunsOtherRows(MirrorVerifier):
 )
 def test_mutants_are_caught(mutant: Any, error: str) -> None:
     kinds = {"drafter" if issubclass(mutant, MirrorDraftSide) else "verifier": mutant}
-    for seed in range(ALL_SEEDS):
-        case = Case.drawn(seed)
-        with contextlib.suppress(AssertionError):
-            MirrorPlay(case, **kinds).sample(1, case.request())
-            continue
-        with pytest.raises(AssertionError, match=error):
-            MirrorPlay(case, **kinds).sample(1, case.request())
-        return
-    raise AssertionError("the checks do not see it")
+    caught(lambda seed: MirrorPlay(Case.drawn(seed), **kinds), ALL_SEEDS, error)
 
 
 def test_candidates_are_ids_that_a_verdict_can_correct_to() -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from fake_sessions import EOS_IDS, FakeSession, agreement, autoregressive, imitation
-from interleaving import Sample, Timing, all_met, interleave
+from interleaving import Sample, Timing, all_met, interleave, played
 from law_tools import Language as Law
 from law_tools import branches, law_of, worst_error
 from preloaded import fork_workers
@@ -161,12 +161,7 @@ SITUATIONS = (
 
 
 def test_every_schedule_gives_the_targets_own_output() -> None:
-    seen: collections.Counter[str] = collections.Counter()
-    for seed in range(NUM_SEEDS):
-        case = Case.drawn(seed)
-        play = Play(case)
-        play.sample(1, case.request())
-        seen += play.seen
+    seen = played(lambda seed: Play(Case.drawn(seed)), NUM_SEEDS)
     all_met(seen, SITUATIONS, least=20)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import os
 import random
@@ -16,7 +15,7 @@ from typing import Any
 import golden_rounds
 import pytest
 from fake_sessions import FakeSession, agreement, autoregressive, imitation
-from interleaving import Deadlock, all_met, counting_mailbox, interleave
+from interleaving import Deadlock, all_met, caught, counting_mailbox, interleave, played
 from test_amusd import Case
 
 from specbench.check import GREEDY, SAMPLED, Bench
@@ -161,13 +160,9 @@ SITUATIONS = (
 
 @pytest.mark.parametrize("num_seeds", [NUM_SEEDS, pytest.param(ALL_SEEDS, marks=pytest.mark.slow)])
 def test_every_interleaving_gives_the_targets_own_output(num_seeds: int) -> None:
-    seen: collections.Counter[str] = collections.Counter()
-    for seed in range(num_seeds):
-        case = Case.drawn(seed)
-        play = Chain(case, num_relays=1 + seed % 2)
-        for number in (1, 2):  # and the next sample on the same mailboxes
-            play.sample(number, case.request())
-        seen += play.seen
+    seen = played(
+        lambda seed: Chain(Case.drawn(seed), num_relays=1 + seed % 2), num_seeds, samples=(1, 2)
+    )  # and the next sample on the same mailboxes
     all_met(seen, SITUATIONS, least=5)
 
 
@@ -237,17 +232,8 @@ class HearsOnlyWhatIsNew(DraftSide):
 )
 def test_mutants_are_caught(mutant: Any, error: str) -> None:
     kinds = {"relay" if issubclass(mutant, Relay) else "bottom": mutant}
-    for seed in range(ALL_SEEDS):
-        case = Case.drawn(seed)
-        with contextlib.suppress(AssertionError):
-            Chain(case, 1 + seed % 2, **kinds).sample(1, case.request())
-            continue
-        break
-    else:
-        raise AssertionError("the checks do not see it")
-    with pytest.raises(AssertionError, match=error) as caught:  # the same seed gives the same interleaving
-        Chain(case, 1 + seed % 2, **kinds).sample(1, case.request())
-    assert isinstance(caught.value, Deadlock) or error != DEADLOCK
+    found = caught(lambda seed: Chain(Case.drawn(seed), 1 + seed % 2, **kinds), ALL_SEEDS, error)
+    assert isinstance(found, Deadlock) or error != DEADLOCK
 
 
 def test_a_stopped_sample_stops_every_stage_and_the_next_one_is_right() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import itertools
 import random
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fake_sessions import EOS_IDS, FakeBranching, FakeSession, agreement, autoregressive, imitation
-from interleaving import Deadlock, Sample, Timing, all_met, counting_mailbox, interleave
+from interleaving import Deadlock, Sample, Timing, all_met, caught, counting_mailbox, interleave, played
 
 from specbench.config.compose import compose
 from specbench.engine.request import Request
@@ -156,12 +155,7 @@ SITUATIONS = (
 
 @pytest.mark.parametrize("num_seeds", [NUM_SEEDS, pytest.param(ALL_SEEDS, marks=pytest.mark.slow)])
 def test_every_interleaving_gives_the_targets_own_output(num_seeds: int) -> None:
-    seen: collections.Counter[str] = collections.Counter()
-    for seed in range(num_seeds):
-        case = Case.drawn(seed)
-        play = Play(case)
-        play.sample(1, case.request())
-        seen += play.seen
+    seen = played(lambda seed: Play(Case.drawn(seed)), num_seeds)
     all_met(seen, SITUATIONS, least=num_seeds // 20)
 
 
@@ -253,17 +247,8 @@ STALE = "stale draft|a path|list index out of range|cache|nothing to feed"
 )
 def test_mutants_are_caught(mutant: Any, error: str) -> None:
     kinds = {"drafter": mutant} if issubclass(mutant, DraftSide) else {"verifier": mutant}
-    for seed in range(ALL_SEEDS):
-        case = Case.drawn(seed)
-        with contextlib.suppress(AssertionError, IndexError):
-            Play(case, **kinds).sample(1, case.request())
-            continue
-        break
-    else:
-        raise AssertionError("the checks do not see it")
-    with pytest.raises((AssertionError, IndexError), match=error) as caught:  # the same seed gives the same interleaving
-        Play(case, **kinds).sample(1, case.request())
-    assert isinstance(caught.value, Deadlock) == (error == "all wait")
+    found = caught(lambda seed: Play(Case.drawn(seed), **kinds), ALL_SEEDS, error, IndexError)
+    assert isinstance(found, Deadlock) == (error == "all wait")
 
 
 # ------------------------------------------------------------------------------------------------ single rules
