@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,16 @@ def test_acceptance_estimate_undoes_the_censoring(tmp_path: Path) -> None:
     table = load([tmp_path]).table(0, "method")
     assert acceptance_iid(table) == pytest.approx(0.75, abs=0.02)
     assert metrics.acceptance_rate(table) == pytest.approx(sum(0.75**k for k in range(1, 9)) / 8, abs=0.03)
+
+
+def test_a_chain_of_drafts_has_no_formula(tmp_path: Path) -> None:
+    """Its drafting seconds are several processes', which no formula knows; the twin has two processes, and a row."""
+    for number in (2, 3):
+        folder = write_run(tmp_path / str(number), free=True)
+        facts = json.loads((folder / "run.json").read_text())
+        facts["method_facts"] = {"method": {"num_processes": number}, "baseline": {}}
+        (folder / "run.json").write_text(json.dumps(facts))
+        assert len(theory(load([folder]))) == (number == 2)
 
 
 def test_theory_of_runs_uses_their_own_times(tmp_path: Path) -> None:

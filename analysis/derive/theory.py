@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.read.frames import Frames
+from specbench.analysis.read.run_rows import entry
 from specbench.measure.metrics import RoundTable
 from specbench.measure.theory import formulas
 from specbench.measure.theory.formulas import FORESEEING, FREE_RUNNING, LOCKSTEP, SEQUENTIAL
@@ -101,7 +102,9 @@ def theory(frames: Frames, runs: pd.Index | None = None) -> pd.DataFrame:
 
 
 def _line(frames: Frames, run: int) -> dict[str, object] | None:
-    """One run's row; None where the formulas do not apply."""
+    """One run's row; None where the formulas do not apply: they know one draft, and no chain of them."""
+    if (entry(frames.facts[run], "method_facts.method.num_processes") or 2) > 2:
+        return None
     mine = frames.table(run, frames.own_arm(run))
     alpha = acceptance_iid(mine) if len(mine) and is_chain(mine) else None
     times = times_of(frames, run, mine) if alpha is not None else None
