@@ -25,8 +25,9 @@ from specbench.parts.contracts import Adapter, Drafter, Needs, Part, Schedule, S
 from specbench.parts.drafts.choice import Choice
 from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.drafts.model import ModelDraft
-from specbench.parts.heads.base import Heads, TargetParts, TreeHeads, open_heads, rank_of, shifted
+from specbench.parts.heads.base import Heads, TargetParts, TreeHeads, rank_of, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
+from specbench.parts.heads.stored import open_heads
 from specbench.parts.rules.coins import RuleRng
 from specbench.parts.rules.rule import RULES, Rule, exact_rules, get_rule, register, with_typical
 from specbench.parts.schedules.sequential import Sequential

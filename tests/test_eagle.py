@@ -26,7 +26,8 @@ from specbench.method import Method
 from specbench.methods.heads.eagle import Eagle, EagleDraft
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
-from specbench.parts.heads.base import TargetParts, build_heads, load_heads, save_heads
+from specbench.parts.heads.base import TargetParts, build_heads
+from specbench.parts.heads.stored import load_heads, save_heads
 from specbench.parts.rules.rule import exact_rules
 from specbench.train.__main__ import run as run_training
 from specbench.train.settings import PartSettings

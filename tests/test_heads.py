@@ -31,19 +31,10 @@ from specbench.methods.heads.hydra import HydraHeads
 from specbench.methods.heads.medusa import MC_SIM_7B_63, Medusa, MedusaHeads
 from specbench.pair import packaged
 from specbench.pair.load import load_model
-from specbench.parts.heads.base import (
-    DESCRIPTION,
-    WEIGHTS,
-    Heads,
-    TargetParts,
-    build_heads,
-    load_heads,
-    rank_of,
-    save_heads,
-    shifted,
-)
+from specbench.parts.heads.base import Heads, TargetParts, build_heads, rank_of, shifted
 from specbench.parts.heads.files import find_heads, target_hash
 from specbench.parts.heads.loss import depth_loss
+from specbench.parts.heads.stored import DESCRIPTION, WEIGHTS, load_heads, save_heads
 from specbench.parts.shapes.plan import TreePlan
 from specbench.parts.shapes.static import node_probabilities
 from specbench.train.__main__ import main as train_command

@@ -30,10 +30,10 @@ from specbench.pair import packaged
 from specbench.pair.borrow import save_borrowing
 from specbench.pair.load import check_pair, context_length, eos_ids, load_model, load_tokenizer, pair_facts
 from specbench.pair.spec import resolve_path, specify
+from specbench.parts.heads.rounding import rounded_state
 from specbench.run.prepare import prepare
 from specbench.run.run import run
 from specbench.train.distill import draft_from_layers
-from specbench.train.target import rounded_state
 
 
 @pytest.fixture

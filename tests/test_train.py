@@ -24,7 +24,7 @@ from specbench.pair.load import load_model
 from specbench.pair.spec import specify
 from specbench.parts.drafts.datastore import Datastore
 from specbench.parts.heads.rounding import round_mantissa
-from specbench.train import chats, evaluate
+from specbench.train import chats, evaluate, replies
 from specbench.train.__main__ import run
 from specbench.train.corpus import sources as corpora
 from specbench.train.corpus.chat import FIELD, chat_prompts
@@ -470,8 +470,8 @@ def test_chats_are_the_models_own_replies_with_its_states(pair: Path) -> None:
         continuations(model, torch.tensor([prompt]), 6, torch.zeros(1), torch.Generator())[0].tolist() for prompt in prompts
     ]
     end = alone[1][4]  # the second reply's second token
-    writer = chats.writer_of(model, autocast=False)
-    written = chats.replies(writer, prompts, 6, torch.zeros(3), torch.Generator(), {end})
+    writer = replies.writer_of(model, autocast=False)
+    written = replies.replies(writer, prompts, 6, torch.zeros(3), torch.Generator(), {end})
     for prompt, whole, (text, states) in zip(prompts, alone, written, strict=True):
         reply = whole[len(prompt) : -1]
         kept = reply[: reply.index(end)] if end in reply else reply

@@ -13,8 +13,9 @@ from specbench.config.specs import PairSpec
 from specbench.method import create_method
 from specbench.pair.load import load_model
 from specbench.parts.drafts.datastore import Datastore
-from specbench.parts.heads.base import Heads, TargetParts, build_heads, save_heads
+from specbench.parts.heads.base import Heads, TargetParts, build_heads
 from specbench.parts.heads.files import target_hash
+from specbench.parts.heads.stored import save_heads
 
 STEPS, LEARNING_RATE = 150, 3e-3
 _ROWS, _PROMPT, _LENGTH = 48, 4, 28  # texts of the target, half of them greedy

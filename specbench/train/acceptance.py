@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from specbench.config.options import ConfigError
 from specbench.config.specs import ModelSpec
 from specbench.pair.spec import resolve_path
-from specbench.parts.heads.base import TargetParts, build_heads, save_heads
+from specbench.parts.heads.base import TargetParts, build_heads
 from specbench.parts.heads.files import builtin_folder, target_hash
+from specbench.parts.heads.stored import save_heads
 from specbench.parts.stops.specdec_pp import BUILTIN_PAIR, AcceptanceHead
 from specbench.train.calibrate import calibration_prompts, calibration_text
 from specbench.train.card import write_training

@@ -15,8 +15,9 @@ from specbench.measure.theory import recorded
 from specbench.pair.backend import choose_backend
 from specbench.pair.load import check_pair, load_model, load_tokenizer
 from specbench.pair.spec import specify
-from specbench.parts.heads.base import Heads, TargetParts, load_heads
+from specbench.parts.heads.base import Heads, TargetParts
 from specbench.parts.heads.files import shipped_for, target_hash
+from specbench.parts.heads.stored import load_heads
 from specbench.train.calibrate import judge_heads
 from specbench.train.card import write_acceptance
 from specbench.train.common import end_ids

@@ -18,8 +18,9 @@ from torch import Tensor
 from specbench.config.options import ConfigError
 from specbench.config.specs import ModelSpec
 from specbench.pair.spec import resolve_path
-from specbench.parts.heads.base import Heads, TargetParts, build_heads, save_heads
+from specbench.parts.heads.base import Heads, TargetParts, build_heads
 from specbench.parts.heads.files import builtin_folder, target_hash
+from specbench.parts.heads.stored import save_heads
 from specbench.train.calibrate import calibrate, calibration_prompts, calibration_text, judge_heads
 from specbench.train.card import write_training
 from specbench.train.chats import ChatBatches, chat_facts

@@ -18,6 +18,7 @@ from specbench.engine.reduced import ReducedHead
 from specbench.pair.borrow import save_borrowing
 from specbench.pair.spec import BUILTIN, resolve_path, specify
 from specbench.parts.heads.files import target_hash
+from specbench.parts.heads.rounding import rounded_state
 from specbench.train.card import write_training
 from specbench.train.chats import ChatBatches, chat_facts
 from specbench.train.common import BUILTIN_FOLDER, Teacher, encoded_corpus, end_ids, facts_of, fit, load_model, load_tokenizer
@@ -33,7 +34,6 @@ from specbench.train.target import (
     loss_by_position,
     new_llama,
     next_token_loss,
-    rounded_state,
     save_model,
 )
 from specbench.train.tokens import PackedBatches, load_streams

@@ -82,12 +82,6 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def rounded_state(model: nn.Module, mantissa_bits: int = BFLOAT16_MANTISSA_BITS) -> dict[str, Tensor]:
-    """A model's state as it is stored: bfloat16 on the CPU, see `rounding.round_mantissa`."""
-    state = model.state_dict().items()
-    return {name: round_mantissa(value.detach().to("cpu", torch.bfloat16), mantissa_bits) for name, value in state}
-
-
 def save_model(model: Any, folder: Path, mantissa_bits: int = BFLOAT16_MANTISSA_BITS) -> None:
     """Write `model` as bfloat16 safetensors in shards of at most 15 MB; `model` itself stays as it is.
 

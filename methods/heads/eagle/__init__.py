@@ -40,7 +40,7 @@ from specbench.method import (
 )
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
-from specbench.parts.heads.base import look_up_heads, open_heads
+from specbench.parts.heads.stored import look_up_heads, open_heads
 from specbench.parts.shapes.cost import measure_costs
 from specbench.parts.shapes.dynamic import likeliest
 from specbench.parts.shapes.static import fastest_tree, seconds_of_rows

@@ -23,7 +23,8 @@ from specbench.engine.request import Request
 from specbench.engine.sampling import NO_LAW, keyed_gumbel
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting
-from specbench.parts.heads.base import TreeHeads, look_up_heads, open_heads
+from specbench.parts.heads.base import TreeHeads
+from specbench.parts.heads.stored import look_up_heads, open_heads
 from specbench.parts.shapes.cost import MAX_NODES, measure_rounds
 from specbench.parts.shapes.plan import Level, TreePlan
 from specbench.parts.shapes.static import Node, build_static_tree, expected_accepted_length, fastest_tree

@@ -12,29 +12,22 @@ the pending token of a round; the draft at depth k (from 1) is for token t + 1 +
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from specbench.config.options import ConfigError, flag, whole
 from specbench.engine.reduced import ReducedHead
-from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS, round_mantissa
 
 if TYPE_CHECKING:
-    from specbench.config.specs import ModelSpec
-    from specbench.engine.runtime import Runtime
     from specbench.parts.shapes.plan import Level
 
 Candidates = Callable[[Tensor, int], Tensor]
 
-FORMAT_VERSION = 1
-DESCRIPTION, WEIGHTS = "heads.json", "heads.safetensors"
-IDS = "reduced_ids"  # beside the weights, of heads that guess among some ids: int32, ascending
 _NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")  # what transformers calls the norm before the LM head
 
 
@@ -200,129 +193,3 @@ def build_heads(cls: type[AnyHeads], target: TargetParts, options: dict[str, Any
     missing = [name for name in known if name not in made.options]
     assert not missing, f"{cls.__name__} does not keep {missing} in self.options: they would not be stored"
     return made
-
-
-def save_heads(heads: Heads, folder: Path, mantissa_bits: int = BFLOAT16_MANTISSA_BITS) -> None:
-    """Write bfloat16 safetensors (mantissa_bits: see `rounding.round_mantissa`) and `heads.json`.
-
-    Raises RuntimeError if two parameters share memory.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: round_mantissa(value.detach().to("cpu", torch.bfloat16), mantissa_bits)
-        for name, value in heads.state_dict().items()
-    }
-    places = [p.data_ptr() for _, p in heads.named_parameters(remove_duplicate=False)]
-    if len(set(places)) < len(places):
-        raise RuntimeError(f"{heads.family} heads share parameters: each needs its own")
-    target = heads.target
-    if target.reduced is not None:
-        state[IDS] = target.reduced.ids.to("cpu", torch.int32)
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # written through a private temporary file
-    description = {
-        "format_version": FORMAT_VERSION,
-        "family": heads.family,
-        "options": heads.options,
-        "target": {"sha256": target.sha256, "width": target.width, "vocab_size": target.vocab_size},
-        "num_parameters": sum(p.numel() for p in heads.parameters()),
-        "calibration": heads.calibration,
-    }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-
-
-def load_heads(
-    cls: type[AnyHeads], folder: Path, target: TargetParts, key: str = "method.heads", whose: str = "pair.target"
-) -> AnyHeads:
-    """The heads in a folder, frozen, on the target's device and in its dtype. whose: the option that names this target.
-
-    Raises ConfigError naming `key` when they are of another family, belong to another target (weights' hash, where both are
-    known; width; vocabulary), or do not fit their own description.
-    """
-    from safetensors.torch import load_file
-
-    name = str(folder)
-    if not (folder / DESCRIPTION).is_file():
-        published = cls.from_published(folder, target)
-        if published is None:
-            raise ConfigError(key, name, f"no {DESCRIPTION} in it: give a folder made by python -m specbench.train")
-        return _ready(published, target)  # type: ignore[return-value]
-    stored = _description(cls, folder, target.sha256, key, whose)
-    belongs = stored["target"]
-    for what in ("width", "vocab_size"):
-        if belongs[what] != getattr(target, what):
-            raise ConfigError(key, name, f"trained for a target of {what} {belongs[what]}; {whose} has {getattr(target, what)}")
-    try:
-        state = load_file(folder / WEIGHTS)
-        if IDS in state:
-            target = target.over(state.pop(IDS))
-        heads = build_heads(cls, target, stored["options"])
-        heads.load_state_dict(state)
-    except ConfigError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(key, name, f"weights do not fit {DESCRIPTION}: {' '.join(str(error).split())[:200]}") from error
-    for part, weight in heads.named_parameters():
-        if not weight.isfinite().all():
-            raise ConfigError(key, name, f"broken weights: {part} holds NaN or infinity")
-    heads.calibration = stored.get("calibration", {})
-    return _ready(heads, target)
-
-
-def _description(cls: type[Heads], folder: Path, sha256: str | None, key: str, model: str = "pair.target") -> dict[str, Any]:
-    """What heads say of themselves, when they are of the family and of a target with these weights."""
-    name, stored = str(folder), json.loads((folder / DESCRIPTION).read_text())
-    if stored.get("format_version") != FORMAT_VERSION:
-        raise ConfigError(key, name, f"format version {stored.get('format_version')}, this specbench reads {FORMAT_VERSION}")
-    if stored["family"] != cls.family:
-        raise ConfigError(key, name, f"these are {stored['family']} heads; the method needs {cls.family} heads")
-    whose = stored["target"]["sha256"]
-    if None not in (whose, sha256) and whose != sha256:
-        remedy = f"trained for a target of sha256 {whose}; {model} has {sha256}: train heads for it"
-        raise ConfigError(key, name, remedy)
-    return dict(stored)
-
-
-def look_up_heads(cls: type[Heads], name: str | None, target: ModelSpec) -> None:
-    """What a drafter's `look_up` calls: whether `method.heads` names heads that are there and this target's.
-
-    Raises ConfigError.
-    """
-    from specbench.parts.heads.files import KEY, find_heads, target_hash
-
-    identity = target_hash(target)
-    folder = find_heads(cls.family, name, target.name, sha256=identity)
-    if (folder / DESCRIPTION).is_file():
-        _description(cls, folder, identity, KEY)
-
-
-def _ready(heads: AnyHeads, target: TargetParts) -> AnyHeads:
-    return heads.to(target.device, target.dtype).eval().requires_grad_(False)
-
-
-def open_heads(cls: type[AnyHeads], name: str | None, runtime: Runtime) -> tuple[AnyHeads, Path]:
-    """What a method's `open` calls: the heads that `method.heads` names, for the runtime's target, and their folder.
-
-    Raises ConfigError naming method.heads.
-    """
-    from specbench.parts.heads.files import find_heads, target_hash
-
-    spec = runtime.pair.target
-    identity = target_hash(spec)
-    folder = find_heads(cls.family, name, spec.name, sha256=identity)
-    try:
-        target = TargetParts.of(runtime.target.module, identity)
-    except (ValueError, AttributeError) as error:
-        raise ConfigError("pair.target", spec.name, f"takes no heads: {error}") from error
-    heads, native = load_heads(cls, folder, target), runtime.target.native
-    if native is not None:
-        from specbench.engine.backends.native.linear import NativeLinear, run_natively
-
-        run_natively(heads, native)
-        lm_head = NativeLinear(cast(nn.Linear, target.lm_head), native, is_lm_head=True)
-        heads.target = replace(heads.target, lm_head=lm_head)
-        if heads.target.reduced is not None:
-            run_natively(heads.target.reduced, native)
-    return heads, folder

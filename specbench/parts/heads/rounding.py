@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BFLOAT16_MANTISSA_BITS = 7
 
@@ -20,3 +20,9 @@ def round_mantissa(values: Tensor, bits: int) -> Tensor:
     # A carry out of the mantissa raises the exponent, as it should; the sign is the top bit and is not reached.
     half = (1 << drop) >> 1
     return (((pattern + half) >> drop) << drop).to(torch.int16).view(torch.bfloat16)
+
+
+def rounded_state(model: nn.Module, mantissa_bits: int = BFLOAT16_MANTISSA_BITS) -> dict[str, Tensor]:
+    """A model's state as it is stored: bfloat16 on the CPU, `mantissa_bits` of mantissa kept."""
+    state = model.state_dict().items()
+    return {name: round_mantissa(value.detach().to("cpu", torch.bfloat16), mantissa_bits) for name, value in state}

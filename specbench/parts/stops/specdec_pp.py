@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from specbench.config.options import ConfigError, number, text, whole
 from specbench.parts.contracts import Drafter, Setting, Stop
 from specbench.parts.drafts.model import ModelDraft
-from specbench.parts.heads.base import Heads, TargetParts, load_heads
+from specbench.parts.heads.base import Heads, TargetParts
 from specbench.parts.heads.files import BUILTIN, find_heads, target_hash
+from specbench.parts.heads.stored import load_heads
 
 if TYPE_CHECKING:
     from specbench.config.specs import ModelSpec
