@@ -378,12 +378,12 @@ def test_a_head_of_other_models_is_refused(trained: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------ memory
 def kept_within(options: dict[str, Any], budget_mib: float | None, prompt: int = 20, tokens: int = 24) -> tuple[Any, Any, Any]:
-    """A method under a budget on small models of transformers, its largest round's logits and masks, and the outcome."""
+    """A method under a budget on small models of transformers, its largest round's logits, and the outcome."""
     target = tiny.module(layers=3, hidden=64)
     models = tiny.Model.wrap(target), tiny.Model.wrap(tiny.noisy_copy(target, 0.05))
     around = tiny.runtime(*models, None, tokens)
     method = tiny.opened(Speculative(stop=Memory(budget_mib=budget_mib), **options), around)
-    seen = {"logits": 0, "mask": 0, "draft_mask": 0}
+    seen = {"logits": 0}
     session, forward = method.target, method.target.forward
 
     def watched(tree: DraftTree) -> Any:

@@ -69,3 +69,16 @@ def exit_logits(model: Model, hidden: torch.Tensor) -> torch.Tensor:
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = (logits / cap).tanh() * cap
     return logits[:, : model.vocab_size] if logits.shape[1] != model.vocab_size else logits
+
+
+def empty(config: Any, attention: str | None = None) -> Any:
+    """A causal language model of the configuration whose weights are to be assigned: no memory is spent on new ones."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, **({"attn_implementation": attention} if attention else {}))
+    for name, part in list(module.named_modules()):
+        if name.endswith("rotary_emb"):  # its buffers are computed, not stored
+            parent = module.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], type(part)(config))
+    return module

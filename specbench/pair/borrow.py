@@ -48,8 +48,9 @@ def load_borrowing(spec: ModelSpec) -> Any:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    from specbench.engine.layers import empty
     from specbench.engine.reduced import ReducedHead
 
     assert spec.lender is not None
@@ -66,7 +67,7 @@ def load_borrowing(spec: ModelSpec) -> Any:
         config = AutoConfig.from_pretrained(spec.path)
         if len(ids) != getattr(config, KEY)["num_ids"]:
             raise ValueError(f"its map has {len(ids)} ids, its configuration says {getattr(config, KEY)['num_ids']}")
-        module = empty(AutoModelForCausalLM, config, spec.attention)
+        module = empty(config, spec.attention)
         module.lm_head = reduced
         found = module.load_state_dict({**state, _EMBEDDING: embedding}, strict=False, assign=True)
         if lacking := sorted(set(found.missing_keys) - {"lm_head.linear.weight"}) or found.unexpected_keys:
@@ -75,19 +76,6 @@ def load_borrowing(spec: ModelSpec) -> Any:
         reason = " ".join(str(error).split())
         raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}") from error
     return module.to(device=spec.device, dtype=getattr(torch, spec.dtype)).eval()
-
-
-def empty(maker: Any, config: Any, attention: str | None = None) -> Any:
-    """A model of the configuration whose weights are to be assigned: no memory is spent on new ones."""
-    import torch
-
-    with torch.device("meta"):
-        module = maker.from_config(config, **({"attn_implementation": attention} if attention else {}))
-    for name, part in module.named_modules():
-        if name.endswith("rotary_emb"):  # its buffers are computed, not stored
-            parent = module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], type(part)(config))
-    return module
 
 
 def save_borrowing(draft: Any, ids: Tensor, target_sha256: str, folder: Path, state: dict[str, Tensor]) -> None:

@@ -164,14 +164,9 @@ def weight_bytes(model: Any) -> int:
 
 def dimensions_of(spec: Any, num_parameters: int | None = None) -> memory.Dimensions:
     """A model's shape from its configuration; parameters are counted on weightless tensors where it is not loaded here."""
-    from specbench.pair.load import read_config
+    from specbench.pair.load import on_meta, read_config
 
     config = read_config(spec)
     if num_parameters is None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
-        num_parameters = sum(p.numel() for p in empty.parameters())
+        num_parameters = sum(p.numel() for p in on_meta(spec).parameters())
     return memory.Dimensions.of(config.to_dict(), num_parameters, spec.dtype)

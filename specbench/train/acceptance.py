@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from specbench.config.options import ConfigError
-from specbench.config.specs import ModelSpec
 from specbench.pair.spec import resolve_path
 from specbench.parts.heads.base import TargetParts, build_heads
-from specbench.parts.heads.files import builtin_folder, target_hash
+from specbench.parts.heads.files import builtin_folder
 from specbench.parts.heads.stored import save_heads
 from specbench.parts.stops.specdec_pp import BUILTIN_PAIR, AcceptanceHead
 from specbench.train.calibrate import calibration_prompts, calibration_text
 from specbench.train.card import write_training
-from specbench.train.common import Teacher, facts_of, fit, load_model
+from specbench.train.common import Teacher, facts_of, fit, identity_of, load_model
 from specbench.train.distill import final_hidden, head_of
 from specbench.train.loop import BatchSource
 from specbench.train.settings import Settings
@@ -131,7 +130,7 @@ def train_acceptance_head(settings: Settings) -> dict[str, Any]:
     teacher = Teacher.of(settings)
     draft = load_model(resolve_path(pair.draft), pair.draft_revision, pair.trust_remote_code).to(device_of(teacher.target))
     torch.manual_seed(options.seed)
-    head = build_heads(AcceptanceHead, TargetParts.of(draft, _hash(settings, "draft")), settings.heads)
+    head = build_heads(AcceptanceHead, TargetParts.of(draft, identity_of(pair, "draft")), settings.heads)
     head.to(head.target.device)
     batches = MixedBatches(teacher.batches, teacher.target, draft, options.temperatures, options.seed)
     name = settings.part
@@ -148,7 +147,7 @@ def train_acceptance_head(settings: Settings) -> dict[str, Any]:
         ids = calibration_text(teacher.target, arrays, CALIBRATION_ROWS, options.new_tokens, teacher.eos_ids, options.seed)
         head.calibration = calibrate_head(head, teacher.target, draft, ids, options.seed) | {
             "prompts": source,
-            "target_sha256": _hash(settings, "target"),
+            "target_sha256": identity_of(pair, "target"),
         }
         report["heldout_loss"] = {"own greedy text": head.calibration["loss"]}
         report["calibration"] = head.calibration
@@ -185,11 +184,3 @@ def calibrate_head(head: AcceptanceHead, target: nn.Module, draft: nn.Module, id
         "said_of_rejected": round(float(no.mean()), 4) if len(no) else None,
         "right_order": round(float(below.mean()) / len(no), 4) if len(yes) and len(no) else None,
     }
-
-
-def _hash(settings: Settings, role: str) -> str | None:
-    pair = settings.pair
-    name, revision = (pair.target, pair.target_revision) if role == "target" else (pair.draft, pair.draft_revision)
-    assert name is not None
-    path = resolve_path(name)
-    return target_hash(ModelSpec(role, name, path, "float32", "cpu", revision, "sdpa", pair.trust_remote_code))

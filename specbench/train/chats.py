@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from specbench.measure.records.jsonfile import write_atomically
 from specbench.train.corpus.chat import chat_prompts
-from specbench.train.corpus.prepare import gather_corpus, overlap_filter
+from specbench.train.corpus.prepare import gather_corpus
 from specbench.train.replies import replies, writer_of
 from specbench.train.settings import TrainSettings
 
@@ -141,13 +142,11 @@ def prompt_ids(options: TrainSettings, tokenizer: Any, folder: Path) -> list[lis
     """The chat prompts in the target's ids, through its chat template; the texts are kept in the folder, with their sources."""
     file = folder / "prompts.jsonl"
     if not file.exists():
-        corpus = gather_corpus(options)
-        texts = chat_prompts(corpus, overlap_filter(options), options.chat_prompts, options.seed)
+        corpus, overlap = gather_corpus(options)
+        texts = chat_prompts(corpus, overlap, options.chat_prompts, options.seed)
         packages = [vars(package) for package in corpus.packages.values()]
         (folder / "sources.json").write_text(json.dumps(packages, indent=1) + "\n")
-        part = file.with_suffix(f".{os.getpid()}.part")
-        part.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        os.replace(part, file)
+        write_atomically(file, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():
         message = [{"role": "user", "content": json.loads(line)["text"]}]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from specbench.config.options import ConfigError, one_of
 from specbench.config.paths import MODELS_DIR
 from specbench.config.schema import PairConfig
+from specbench.config.specs import ModelSpec
 from specbench.engine.reduced import frequent_ids
 from specbench.pair.spec import resolve_path, specify
 from specbench.parts.heads.files import target_hash
@@ -47,6 +48,7 @@ class Teacher:
     def of(cls, settings: Settings) -> Teacher:
         """Raises ValueError for a target that scales or caps its logits."""
         options, part, pair = settings.train, settings.chosen(), settings.pair
+        one_of("train.text", options.text, "corpus", "chat")
         target = load_model(resolve_path(pair.target), pair.target_revision, pair.trust_remote_code)
         target.to(choose_device(options.device))
         check_head(target)
@@ -61,7 +63,6 @@ class Teacher:
             context = PROMPT_TOKENS_OF_HEADS if part.kind == "heads" else None
             batches = ChatBatches(chats, context, options.seed, device_of(target))
             return cls(target, tokenizer, eos_ids, folder, batches, autocast, ids)
-        one_of("train.text", options.text, "corpus", "chat")
         if part.num_ids:
             raise ConfigError("train.num_ids", part.num_ids, "ids are counted in chats: train.text=chat, or null")
         folder, prompts = encoded_corpus(options, tokenizer, eos_ids[0])
@@ -113,6 +114,13 @@ def facts_of(
         "heldout_loss": None,
         "seed": settings.train.seed,
     }
+
+
+def identity_of(pair: PairConfig, role: str) -> str | None:
+    """Which weights the pair's target or draft (`role`) has: see `heads.files.target_hash`."""
+    name, revision = getattr(pair, role), getattr(pair, f"{role}_revision")
+    path = resolve_path(name, role)
+    return target_hash(ModelSpec(role, name, path, "float32", "cpu", revision, "sdpa", pair.trust_remote_code))
 
 
 def load_model(path: str, revision: str | None, trust_remote_code: bool) -> nn.Module:

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from specbench.config.options import ConfigError
-from specbench.config.specs import ModelSpec
-from specbench.pair.spec import resolve_path
 from specbench.parts.heads.base import Heads, TargetParts, build_heads
-from specbench.parts.heads.files import builtin_folder, target_hash
+from specbench.parts.heads.files import builtin_folder
 from specbench.parts.heads.stored import save_heads
 from specbench.train.calibrate import calibrate, calibration_prompts, calibration_text, judge_heads
 from specbench.train.card import write_training
 from specbench.train.chats import ChatBatches, chat_facts
-from specbench.train.common import Teacher, facts_of, fit
+from specbench.train.common import Teacher, facts_of, fit, identity_of
 from specbench.train.settings import Settings
 
 MAX_CALIBRATION_ROWS = 256
@@ -58,10 +56,8 @@ def train_heads(settings: Settings) -> dict[str, Any]:
     cls = heads_class_of(settings.method, settings.allow_targets)
     out = output_folder(settings, cls)
     teacher = Teacher.of(settings)
-    path = resolve_path(pair.target)
-    spec = ModelSpec("target", pair.target, path, "float32", "cpu", pair.target_revision, "sdpa", pair.trust_remote_code)
     torch.manual_seed(options.seed)
-    parts = TargetParts.of(teacher.target, target_hash(spec))
+    parts = TargetParts.of(teacher.target, identity_of(pair, "target"))
     heads = build_heads(cls, parts if teacher.ids is None else parts.over(teacher.ids), settings.heads)
     heads.to(heads.target.device)
     name = f"heads_{cls.family}"

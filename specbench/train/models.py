@@ -16,12 +16,21 @@ from torch import Tensor, nn
 from specbench.config.options import ConfigError
 from specbench.engine.reduced import ReducedHead
 from specbench.pair.borrow import save_borrowing
-from specbench.pair.spec import BUILTIN, resolve_path, specify
-from specbench.parts.heads.files import target_hash
+from specbench.pair.spec import BUILTIN, resolve_path
 from specbench.parts.heads.rounding import rounded_state
 from specbench.train.card import write_training
 from specbench.train.chats import ChatBatches, chat_facts
-from specbench.train.common import BUILTIN_FOLDER, Teacher, encoded_corpus, end_ids, facts_of, fit, load_model, load_tokenizer
+from specbench.train.common import (
+    BUILTIN_FOLDER,
+    Teacher,
+    encoded_corpus,
+    end_ids,
+    facts_of,
+    fit,
+    identity_of,
+    load_model,
+    load_tokenizer,
+)
 from specbench.train.corpus.prepare import prepare
 from specbench.train.corpus.sources import STREAMS
 from specbench.train.corpus.tokenizer import save_tokenizer
@@ -117,7 +126,7 @@ def train_draft(settings: Settings) -> dict[str, Any]:
         teacher.tokenizer.save_pretrained(out)
     else:
         report["num_ids"] = len(teacher.ids)
-        identity = target_hash(specify(settings.pair).target)
+        identity = identity_of(settings.pair, "target")
         assert identity is not None, "the target's files are on this machine"
         save_borrowing(draft, teacher.ids, identity, out, rounded_state(draft, options.mantissa_bits))
     if isinstance(teacher.batches, ChatBatches):

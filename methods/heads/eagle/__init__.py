@@ -40,6 +40,7 @@ from specbench.method import (
 )
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
+from specbench.parts.heads.files import shown
 from specbench.parts.heads.stored import look_up_heads, open_heads
 from specbench.parts.shapes.cost import measure_costs
 from specbench.parts.shapes.dynamic import likeliest
@@ -109,7 +110,7 @@ class EagleDraft(Drafter):
 
             make = NativeFeatureDraft
         self.draft = make(self.heads, min(runtime.target.vocab_size, self.heads.target.vocab_size))
-        self._facts = {"heads": self.heads_name or f"{folder.parent.name}:{folder.name}"}
+        self._facts = {"heads": shown(self.heads_name, folder)}
         self.settle()
         self.choice = Choice(runtime.law, setting.rule, runtime.target.vocab_size, self.draft.device)
 

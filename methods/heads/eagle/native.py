@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from specbench.engine.backends.native.session import NativeBranching
+from specbench.engine.layers import empty
 from specbench.engine.model import Model
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EPSILON, EagleHeads
@@ -55,28 +57,27 @@ class NativeFeatureDraft(FeatureDraft):
         return self.heads.join(features, torch.tensor(ids))
 
     def _predicted(self) -> Tensor:
-        return self._session._tapped[FEATURES] + self.heads.out_bias
+        return self._session.tapped[FEATURES] + self.heads.out_bias
 
 
-def as_llama(heads: EagleHeads) -> LlamaForCausalLM:
+def as_llama(heads: EagleHeads) -> Any:
     """The layer and the norm behind it; the embedding and the LM head are none of EAGLE's, and of one row."""
     layer, options = heads.layer, heads.options
-    with torch.device("meta"):
-        made = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=1,
-                bos_token_id=None,
-                eos_token_id=None,
-                hidden_size=heads.target.width,
-                intermediate_size=options["feed_forward"],
-                num_hidden_layers=1,
-                num_attention_heads=heads.attention_heads,
-                num_key_value_heads=heads.attention_heads,
-                head_dim=heads.head_width,
-                rms_norm_eps=EPSILON,
-                rope_parameters={"rope_type": "default", "rope_theta": heads.rope_theta},
-            )
+    made = empty(
+        LlamaConfig(
+            vocab_size=1,
+            bos_token_id=None,
+            eos_token_id=None,
+            hidden_size=heads.target.width,
+            intermediate_size=options["feed_forward"],
+            num_hidden_layers=1,
+            num_attention_heads=heads.attention_heads,
+            num_key_value_heads=heads.attention_heads,
+            head_dim=heads.head_width,
+            rms_norm_eps=EPSILON,
+            rope_parameters={"rope_type": "default", "rope_theta": heads.rope_theta},
         )
+    )
     inner, nothing = "model.layers.0.", torch.zeros(1, heads.target.width)
     weights = {
         f"{inner}input_layernorm.weight": layer.attention_norm.weight,
@@ -93,5 +94,4 @@ def as_llama(heads: EagleHeads) -> LlamaForCausalLM:
         "lm_head.weight": nothing,
     }
     made.load_state_dict(weights, assign=True)
-    made.model.rotary_emb = type(made.model.rotary_emb)(made.config)  # its frequencies are no parameters: off the meta device
     return made.requires_grad_(False)

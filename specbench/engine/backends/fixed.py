@@ -8,7 +8,8 @@ states that enter in place of tokens, and parts of the model run as written too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -152,24 +153,17 @@ class _Rows:
         kept = None if hidden is None else {n: hidden[n].clone() for n in self.session.tap_layers}
         return SimpleNamespace(logits=logits.clone(), hidden_states=kept)
 
-    def _in_fixed_form(self) -> _FixedForm:
-        return _FixedForm(self.cache, self.slots)
-
-
-class _FixedForm:
-    """While it lasts layers write to the slots, and their lengths, which programs must not depend on, read 0."""
-
-    def __init__(self, cache: FixedCache, slots: Tensor):
-        self.cache, self.slots = cache, slots
-
-    def __enter__(self) -> None:
-        self.lengths = self.cache.lengths
+    @contextlib.contextmanager
+    def _in_fixed_form(self) -> Iterator[None]:
+        """While it lasts layers write to the slots, and their lengths, which programs must not depend on, read 0."""
+        lengths = self.cache.lengths
         for layer in self.cache.layers:
             layer.slots, layer.length = self.slots, 0
-
-    def __exit__(self, *_: object) -> None:
-        for layer, length in zip(self.cache.layers, self.lengths, strict=True):
-            layer.slots, layer.length = None, length
+        try:
+            yield
+        finally:
+            for layer, length in zip(self.cache.layers, lengths, strict=True):
+                layer.slots, layer.length = None, length
 
 
 class FixedBranching(FixedSession, BranchingSession):

@@ -24,6 +24,7 @@ from specbench.engine.sampling import NO_LAW, keyed_gumbel
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting
 from specbench.parts.heads.base import TreeHeads
+from specbench.parts.heads.files import shown
 from specbench.parts.heads.stored import look_up_heads, open_heads
 from specbench.parts.shapes.cost import MAX_NODES, measure_rounds
 from specbench.parts.shapes.plan import Level, TreePlan
@@ -80,7 +81,7 @@ class HeadDraft(Drafter):
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target
         self.heads, folder = open_heads(self.family, self.heads_name, runtime)
-        self._facts = {"heads": self.heads_name or f"{folder.parent.name}:{folder.name}"}
+        self._facts = {"heads": shown(self.heads_name, folder)}
         self.law = runtime.law
         self.shares_noise = not runtime.law.greedy and setting.rule.reads == "choice"
         self.noise = None

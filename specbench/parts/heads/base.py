@@ -79,15 +79,17 @@ class TargetParts:
         """The ids at places of `guess`'s last dimension, int64 [...]."""
         return places if self.reduced is None else self.reduced.ids[places]
 
+    def places_of(self, tokens: Tensor) -> Tensor:
+        """Where `guess`'s last dimension has each token, int64 [...], -1 for what is not guessed; -1 stays -1."""
+        return tokens if self.reduced is None else torch.where(tokens >= 0, self.reduced.places[tokens.clamp(min=0)], -1)
+
     def whole(self, logits: Tensor) -> Tensor:
         """`guess`'s logits over the whole vocabulary, -inf where nothing is guessed."""
         return logits if self.reduced is None else self.reduced.widen(logits)
 
     def rank(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """How many ids `guess`'s logits put before each token, int64 [...], -1 stays -1; vocab_size for what is not guessed."""
-        if self.reduced is None:
-            return rank_of(logits, tokens)
-        places = torch.where(tokens >= 0, self.reduced.places[tokens.clamp(min=0)], -1)
+        places = self.places_of(tokens)
         return torch.where((tokens >= 0) & (places < 0), self.vocab_size, rank_of(logits, places))
 
     @property

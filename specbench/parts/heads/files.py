@@ -73,6 +73,11 @@ def find_heads(
     return _from_hub(name, key)
 
 
+def shown(name: str | None, folder: Path) -> str:
+    """What run.json calls heads: as the option does; shipped ones that it left out as `<pair>:<part>`."""
+    return name or f"{folder.parent.name}:{folder.name}"
+
+
 def _from_hub(repository: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
 

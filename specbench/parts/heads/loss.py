@@ -43,11 +43,10 @@ def depth_loss(
             continue
         log_q = logits_at(depth).float().log_softmax(-1)
         if objective == "hard":
-            if target.reduced is not None:
-                tokens = target.reduced.places[tokens.clamp(min=0)]
-                judged = judged & (tokens >= 0)
-            losses = nn.functional.nll_loss(log_q.flatten(0, 1), tokens.clamp(min=0).flatten(), reduction="none").view_as(
-                tokens
+            places = target.places_of(tokens)
+            judged = places >= 0
+            losses = nn.functional.nll_loss(log_q.flatten(0, 1), places.clamp(min=0).flatten(), reduction="none").view_as(
+                places
             )
         else:
             with torch.no_grad():

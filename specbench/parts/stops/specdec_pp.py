@@ -22,7 +22,7 @@ from specbench.config.options import ConfigError, number, text, whole
 from specbench.parts.contracts import Drafter, Setting, Stop
 from specbench.parts.drafts.model import ModelDraft
 from specbench.parts.heads.base import Heads, TargetParts
-from specbench.parts.heads.files import BUILTIN, find_heads, target_hash
+from specbench.parts.heads.files import find_heads, shown, target_hash
 from specbench.parts.heads.stored import load_heads
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class SpecDecPlusPlus(Stop):
         if None not in (judged_by, target) and judged_by != target:
             remedy = f"trained on what a target of sha256 {judged_by} accepts; pair.target has {target}: train one for it"
             raise ConfigError("method.stop.head", str(folder), remedy)
-        self.name = self.given or f"{BUILTIN}{folder.name}"
+        self.name = shown(self.given, folder)
 
     @staticmethod
     def _whose(setting: Setting) -> str:

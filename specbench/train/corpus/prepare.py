@@ -30,16 +30,14 @@ def evaluation_folders(settings: TrainSettings) -> list[Path]:
     return [*folders, DATASETS_DIR / "standin"]
 
 
-def overlap_filter(settings: TrainSettings) -> OverlapFilter:
-    """What knows a text of an evaluation set that is present."""
-    return OverlapFilter(text for file in evaluation_files(evaluation_folders(settings)) for text in evaluation_texts(file))
+def gather_corpus(settings: TrainSettings) -> tuple[corpora.Corpus, OverlapFilter]:
+    """The corpus that `train.source` names, without evaluation texts, and what knows those.
 
-
-def gather_corpus(settings: TrainSettings) -> corpora.Corpus:
-    """The corpus that `train.source` names, without evaluation texts; prints what was compared and removed."""
+    Prints what was compared and removed.
+    """
     files = evaluation_files(evaluation_folders(settings))
     print(f"overlap check against {', '.join(f.name for f in files) or 'no evaluation file: none was found'}")
-    overlap = overlap_filter(settings)
+    overlap = OverlapFilter(text for file in files for text in evaluation_texts(file))
     if settings.source == "machine":
         found = corpora.machine_files(settings.max_package_bytes)
     else:
@@ -54,7 +52,7 @@ def gather_corpus(settings: TrainSettings) -> corpora.Corpus:
     if not corpus.documents:
         raise ConfigError("train.source", settings.source, "no usable .py, .md, .rst or .txt file of 200 bytes or more in it")
     print(f"{len(corpus.documents)} documents, {len(corpus.removed_for_overlap)} removed for overlap with an evaluation set")
-    return corpus
+    return corpus, overlap
 
 
 def prepare(settings: TrainSettings, tokenizer: Tokenizer | None, eos_id: int, name: str) -> tuple[Path, dict[str, Any]]:
@@ -65,7 +63,7 @@ def prepare(settings: TrainSettings, tokenizer: Tokenizer | None, eos_id: int, n
     folder = Path(settings.work) / name
     if (folder / "manifest.json").exists():
         return folder, json.loads((folder / "manifest.json").read_text())
-    corpus = gather_corpus(settings)
+    corpus, _ = gather_corpus(settings)
     if tokenizer is None:
         tokenizer = train_tokenizer(_sample(corpus, settings.seed), settings.vocab_size)
         folder.mkdir(parents=True, exist_ok=True)
