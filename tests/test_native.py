@@ -254,12 +254,13 @@ def test_weights_are_halved_where_that_changes_no_bit() -> None:
 
 def quantised(shape: torch.Size, bits: int) -> torch.Tensor:
     """Numbers that GGUF's Q4_1 or Q8_0 stand for: d * q + m in float32, d and m of half precision."""
-    q = torch.randint(0, 16, (*shape[:-1], shape[-1] // BLOCK, BLOCK)) if bits == 4 else None
-    scale = ((torch.rand(*shape[:-1], shape[-1] // BLOCK, 1) + 0.1) / 40).half().float()
-    if q is not None:
+    blocks = (*shape[:-1], shape[-1] // BLOCK)
+    scale = ((torch.rand(*blocks, 1) + 0.1) / 40).half().float()
+    if bits == 4:
+        q = torch.randint(0, 16, (*blocks, BLOCK))
         q[..., 3], q[..., 17] = 0, 15  # a block's extremes are always met
         return (q * scale + (-8 * scale * torch.rand_like(scale)).half().float()).flatten(-2)
-    q = torch.randint(-127, 128, (*scale.shape[:-1], BLOCK))
+    q = torch.randint(-127, 128, (*blocks, BLOCK))
     q[..., 5] = 127
     return (q * (scale / 8)).flatten(-2)
 
