@@ -6,6 +6,7 @@ known from the option's kind: a good one is accepted, unless the whole set contr
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -182,6 +183,19 @@ def once(real: Any) -> Any:
     return load
 
 
+class Fresh:
+    """A repository whose files come as copies: what is merged takes their nodes for its own, and changes them."""
+
+    def __init__(self, repository: Any):
+        self._repository = repository
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._repository, name)
+
+    def load_config(self, config_path: str) -> Any:
+        return copy.deepcopy(self._repository.load_config(config_path))
+
+
 def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hydra makes the same things anew for each command line, twice: what it has parsed and merged it finds again here.
 
@@ -223,7 +237,7 @@ def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def compose_from(self: Any, defaults: list[Any], repo: Any) -> Any:
         key = repr(defaults)
         if key not in merged:
-            merged[key] = pickle.dumps(merge(self, defaults=defaults, repo=repo))
+            merged[key] = pickle.dumps(merge(self, defaults=defaults, repo=Fresh(repo)))
         return pickle.loads(merged[key])
 
     monkeypatch.setattr(loading, "CachingConfigRepository", caching)
@@ -322,6 +336,15 @@ def test_no_command_line_makes_a_traceback(
     accepted = sum(check(door, number) for number in numbers)
     assert 0 < accepted < 0.6 * len(numbers)
     assert door.prepared == accepted and not list(tmp_path.iterdir()), os.listdir(tmp_path)
+
+
+def test_what_is_kept_knows_nothing_of_the_line_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    door = Door(monkeypatch, capsys, fast=True)
+    assert door(["method=prompt_lookup", "data.history=inf"])[0] == 2
+    assert door(["decoding.top_k=null", "data=mt_bench", "data.source=standin"])[0] == 0, "the default method's own options"
 
 
 @pytest.mark.parametrize("wrong", ["silent", "a traceback", "another key", "accepted"])
