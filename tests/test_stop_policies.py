@@ -28,6 +28,7 @@ from specbench.engine.masks import build
 from specbench.engine.request import NOBODYS
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import DraftTree
+from specbench.measure.theory.formulas import emitted_sequential
 from specbench.method import Chain, Method, Stop, create_method
 from specbench.methods.chains.speculative import Speculative
 from specbench.methods.layers.layerskip import LayerSkip
@@ -40,7 +41,7 @@ from specbench.parts.shapes import cost
 from specbench.parts.stops import goodput
 from specbench.parts.stops.confidence import Confidence
 from specbench.parts.stops.entropy import Entropy, entropy_nats
-from specbench.parts.stops.goodput import Goodput, best_length, expected_emitted
+from specbench.parts.stops.goodput import Goodput, best_length
 from specbench.parts.stops.memory import Memory
 from specbench.parts.stops.specdec_pp import AcceptanceHead, SpecDecPlusPlus
 from specbench.train.__main__ import run
@@ -107,8 +108,8 @@ def test_expected_emitted_is_a_run_cut_at_its_first_failure() -> None:
         for stands in itertools.product((True, False), repeat=4):
             weight = math.prod(chance if stood else 1 - chance for stood in stands)
             mean += weight * (1 + len(list(itertools.takewhile(bool, stands))))
-        assert expected_emitted(chance, 4) == pytest.approx(mean)
-    assert expected_emitted(1.0, 4) == 5 and expected_emitted(0.5, 0) == 1
+        assert emitted_sequential(chance, 4) == pytest.approx(mean)
+    assert emitted_sequential(1.0, 4) == 5 and emitted_sequential(0.5, 0) == 1
 
 
 def test_the_best_length_by_hand() -> None:

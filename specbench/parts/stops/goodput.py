@@ -1,8 +1,8 @@
 """The length with most tokens per second, 0 included (SmartSpec, Liu et al. 2406.14066: goodput).
 
-`expected_emitted` and `best_length` are the formulas, for one request or a batch that drafts one length. The stop takes the
-cost of a round from measurement on this machine, of whole rounds of some lengths (no linear model is fitted), and acceptance
-from the verdicts of the pass so far. Of the paper: the objective, that 0 is a length, the moving estimate. Ours: acceptance is
+`best_length` is the formula, for one request or a batch that drafts one length. The stop takes the cost of a round from
+measurement on this machine, of whole rounds of some lengths (no linear model is fitted), and acceptance from the verdicts of
+the pass so far. Of the paper: the objective, that 0 is a length, the moving estimate. Ours: acceptance is
 accepted / (accepted + rounds with a rejection), the maximum likelihood of a run of equal chances cut at the first failure, so
 that drafts of any length tell the same; its counts halve in every `half_life` judged tokens; before the first verdict all that
 is allowed is drafted; and since a plain round tells nothing, after `probe_every` of them one token is drafted.
@@ -14,18 +14,12 @@ from collections.abc import Sequence
 
 from specbench.config.options import ConfigError, whole
 from specbench.engine.session import Session
+from specbench.measure.theory.formulas import emitted_sequential
 from specbench.parts.contracts import Drafter, Needs, Setting, Stop
 from specbench.parts.shapes.cost import MAX_NODES, measure_rounds
 from specbench.parts.shapes.static import never_falling, seconds_of_rows
 
 LENGTHS = (0, 1, 2, 4, 8, 16, 32)  # that are measured, beside the longest; between two lies a straight line
-
-
-def expected_emitted(acceptance: float, length: int) -> float:
-    """Tokens that a round emits on average, the target's own included, when `length` are drafted and each is accepted with the
-    same chance: the sum of acceptance^0 to acceptance^length.
-    """
-    return float(1 + length) if acceptance >= 1.0 else (1.0 - acceptance ** (1 + length)) / (1.0 - acceptance)
 
 
 def best_length(acceptances: Sequence[float], round_seconds: Sequence[float]) -> int:
@@ -35,7 +29,7 @@ def best_length(acceptances: Sequence[float], round_seconds: Sequence[float]) ->
     """
     return max(
         range(len(round_seconds)),
-        key=lambda k: (sum(expected_emitted(chance, k) for chance in acceptances) / round_seconds[k], -k),
+        key=lambda k: (sum(emitted_sequential(chance, k) for chance in acceptances) / round_seconds[k], -k),
     )
 
 
