@@ -11,10 +11,10 @@ from fake_records import failed, paired_run
 
 import specbench
 from specbench.measure import lossless, metrics, summary, warnings
+from specbench.measure.headlines import HEADLINES, headlines
 from specbench.measure.noise import find_noise_floor
 from specbench.measure.records import store
 from specbench.measure.records.store import RunStore
-from specbench.measure.summary import HEADLINES, headlines
 
 PROMISED = [
     "run_folder", "status", "method", "baseline", "pair", "data", "device", "num_rounds", "decode_tokens",

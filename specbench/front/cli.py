@@ -33,6 +33,7 @@ from specbench.config.say import say
 from specbench.config.schema import RunConfig
 from specbench.front import launchers
 from specbench.front.sweep import JobFailed, Sweep, plain_table
+from specbench.measure.headlines import headlines
 from specbench.processes.interrupts import interruption, terminated
 
 OK, FAILED, WRONG_OPTION = 0, 1, 2
@@ -172,7 +173,6 @@ def run_job(cfg: DictConfig) -> None:
 
         config = adopt(config, HydraConfig.get().overrides.task)
     summary = run_tracked(config)
-    from specbench.measure.summary import headlines  # what it needs is loaded by now
 
     try:
         json.dumps(summary, allow_nan=False)  # a summary holds numbers, or null beside the reason: NaN is no JSON

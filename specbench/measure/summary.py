@@ -22,41 +22,6 @@ from specbench.measure.records.events import FORMAT_VERSION, SampleRecord
 from specbench.measure.records.jsonfile import or_why
 
 NAMED = 10  # failed samples in a warning
-HEADLINES: tuple[str, ...] = (  # what a script needs, in the one line on stdout; names stay, and docs/results.md lists them
-    *(
-        "run_folder",
-        "status",
-        "method",
-        "baseline",
-        "mode",
-        "data.name",
-        "data.source",
-        "data.num_samples",
-        "backend",
-        "device",
-    ),
-    *("repeats", "decode_tokens_per_second", "baseline_decode_tokens_per_second", "speedup", "speedup_why"),
-    *(
-        f"speedup.{name}"
-        for name in ("ratio_of_totals", "ci95", "ci95_repeats", "distinguishable", "end_to_end", "num_prompts")
-    ),
-    *("emitted_per_round", "acceptance_rate", "lossless.verdict", "lossless.identical", "lossless.compared", "lossless.claim"),
-    *("energy.joules_per_token", "memory_peak_bytes", "num_failed", "num_prompt_too_long", "num_graded", "num_right"),
-    "warning_levels",
-)
-
-
-def headlines(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a summary that HEADLINES names, in the summary's own shape; what it does not hold is left out."""
-    found: dict[str, Any] = {}
-    for name in HEADLINES:
-        section, _, key = name.rpartition(".")
-        place = summary.get(section) if section else summary
-        if not isinstance(place, Mapping) or key not in place or (not section and isinstance(place[key], Mapping)):
-            continue
-        into = found.setdefault(section, {}) if section else found
-        into[key] = place[key]
-    return found
 
 
 def build_summary(
