@@ -13,11 +13,11 @@ from specbench.analysis.derive.derive import Estimate, ratio_of_speedups
 from specbench.analysis.derive.outputs import Agreement, agree, read_outputs
 from specbench.analysis.read.frames import Frames, load
 from specbench.analysis.read.run_rows import entry, options_text
+from specbench.config.schema import DATA_FACTS
 from specbench.measure.records import store
 from specbench.measure.records.asked import measured
 
 _NAMES = {"method_name": "method", "baseline_name": "baseline", "data.name": "data", "pair.name": "pair"}
-_OF_THE_DATA = ("file", "sha256", "hub_repo", "hub_revision", "hub_file", "hub_sha256", "text", "answer", "masked")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, t
     found: dict[str, tuple[Any, Any]] = {}
     for key in [*_NAMES, *flat[0], *flat[1]]:
         a, b = (one.get(key) for one in flat)
-        of_the_data = not same_data and key.removeprefix("data.") in _OF_THE_DATA
+        of_the_data = not same_data and key.removeprefix("data.") in DATA_FACTS
         if json.dumps(a) != json.dumps(b) and not key.endswith("_target_") and not of_the_data:
             found[_NAMES.get(key, key)] = (a, b)
     return found

@@ -218,9 +218,10 @@ def _take(descriptor: int, key: str, policy: str, say: Callable[[str], None]) ->
         now = time.monotonic()
         if said is None:
             say(f"waiting for {key}: another run measures on it ({who}); device_lock=off would measure beside it")
+            said = now
         elif now - said > REMIND_SECONDS:
             say(f"still waiting for {key}, {(now - began) / 60:.0f} min by now ({who})")
-        said = now if said is None or now - said > REMIND_SECONDS else said
+            said = now
         time.sleep(POLL_SECONDS)
 
 
