@@ -33,6 +33,7 @@ from specbench.sim.options import parse
 from specbench.sim.play import Played, play
 from specbench.sim.session import EOS, Script
 from specbench.sim.world import SimSlot, World
+from specbench.track.mirror import tracked_run
 
 PAIR = PairSpec(
     "llama3.1_8b_1b",
@@ -314,9 +315,12 @@ def test_a_simulated_folder_is_read_and_never_stands_beside_measured_ones(tmp_pa
     folder = simulated_run(config, flat(0.004, 0.001), texts(0.7, number=3, tokens=40))
     run = store.read_run(folder)
     assert run["source"] == store.read_summary(folder)["source"] == "simulated"
+    mirrored = tracked_run(folder)
+    assert "simulated" in mirrored.tags and mirrored.config["run"]["simulation"] == run["simulation"]
     # The same conditions but for the source: everything that tells machines apart is made equal.
     kept = ("provenance", "device", "simulation", "baseline", "pair", "data")
     twin = finished_run(tmp_path, config, **{name: run[name] for name in kept})
+    assert "simulated" not in tracked_run(twin).tags and "source" not in tracked_run(twin).config["run"]
     other = simulated_run(config, flat(0.005, 0.001), texts(0.7, number=3, tokens=40))
     found = groups(load([tmp_path]))
     together = [sorted(Path(f).name for f in group.runs["folder"]) for group in found]

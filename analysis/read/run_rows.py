@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from specbench.analysis.read.reading import RunFiles
-from specbench.measure.records.events import PARTS
+from specbench.measure.records.events import PARTS, SIMULATED
 
 
 def entry(run: Mapping[str, Any], name: str) -> Any:
@@ -92,7 +92,7 @@ def data_name(name: str, source: str | None) -> str:
 
 def machine_name(run: Mapping[str, Any]) -> str:
     """What the target ran on: the accelerators' names, or the processor's with its cores; nothing, where it was simulated."""
-    if run.get("source") == "simulated":
+    if run.get("source") == SIMULATED:
         return f"simulated: {entry(run, 'simulation.label')} ({entry(run, 'simulation.costs')})"
     gpus = [gpu.get("name") for gpu in entry(run, "provenance.gpus") or [] if gpu.get("name")]
     if gpus and str(run.get("device", "")).startswith("cuda"):

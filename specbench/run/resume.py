@@ -22,7 +22,7 @@ from specbench.config.schema import RunConfig, as_dict, from_dict
 from specbench.measure.records import store as files
 from specbench.measure.records.asked import asks_the_same, measured
 from specbench.measure.records.conditions import differences, first_difference
-from specbench.measure.records.events import SampleRecord
+from specbench.measure.records.events import SIMULATED, SampleRecord
 from specbench.measure.records.jsonfile import cut_torn_line, dumps, read_lines, write_atomically
 from specbench.measure.records.masking import mask_mapping
 from specbench.measure.records.store import RunStore, SampleKey, StoreError
@@ -105,7 +105,7 @@ def _said(config: RunConfig, key: str) -> Any:
 
 def check_config(config: RunConfig, run: Mapping[str, Any], folder: Path) -> None:
     """Raises ConfigError naming the first option that differs from the stored run's, and for a run that was never measured."""
-    if run.get("source") == "simulated":
+    if run.get("source") == SIMULATED:
         raise ConfigError("resume", str(folder), "was simulated (python -m specbench.sim): no measured sample belongs in it")
     mine = as_dict(config)
     if asks_the_same(mine, run):

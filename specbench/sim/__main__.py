@@ -17,6 +17,7 @@ from typing import Any
 from specbench.config.options import ConfigError
 from specbench.config.say import say
 from specbench.config.schema import RunConfig
+from specbench.measure.records.events import SIMULATED
 from specbench.sim.costs import CostError
 from specbench.sim.options import SimConfig, parse
 
@@ -71,6 +72,7 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
     from pathlib import Path
 
     from specbench.analysis.show.text import table_text
+    from specbench.measure.records.store import is_run_folder
     from specbench.pair.spec import specify
     from specbench.sim.compare import Bench, line_of, played_best, rate_of, with_length
     from specbench.sim.folders import write
@@ -84,7 +86,7 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
     say(f"{len(options.devices)} machines, {len(nodes)} methods: {', '.join(nodes)}")
     cells = bench.over_acceptance()
     rate = rate_of(bench.texts(options.acceptance))
-    recorded = Path(options.acceptance).exists()
+    recorded = is_run_folder(options.acceptance)
     shares = bench.over_share(options.acceptance)
     lines = []
     for devices in options.devices:
@@ -113,7 +115,7 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
         print(table_text(table), end="\n\n", file=sys.stderr)
     say(f"report: {path}")
     found = [{"machine": line.label, "method": line.method, "speedup": line.speedup, "folder": line.folder} for line in lines]
-    return {"report": str(path), "source": "simulated", "lines": found}
+    return {"report": str(path), "source": SIMULATED, "lines": found}
 
 
 def measure(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def serve(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> di
             drawing = serving(found, costs.label, costs.source)
             drawing.name = table.name
             doc.add(drawing)
-    return {"report": str(doc.save(Path(options.out))), "source": "simulated"}
+    return {"report": str(doc.save(Path(options.out))), "source": SIMULATED}
 
 
 def routing(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:

@@ -16,15 +16,13 @@ from specbench.config.specs import PairSpec
 from specbench.engine.sampling import SamplingLaw
 from specbench.measure.lossless import compare
 from specbench.measure.records import provenance
-from specbench.measure.records.events import Round, SampleRecord
+from specbench.measure.records.events import SIMULATED, Round, SampleRecord
 from specbench.measure.records.store import RunStore
 from specbench.measure.summary import build_summary
 from specbench.run.arms import record_of
 from specbench.sim.costs import Costs, Grid
 from specbench.sim.hardware import models_of
 from specbench.sim.play import Played
-
-SIMULATED = "simulated"
 
 
 def costs_sha256(costs: Costs) -> str:

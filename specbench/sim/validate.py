@@ -12,6 +12,7 @@ from specbench.analysis.show.table import Table
 from specbench.config.options import ConfigError
 from specbench.config.schema import from_dict
 from specbench.measure.records import store
+from specbench.measure.records.events import SIMULATED
 from specbench.pair.spec import specify
 from specbench.sim.acceptance import recorded_texts
 from specbench.sim.compare import quiet
@@ -53,7 +54,7 @@ def check(folder: str, devices: str, seed: int) -> Check:
         samples, rounds = store.read_samples(folder), store.read_rounds(folder)
     except store.StoreError as error:
         raise ConfigError("validate", folder, f"no run to compare with: {error}") from error
-    if run.get("source") == "simulated" or run.get("status") != "success":
+    if run.get("source") == SIMULATED or run.get("status") != "success":
         raise ConfigError("validate", folder, "name a finished run that was measured")
     config = from_dict(run["config"])
     done = {record.key for record in samples if record.decode_seconds is not None and record.num_rounds}

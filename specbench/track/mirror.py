@@ -11,6 +11,7 @@ from pathlib import Path
 from specbench.config.say import say
 from specbench.config.schema import RunConfig
 from specbench.measure.records import store as files
+from specbench.measure.records.events import SIMULATED
 from specbench.measure.records.masking import mask_mapping, mask_text
 from specbench.processes.child import run_module
 from specbench.track.rows import headlines, prompt_rows
@@ -27,13 +28,17 @@ def tracked_run(folder: Path) -> TrackedRun:
     method, data = str(run.get("method")), str(run.get("data_name"))
     about = {key: run.get(key) for key in ("method", "baseline", "data_name", "config_hash", "device", "num_devices", "pair")}
     provenance = run.get("provenance") or {}
+    tags = [method, data]
+    if run.get("source") == SIMULATED:
+        about |= {key: run.get(key) for key in ("source", "simulation")}
+        tags.append(SIMULATED)
     about |= {key: provenance.get(key) for key in ("git", "python", "conditions_hash", "gpus")}
     about["packages"] = (provenance.get("packages") or {}).get("versions")
     return TrackedRun(
         id=hashlib.sha256(identity.encode()).hexdigest()[:16],
         name=folder.name,
         group=sweep or digest[:8],
-        tags=(method, data),
+        tags=tuple(tags),
         config=mask_mapping({**run.get("config", {}), "run": about}),
         status=str(run.get("status")),
         folder=folder,

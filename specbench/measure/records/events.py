@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT_VERSION = 2
+SIMULATED = "simulated"  # run.json's `source` where nothing was measured (`specbench.sim`)
 
 PARTS = ("draft", "verify", "wait", "learn")  # <part>_seconds of a round; what they leave of its wall time is "other"
 
