@@ -178,6 +178,21 @@ def line_of(cells: Sequence[Cell], devices: str, method: str) -> list[Cell]:
     return [cell for cell in cells if cell.devices == devices and cell.method == method]
 
 
+def overtaking(
+    cells: Sequence[Cell], devices: str, method: str, other: str
+) -> tuple[list[Cell], list[Cell], float | None] | None:
+    """Both methods' best cells on a machine, at each acceptance that both have, and where the first overtakes for good.
+
+    None where they have not two acceptances in common.
+    """
+    mine, theirs = ({c.acceptance: c for c in best(line_of(cells, devices, name), "acceptance")} for name in (method, other))
+    rates = sorted(set(mine) & set(theirs))
+    if len(rates) < 2:
+        return None
+    at = crossing(rates, [mine[r].speedup for r in rates], [theirs[r].speedup for r in rates])
+    return [mine[r] for r in rates], [theirs[r] for r in rates], at
+
+
 def rate_of(texts: Sequence[Text]) -> float:
     """Share of right drafts, over all positions that could be drafted."""
     right = [stands for text in texts for stands in text.right[1 : text.length]]

@@ -9,14 +9,10 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from specbench.analysis.show.style import AUTOREGRESSIVE, Drawing, legend_below, look, new_figure, series, styled
-from specbench.sim.compare import Cell, best, crossing, line_of
+from specbench.sim.compare import Cell, best, line_of, overtaking
 from specbench.sim.serving import POLICY, Served
 
 ROW_HEIGHT, LEGEND_HEIGHT, MAX_COLUMNS = 2.0, 0.5, 4
-
-
-def frame(cells: Sequence[Cell]) -> pd.DataFrame:
-    return pd.DataFrame([{name: getattr(cell, name) for name in Cell.__dataclass_fields__} for cell in cells])
 
 
 def comparison(over_acceptance: Sequence[Cell], over_share: Sequence[Cell], at: float, source: str) -> Drawing:
@@ -64,7 +60,7 @@ def comparison(over_acceptance: Sequence[Cell], over_share: Sequence[Cell], at: 
         f"acceptance; a ring where a method overtakes speculative decoding for good. Middle: over the draft length, at "
         f"acceptance {near:g}{of_shares}, each at its best draft length. Dashed: autoregressive decoding."
     )
-    data = frame([*over_acceptance, *over_share])
+    data = pd.DataFrame([*over_acceptance, *over_share])
     return Drawing("simulated_speedup", "Speed-up on machines that are not here", figure, data, caption)
 
 
@@ -116,15 +112,11 @@ def _ticks(axis: object, at: Sequence[float]) -> None:
 
 def _mark_crossing(axis: object, cells: Sequence[Cell], devices: str, method: str) -> None:
     """A ring where the method overtakes speculative decoding, inside of what was looked at."""
-    mine, theirs = (
-        {c.acceptance: c.speedup for c in best(line_of(cells, devices, m), "acceptance")} for m in (method, "speculative")
-    )
-    rates = sorted(set(mine) & set(theirs))
-    if len(rates) < 2:
+    if (both := overtaking(cells, devices, method, "speculative")) is None:
         return
-    at = crossing(rates, [mine[r] for r in rates], [theirs[r] for r in rates])
-    if at is None or at == rates[0]:
+    _, theirs, at = both
+    if at is None or at == theirs[0].acceptance:
         return
-    height = float(np.interp(at, rates, [theirs[r] for r in rates]))
+    height = float(np.interp(at, [c.acceptance for c in theirs], [c.speedup for c in theirs]))
     marks = {"marker": "o", "markersize": 9, "fillstyle": "none", "color": look(method)["color"], "markeredgewidth": 1.3}
     axis.plot([at], [height], **marks, zorder=5)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, numb
 from specbench.config.paths import CONF_DIR
 from specbench.sim.hardware import preset_names
 
-SIMULATED = ("speculative", "amusd", "pearl", "ssd", "dsi")  # of a comparison, where nothing is named
+METHODS = ("speculative", "amusd", "pearl", "ssd", "dsi")  # of a comparison, where nothing is named
 
 
 def each(key: str, values: object, check: Callable[..., None], *limits: Any) -> None:
@@ -55,7 +55,7 @@ class SimConfig:
 
     def __post_init__(self) -> None:
         self.devices = self.devices or tuple(preset_names())
-        self.methods = self.methods or tuple(m for m in SIMULATED if (CONF_DIR / "method" / f"{m}.yaml").is_file())
+        self.methods = self.methods or tuple(m for m in METHODS if (CONF_DIR / "method" / f"{m}.yaml").is_file())
         self.acceptances = self.acceptances or (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
         self.draft_lengths = self.draft_lengths or (1, 2, 4, 6, 8, 12)
         self.draft_shares = self.draft_shares or (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6)

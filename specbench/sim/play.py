@@ -25,7 +25,7 @@ WITHOUT_CONFIDENCE = (None, "fixed", "heuristic", "hf")  # stops that ask nothin
 
 @dataclass
 class Played:
-    """One method on one machine. seconds_busy: of each simulated process, computing, over all texts."""
+    """One method on one machine. busy_seconds: of each simulated process, computing, over all texts."""
 
     method: Method
     texts: list[Text]

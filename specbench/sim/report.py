@@ -9,7 +9,7 @@ from pathlib import Path
 from specbench.analysis.show.cells import Column, mark_columns, row_of
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.table import Table
-from specbench.sim.compare import Cell, best, crossing, largest_that_pays, line_of
+from specbench.sim.compare import Cell, best, crossing, largest_that_pays, overtaking
 from specbench.sim.figures import comparison
 from specbench.sim.routing import Touched
 from specbench.sim.serving import Served
@@ -43,7 +43,7 @@ def table_of(lines: Sequence[Line], acceptance: str, source: str) -> Table:
         Column(
             "largest_draft_percent",
             "largest draft that pays, % of the target",
-            of=lambda line: None if line.largest_share is None else 100 * line.largest_share,
+            of=lambda line: _percent(line.largest_share),
             digits=0,
         ),
         Column("target_busy_percent", "target busy, %", of=lambda line: 100 * line.busy.get("target", 0.0), digits=0),
@@ -71,15 +71,11 @@ def crossings(cells: Sequence[Cell]) -> Table | None:
     found = []
     for devices in dict.fromkeys(cell.devices for cell in cells):
         for method, other in PAIRS:
-            mine, theirs = (
-                {c.acceptance: c for c in best(line_of(cells, devices, name), "acceptance")} for name in (method, other)
-            )
-            rates = sorted(set(mine) & set(theirs))
-            if len(rates) < 2:
+            if (both := overtaking(cells, devices, method, other)) is None:
                 continue
-            at = crossing(rates, [mine[r].speedup for r in rates], [theirs[r].speedup for r in rates])
-            said = "never" if at is None else f"from {at:.2f}" if at > rates[0] else "everywhere"
-            found.append({"label": mine[rates[0]].label, "method": method, "other": other, "from": said})
+            (first, *_), _, at = both
+            said = "never" if at is None else f"from {at:.2f}" if at > first.acceptance else "everywhere"
+            found.append({"label": first.label, "method": method, "other": other, "from": said})
     if not found:
         return None
     columns = [

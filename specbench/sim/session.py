@@ -65,7 +65,7 @@ class SimModel(Model):
     def __init__(self, role: str, stage: Stage, curve: Curve, prefill: Curve):
         plan = MaskPlan((FULL,), None)
         super().__init__(None, VOCAB_SIZE, plan, True, 1, VOCAB_SIZE, is_draft=role == "draft", opens=self.open)
-        self.role, self.stage, self.curve, self.prefill_curve = role, stage, curve, prefill
+        self.stage, self.curve, self.prefill_curve = stage, curve, prefill
 
     def open(self) -> SimSession:
         return SimSession(self)

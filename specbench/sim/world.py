@@ -55,7 +55,6 @@ class World:
         self.home = Process("target", 0)
         self.processes = [self.home]
         self.current = self.home
-        self.num_steps = 0
 
     def now(self) -> float:
         return self.current.time
@@ -86,7 +85,6 @@ class World:
             process.side.waited(start - process.idle_since)
             process.idle_since = None
         process.time, self.current = start, process
-        self.num_steps += 1
         try:
             progress = process.side.step()
         finally:
