@@ -232,6 +232,32 @@ def test_a_method_that_fails_from_its_second_sample_on_keeps_the_first(tmp_path:
     assert all(r.error is None for r in records if r.arm == "baseline")
 
 
+def test_a_run_that_is_continued_tries_its_failures_again(tmp_path: Path) -> None:
+    """Each session decodes one sample more; a sweep (`run_folder=`) lets them be; when none is left nothing is done."""
+    config = configured(tmp_path, AR, data__limit=3, measure__warmup=0, measure__trace=True, decoding__max_new_tokens=8)
+    config.method, config.method_name = faulty("FailsIn", hook="method.decode", after=1), "faulty"
+    config.allow_targets = ["faulty_methods"]
+    assert run(config)["num_failed"] == 2
+    folder = only_folder(tmp_path)
+    first = [r for r in read_samples(folder) if r.error is None]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run(replace(config, run_folder=str(folder)))["num_failed"] == 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for left in (1, 0, 0):
+        summary = run(replace(config, resume=str(folder)))
+        records = read_samples(folder)
+        assert summary["num_failed"] == left == len([r for r in records if r.error]), records
+        assert summary["status"] == "success" == read_run(folder)["status"] and records[: len(first)] == first
+        assert summary["speedup"]["num_prompts"] == 3 - left
+    sessions = read_run(folder)["sessions"]
+    failures = [[(f["sample_id"], f["arm"], f["session"]) for f in one["failures"]] for one in sessions]
+    ids = [r.sample_id for r in records if r.arm == "baseline"]
+    assert failures == [[(ids[1], "method", 0), (ids[2], "method", 0)], [(ids[2], "method", 1)]]
+    assert all("KeyError: 'what the plugin forgot'" in f["error"] for one in sessions for f in one["failures"])
+    assert (folder / "trace.json").read_bytes() != before["trace.json"]
+    assert "measured in 3 sessions: the run was continued" in "\n".join(summary["warnings"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["vanishes", "hangs"])
 def test_a_process_that_is_gone_or_hangs_leaves_what_was_finished(tmp_path: Path, how: str) -> None:

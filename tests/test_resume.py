@@ -79,7 +79,7 @@ def test_finished_conversations_are_kept_and_the_torn_rest_is_not(tmp_path: Path
     (session,) = run["sessions"]
     assert (session["session"], session["num_kept"], session["num_redone"], session["changed"]) == (1, 2, 1, [])
     assert run["status"] == "started"
-    assert run["warnings"] == ["measured in 2 sessions: the run was cut off and continued (see `session` in samples.jsonl)"]
+    assert run["warnings"] == ["measured in 2 sessions: the run was continued (see `session` in samples.jsonl)"]
 
 
 def test_a_torn_line_is_tolerated_by_readers_too(tmp_path: Path, facts: dict[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """Opens the folder of a run: a new one, or one that was cut off, with what is finished in it.
 
 Kept are whole samples (all turns, of a repeat and arm); whole repeats, of both arms, where one keeps state from prompt to
-prompt. A sample that was cut off between two turns is done again from its first, and so is a failure as long as the run is not
-finished (one with a finished sample in all arms is). The warm-up is redone, and every new record carries the number of the
-session that made it. Options, models and data must be the same, but for `engine.timeout_seconds`; code, packages and machine
-too, unless `allow_mixed`.
+prompt. A sample that was cut off between two turns is done again from its first, and so is a failure, whose error stays in the
+session's entry in run.json; `resume=` does so with a run that ended in success too, a sweep lets its failures be. The warm-up
+is redone, and every new record carries the number of the session that made it. Options, models and data must be the same, but
+for `engine.timeout_seconds`; code, packages and machine too, unless `allow_mixed`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def finished(config: RunConfig) -> dict[str, Any] | None:
     check_config(config, run, folder)
     if run.get("status") != "success" or not (folder / files.SUMMARY_FILE).is_file():
         return None
-    return {**files.read_summary(folder), "run_folder": str(folder)}
+    summary = files.read_summary(folder)
+    if config.resume is not None and summary.get("num_failed"):
+        return None
+    return {**summary, "run_folder": str(folder)}
 
 
 def adopt(config: RunConfig, typed: Sequence[str]) -> RunConfig:
@@ -169,10 +172,10 @@ def _go_on(
     run = _read(folder, key)
     check_config(config, run, folder)
     changed = check_conditions(run, facts, folder, config.allow_mixed)
-    redone = drop_unfinished(folder, turns, config.data.history, whole)
-    store = RunStore.open(folder)
-    (folder / files.POWER_FILE).unlink(missing_ok=True)  # of an energy pass that is taken again, whole
-    kept = {record.key: record for record in files.read_samples(folder)}
+    cut_torn_line(folder / files.SAMPLES_FILE)
+    records = files.read_samples(folder)
+    keep = finished_keys(records, turns, config.data.history, whole)
+    failures = [record for record in records if record.finish_reason == "error"]
     sessions = [dict(entry) for entry in run.get("sessions", [])]
     session = len(sessions) + 1
     provenance = facts["provenance"]
@@ -183,20 +186,30 @@ def _go_on(
             "argv": provenance["argv"],
             "conditions_hash": provenance["conditions_hash"],
             "changed": changed,
-            "num_kept": len(kept),
-            "num_redone": redone,
+            "num_kept": len(keep),
+            "num_redone": len(records) - len(keep),
+            "failures": [
+                {name: getattr(record, name) for name in (*files.KEY_FIELDS, "session", "error")} for record in failures
+            ],
         }
     )
     notes = [note for note in run.get("warnings", facts["warnings"]) if not note.startswith("measured in ")]
-    if kept:
-        notes.append(f"measured in {session + 1} sessions: the run was cut off and continued (see `session` in samples.jsonl)")
+    if keep:
+        notes.append(f"measured in {session + 1} sessions: the run was continued (see `session` in samples.jsonl)")
     if changed:
         notes.append(f"mixed conditions (allow_mixed=true): {'; '.join(changed)}")
     started = {"status": "started", "ended_at": None, "error": None}
     missing = {name: value for name, value in facts.items() if name not in run}  # cut off before it was written
-    store.write_run({**missing, **started, "sessions": sessions, "warnings": notes})
-    say(f"{folder}: session {session} goes on, {len(kept)} records are kept")
+    # First what is going to be so, then the rest: a kill between them leaves a run that is unfinished and says why.
+    RunStore(folder, run).write_run({**missing, **started, "sessions": sessions, "warnings": notes})
+    for name in (files.POWER_FILE, files.SUMMARY_FILE, files.TRACE_FILE):  # they are of all records, and made again, whole
+        (folder / name).unlink(missing_ok=True)
+    drop_unfinished(folder, keep)
+    store = RunStore.open(folder)
+    again = f", {len(failures)} failures are tried again" if failures else ""
+    say(f"{folder}: session {session} goes on, {len(keep)} records are kept{again}")
     chosen = {arm: entry.get("threads") for arm, entry in (run.get("warmup") or {}).items()}
+    kept = {record.key: record for record in records if record.key in keep}
     return Opened(store, kept, session, {arm: threads for arm, threads in chosen.items() if threads})
 
 
@@ -222,18 +235,13 @@ def check_conditions(run: Mapping[str, Any], facts: Mapping[str, Any], folder: P
     return changed
 
 
-def drop_unfinished(folder: Path, turns: Mapping[str, Sequence[int]], history: str, whole: Collection[str]) -> int:
-    """Take out the records of samples that were cut off or failed; returns how many records that were."""
+def drop_unfinished(folder: Path, keep: Collection[SampleKey]) -> None:
+    """Take out the records of samples that were cut off or failed: all but `keep`."""
     path = folder / files.SAMPLES_FILE
-    cut_torn_line(path)
     rows = read_lines(path)
-    records = files.read_samples(folder)
-    keep = finished_keys(records, turns, history, whole)
-    if len(keep) == len(rows):
-        return 0
-    kept = [row for row, record in zip(rows, records, strict=True) if record.key in keep]
-    write_atomically(path, "".join(dumps(row, separators=(",", ":")) + "\n" for row in kept))
-    return len(rows) - len(kept)
+    kept = [row for row in rows if tuple(row[name] for name in files.KEY_FIELDS) in keep]
+    if len(kept) < len(rows):
+        write_atomically(path, "".join(dumps(row, separators=(",", ":")) + "\n" for row in kept))
 
 
 def finished_keys(
