@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sweeping import Command, execute
 
+from specbench.analysis.read.frames import load
 from specbench.front.launchers import config_arguments, without_idle_options
 from specbench.front.sweep import quoted
 from specbench.measure.records import provenance
@@ -84,6 +85,41 @@ def test_idle_options_are_dropped_for_methods_without_them() -> None:
     assert kept("method=b", "method.draft_length=2") == ["method=b", "method.draft_length=2"]
     assert kept("method=c", "++method.draft_length=2") == ["method=c"]
     assert kept("method=a", "x=1") == ["method=a", "x=1"]
+
+
+def test_what_the_pair_cannot_do_is_left_out_with_the_reason(command: Command) -> None:
+    """In the record, on the screen and in what the analysis reads beside the runs, whatever data set it would have been."""
+    jobs = ("-m", "method=suffix,eagle,speculative,rest,layerskip", "data=humaneval,mt_bench", "pair.draft=null")
+    pair = ("pair.target=builtin:target_half", "allow_mixed=true")
+    status, document, err = command(*jobs, *pair, "sweep.skip_unfit=true", "sweep.name=some")
+    assert status == 0 and document is not None
+    assert (document["status"], document["num_jobs"], document["num_failed"]) == ("success", 10, 0)
+    assert [config.method_name for config in command.run.configs] == ["suffix"] * 2 + ["layerskip"] * 2
+    assert [job["status"] for job in document["jobs"]].count("left out") == 6
+    said = {item["what"]: (item["num_jobs"], item["why"].partition(":")[0]) for item in document["left_out"]}
+    assert said == {
+        "method=eagle": (2, "method.heads=None"),
+        "method=speculative": (2, "pair.draft=None"),
+        "method=rest": (2, "method.datastore=None"),
+    }
+    assert "[4/4]" in err and err.count("left out: method=rest (2 jobs): method.datastore=None") == 2, "before, and after"
+    frames = load([document["sweep_folder"]])
+    assert ("method=eagle (2 jobs)", "method.heads=None") in [(o.folder, o.why.partition(":")[0]) for o in frames.left_out]
+    command.run.fails = lambda config: ValueError("early") if config.method_name == "suffix" else None
+    assert command(*jobs, *pair, "sweep.skip_unfit=true", "sweep.name=another")[0] == 1, "what was tried and failed has failed"
+
+
+def test_nothing_is_left_out_unasked_and_what_is_named_wrongly_is_an_error(command: Command) -> None:
+    command.run.fails = lambda config: ValueError("early")
+    rest = ("-m", "method=rest,suffix", "sweep.name=some")
+    status, document, _ = command(*rest)
+    assert status == 1 and document is not None and (document["num_failed"], document["left_out"]) == (2, [])
+    command.monkeypatch.setenv("SPECBENCH_DATASTORE", "no_such_folder")
+    _, document, _ = command(*rest, "sweep.skip_unfit=true")
+    assert document is not None and (document["num_failed"], document["left_out"]) == (2, []), "the run itself says it"
+    command.monkeypatch.delenv("SPECBENCH_DATASTORE")
+    status, document, err = command("-m", "method=rest", "data=humaneval,mt_bench", "sweep.skip_unfit=true")
+    assert status == 2 and document is None and "leaves nothing to run: method.datastore=None" in err
 
 
 def test_a_wrong_option_in_any_job_stops_the_sweep_before_the_first(command: Command) -> None:

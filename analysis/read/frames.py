@@ -26,6 +26,7 @@ from pandas.api.types import union_categoricals
 from specbench.analysis.read.columns import ROUNDS_COLUMNS, RUNS_COLUMNS, SAMPLES_COLUMNS
 from specbench.analysis.read.reading import Array, RunFiles, UnusableRun, parse_ahead, read_folder
 from specbench.analysis.read.run_rows import run_row
+from specbench.analysis.read.sweeps import left_out_of
 from specbench.measure.metrics import RoundTable
 from specbench.measure.pairing import PairedTimes
 from specbench.measure.records import store
@@ -36,7 +37,7 @@ ARM_CODES = {"method": 0, "baseline": 1}
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A run that some table does not hold, and why."""
+    """A run that some table does not hold, and why. folder: of jobs that never ran, what they would have been."""
 
     folder: str
     why: str
@@ -157,6 +158,7 @@ def load(paths: Iterable[str | Path], *, unfinished: bool = False) -> Frames:
         round_parts.append(_round_part(number, files, sum(sizes)))
         sizes.append(len(files.samples))
         lengths.append(len(files.table))
+    left_out += (LeftOut(what, why) for what, why in left_out_of(folders))
     runs = plain_frame({name: [row[name] for row in rows] for name in RUNS_COLUMNS})
     runs.index.name = "run"
     samples = _sample_frame(sample_columns)

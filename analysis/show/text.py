@@ -44,18 +44,18 @@ def compare(folders: Sequence[str | Path], *, unfinished: bool = False) -> str:
             lines += wrapped(f"Conditions {group.number}{other}")
         for comparison in cells:
             lines += [*_block(group, comparison), ""]
-            lines += _left_out(comparison.left_out)
-        lines += _left_out(group.left_out)
+            lines += left_out_lines(comparison.left_out)
+        lines += left_out_lines(group.left_out)
         for _, floor in group.noise_floors.iterrows():
             ends = f"{floor['speedup_low']:.3f} to {floor['speedup_high']:.3f}"
             lines += wrapped(f"noise floor (the baseline against itself on {floor['data']}): {ends}", "  ")
-    lines += _left_out(frames.left_out)
+    lines += left_out_lines(frames.left_out)
     if frames.runs.empty and not lines:
         raise ValueError("no run to compare")
     return "\n".join([*lines, _WORDS])
 
 
-def _left_out(items: Iterable[LeftOut]) -> list[str]:
+def left_out_lines(items: Iterable[LeftOut]) -> list[str]:
     return [line for item in items for line in wrapped(f"left out: {item.folder}: {item.why}", "  ")]
 
 

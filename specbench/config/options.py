@@ -22,6 +22,10 @@ class ConfigError(ValueError):
         return type(self), (self.key, self.value, self.remedy)  # travels between processes
 
 
+class UnfitError(ConfigError):
+    """Nothing is wrong with what was asked for, but the pair has not what it takes (a draft model, heads, a datastore)."""
+
+
 # ---------------------------------------------------------------------------------------------------- the four checkers
 def text(key: str, value: object, remedy: str, pattern: str = r".*\S.*", null: bool = False) -> None:
     """Refuse all but a text that says something (that `pattern` matches as a whole); None too, where `null` allows it."""

@@ -145,6 +145,8 @@ class SweepConfig:
 
     # Its folder below <runs_dir>/sweeps; null: from the options that are swept and its jobs' hash.
     name: str | None = option(None, text, _A_FOLDER, r"[A-Za-z0-9][A-Za-z0-9._+-]*", null=True)
+    # Leave out jobs whose method needs what the pair has not (a draft model, heads, a datastore), and say so; else they fail.
+    skip_unfit: bool = False
 
 
 @dataclass

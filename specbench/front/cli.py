@@ -32,7 +32,7 @@ from specbench.config.paths import CONF_DIR
 from specbench.config.say import say
 from specbench.config.schema import RunConfig
 from specbench.front import launchers
-from specbench.front.sweep import JobFailed, Sweep, plain_table
+from specbench.front.sweep import FINE, JobFailed, Sweep, plain_table
 from specbench.measure.headlines import headlines
 from specbench.processes.interrupts import interruption, terminated
 
@@ -132,7 +132,7 @@ def end_sweep(sweep: Sweep) -> int:
     if sweep.report is not None:
         say(f"report: {sweep.report}")
     print(json.dumps(sweep.as_dict(), allow_nan=False), flush=True)
-    failed = [job for job in sweep.jobs if job.status != "success"]
+    failed = [job for job in sweep.jobs if job.status not in FINE]
     for job in failed:
         say(f"failed: {sweep.varying(job)}: {job.error}")
     return FAILED if failed else OK

@@ -142,6 +142,7 @@ class SpecbenchSweeper(Sweeper):
         plan.folder.mkdir(parents=True, exist_ok=True)
         with hold_folder(plan.folder, "sweep.name"):
             plan.look()
+            plan.leave_out()
             plan.write()
             jobs = plan.left()
             progress = SweepProgress(plan)

@@ -11,6 +11,7 @@ import hashlib
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from specbench.measure.records.store import RunStore, StoreError
 from specbench.run.resume import check_config
 
 FORMAT_VERSION = 1
+FINE = ("success", "left out")  # jobs that leave a sweep a success
 
 
 class JobFailed(RuntimeError):
@@ -45,6 +47,7 @@ class Job:
     kept: bool = False  # finished before this start of the sweep
     changed: list[str] = field(default_factory=list)  # conditions that differ from now (allow_mixed)
     error: str | None = None
+    unfit: str | None = None  # what the pair lacks for it: it is left out
 
     @property
     def line(self) -> list[str]:
@@ -59,6 +62,8 @@ class Job:
     def status(self) -> str:
         if self.error is not None:
             return "failed"
+        if self.unfit is not None:
+            return "left out"
         return str(self.run().get("status", "not started"))
 
     def summary(self) -> dict[str, Any] | None:
@@ -95,6 +100,7 @@ class Job:
             "speedup": speedup.get("ratio_of_totals"),
             "ci95": speedup.get("ci95"),
             "error": self.error,
+            "left_out": self.unfit,
         }
 
 
@@ -133,9 +139,10 @@ class Sweep:
         ]
         return cls(chosen, jobs, len(combinations), folder, digest, experiment, started_at=_now())
 
-    def varying(self, job: Job) -> str:
-        """The options of a job that not all jobs share: what tells it from the others."""
-        shown = mask_argv([o for o in job.overrides if not all(o in other.overrides for other in self.jobs)])
+    def varying(self, job: Job, but: str | None = None) -> str:
+        """The options of a job that not all jobs share: what tells it from the others. but: not those that begin so."""
+        own = [o for o in job.overrides if but is None or not o.startswith(but)]
+        shown = mask_argv([o for o in own if not all(o in other.overrides for other in self.jobs)])
         return " ".join(shown) or f"{job.config.method_name} on {job.config.data.name}"
 
     def look(self) -> None:
@@ -158,11 +165,33 @@ class Sweep:
                 )
             job.kept = job.is_finished()
 
+    def leave_out(self) -> None:
+        """Of the jobs that are to do, mark those whose needs the pair does not meet, where sweep.skip_unfit asks for that.
+
+        Raises ConfigError if that leaves no job at all.
+        """
+        from specbench.run.prepare import why_unfit  # which imports torch
+
+        found: dict[str, str | None] = {}
+        for job in self.left():
+            if job.config.sweep.skip_unfit:
+                asked = dumps({key: as_dict(job.config)[key] for key in ("pair", "engine", "method", "baseline", "measure")})
+                if asked not in found:
+                    found[asked] = why_unfit(job.config)
+                job.unfit = found[asked]
+        if all(job.unfit is not None for job in self.jobs):
+            raise ConfigError("sweep.skip_unfit", True, f"leaves nothing to run: {self.jobs[0].unfit}")
+
+    def left_out(self) -> list[dict[str, Any]]:
+        """What was left out, whatever its data set, and why."""
+        counted = Counter((self.varying(job, but="data="), job.unfit) for job in self.jobs if job.unfit is not None)
+        return [{"what": what, "why": why, "num_jobs": number} for (what, why), number in counted.items()]
+
     def left(self) -> list[Job]:
-        return [job for job in self.jobs if not job.kept]
+        return [job for job in self.jobs if not job.kept and job.unfit is None]
 
     def end(self) -> None:
-        self.status = "failed" if any(job.status != "success" for job in self.jobs) else "success"
+        self.status = "failed" if any(job.status not in FINE for job in self.jobs) else "success"
         self.write()
 
     def write(self) -> None:
@@ -182,6 +211,7 @@ class Sweep:
             "num_jobs": len(self.jobs),
             "num_finished_before": sum(job.kept for job in self.jobs),
             "num_failed": sum(job.error is not None for job in self.jobs),
+            "left_out": self.left_out(),
             "jobs": [job.as_dict() for job in self.jobs],
         }
 
@@ -191,14 +221,18 @@ class SweepProgress:
 
     def __init__(self, sweep: Sweep):
         self.sweep, self.started = sweep, time.monotonic()
-        self.total = len(sweep.jobs)
+        left_out = sum(job.unfit is not None for job in sweep.jobs)
+        self.total = len(sweep.jobs) - left_out
         self.done = self.total - len(sweep.left())
         self.first = self.done
-        same = sweep.num_requested - self.total
+        same = sweep.num_requested - len(sweep.jobs)
         parts = [f"{self.total} jobs"]
         parts += [f"{same} combinations equal others and run once"] if same else []
         parts += [f"{self.done} finished before"] if self.done else []
+        parts += [f"{left_out} left out"] if left_out else []
         say(f"sweep {sweep.name}: {', '.join(parts)}; {sweep.folder}")
+        for item in sweep.left_out():
+            say(f"left out: {item['what']}{f' ({n} jobs)' if (n := item['num_jobs']) > 1 else ''}: {item['why']}")
 
     def before(self, job: Job) -> None:
         say(f"[{self.done + 1}/{self.total}] {self.sweep.varying(job)}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specbench import data
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, UnfitError
 from specbench.config.schema import RunConfig
 from specbench.config.specs import PairSpec
 from specbench.data import Dataset, Sample
@@ -59,13 +59,9 @@ def prepare(config: RunConfig) -> Prepared:
     decoding = config.decoding
     law = SamplingLaw(decoding.temperature, decoding.top_k, decoding.top_p, decoding.seed)
     methods = create_arms(config)
-    needs_draft = any(method.needs.draft != "none" for method in methods.values())
-    pair = specify(config.pair, config.engine.attention)
-    if not needs_draft:
-        pair = PairSpec(pair.name, pair.target, None)
     for method in methods.values():
         method.rule_for(law)
-    refuse_unmet_needs(methods.values(), pair)
+    pair = fitting_pair(config, list(methods.values()))
     dataset = data.load(config.data)
     samples = data.select(dataset, config.data)
     warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
@@ -85,19 +81,40 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context, warnings, instead)
 
 
-def refuse_unmet_needs(methods: Iterable[Method], pair: PairSpec) -> None:
-    """Raise ConfigError for a pair without the draft model that a method needs, a target that cannot give what it needs beside
-    hidden states, which all have, and options that name what is not there (heads, a datastore)."""
-    target, methods = pair.target, list(methods)
+def why_unfit(config: RunConfig) -> str | None:
+    """What the pair lacks for the run's methods, in one line; None: nothing, or it is the run itself that will be refused."""
+    try:
+        fitting_pair(config, list(create_arms(config).values()))
+    except UnfitError as error:
+        return str(error)
+    except ConfigError:
+        return None
+    return None
+
+
+def fitting_pair(config: RunConfig, methods: Sequence[Method]) -> PairSpec:
+    """The configured pair, without a draft model that nobody needs. Raises as `refuse_unmet_needs`, and ConfigError."""
+    pair = specify(config.pair, config.engine.attention)
+    if all(method.needs.draft == "none" for method in methods):
+        pair = PairSpec(pair.name, pair.target, None)
+    refuse_unmet_needs(methods, pair)
+    return pair
+
+
+def refuse_unmet_needs(methods: Sequence[Method], pair: PairSpec) -> None:
+    """Raise UnfitError for a pair without the draft model that a method needs, a target that cannot give what it needs beside
+    hidden states, which all have, or nothing where a method's options must name something (heads, a datastore); ConfigError
+    where what they name is not there."""
+    target = pair.target
     if pair.draft is None and any(method.needs.draft != "none" for method in methods):
-        raise ConfigError("pair.draft", None, "the method drafts with a model: name one")
+        raise UnfitError("pair.draft", None, "the method drafts with a model: name one")
     for method in methods:
         method.look_up(target)
     wanted = frozenset[str]().union(*(method.needs.of_target for method in methods)) - {"taps"}
     missing = wanted - abilities(target) if wanted else frozenset[str]()
     if missing:
         remedy = f"it cannot give {', '.join(sorted(missing))}, which the method needs: choose another target or method"
-        raise ConfigError("pair.target", target.name, remedy)
+        raise UnfitError("pair.target", target.name, remedy)
 
 
 def refuse_endless_drafts(config: RunConfig, context: int | None) -> None:

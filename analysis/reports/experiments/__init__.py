@@ -49,10 +49,12 @@ def find(name: str) -> Study[Any]:
 
 
 def report(name: str, paths: Iterable[str | Path], out: str | Path, *, unfinished: bool = False) -> tuple[Path, str]:
-    """Write an experiment's report into `out`; returns the path of report.html, and the main table as text with the warnings.
+    """Write an experiment's report into `out`; returns the path of report.html, and the main table as text with the warnings
+    and what was left out.
 
     Raises ValueError for an unknown experiment, and when the runs cannot carry it.
     """
-    doc, table = find(name).document(load(paths, unfinished=unfinished))
+    frames = load(paths, unfinished=unfinished)
+    doc, table = find(name).document(frames)
     warnings = [line for block in doc.blocks if block.kind == "warning" for line in text.wrapped(f"note: {block.text}")]
-    return doc.save(Path(out)), "\n".join([text.table_text(table), *warnings])
+    return doc.save(Path(out)), "\n".join([text.table_text(table), *warnings, *text.left_out_lines(frames.left_out)])

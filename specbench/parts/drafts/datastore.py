@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, UnfitError
 
 DEPTH = 32  # tokens by which places are sorted
 KEY = "method.datastore"
@@ -61,9 +61,9 @@ class Datastore:
 
     @staticmethod
     def look_up(name: object) -> Path:
-        """The folder that the option names. Raises ConfigError naming method.datastore."""
+        """The folder that the option names. Raises ConfigError naming method.datastore, UnfitError where it names none."""
         if not isinstance(name, str) or not (Path(name) / _FACTS).is_file():
-            raise ConfigError(KEY, name, f"no datastore there; make one: {COMMAND}")
+            raise (UnfitError if name is None else ConfigError)(KEY, name, f"no datastore there; make one: {COMMAND}")
         return Path(name)
 
     @classmethod

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, UnfitError
 from specbench.config.paths import CONF_DIR, MODELS_DIR
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def find_heads(
     """The folder that an option means (`key`, by default `method.heads`); null: the shipped heads of the family for the target
     of this name, or of identity `sha256`.
 
-    Raises ConfigError naming the option when there is nothing, with the command that trains them.
+    Raises ConfigError naming the option when there is nothing, UnfitError where none was named, with the command that trains
+    them.
     """
     command = command or training_command(family)
     if name is None:
@@ -55,7 +56,7 @@ def find_heads(
         if shipped is not None:
             return shipped
         missing = "the built-in pair has none" if is_builtin else f"{target_name} has none of its own"
-        raise ConfigError(key, None, f"{missing}; train {family} heads: {command}")
+        raise UnfitError(key, None, f"{missing}; train {family} heads: {command}")
     if not isinstance(name, str) or not name:
         raise ConfigError(key, name, "give a folder, builtin:<part>, smollm2:<part> or a Hub repository")
     pair, _, part = name.partition(":")
