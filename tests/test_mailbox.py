@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specbench.parts.schedules.lockstep.rows import RowBuffer
+from specbench.processes import mailbox
 from specbench.processes.mailbox import DONE, Either, LocalSlot, Mailbox, PeerLost, SharedSlot, sleep_until_news
 
 CAPACITY = 24
@@ -153,9 +154,11 @@ def test_rings_do_not_pile_up() -> None:
     assert time.perf_counter() - start >= 0.04, "it did not sleep"
 
 
-def cpu_of_waiting(slot: SharedSlot) -> float:
+def cpu_of_waiting(slot: SharedSlot, forgets: bool = False) -> float:
     before = time.thread_time()
     for _ in range(10):
+        if forgets:
+            slot.spun_for, slot.sleeps_until = -1, 0.0
         slot.wait(slot.version(), 0.05)
     return time.thread_time() - before
 
@@ -164,10 +167,38 @@ def test_a_sleeping_reader_burns_no_cpu() -> None:
     assert cpu_of_waiting(SharedSlot(4)) < 0.02
 
 
-def test_a_spinning_reader_would_be_seen() -> None:
+def test_a_spinning_reader_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     slot = SharedSlot(4)
     slot.SPIN_SECONDS = 0.05  # type: ignore[misc]
-    assert cpu_of_waiting(slot) > 0.02
+    monkeypatch.setattr(mailbox, "give_way", lambda: None)
+    monkeypatch.setattr(mailbox, "AWAY_SECONDS", 1.0)
+    assert cpu_of_waiting(slot, forgets=True) > 0.02
+
+
+def test_a_reader_spins_once_for_each_news_and_not_on_a_core_that_another_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot, looks, away = SharedSlot(4), [], [0.0]
+
+    def give_way() -> None:
+        looks.append(1)
+        time.sleep(away[0])
+
+    def looked(seconds: float) -> int:
+        before = len(looks)
+        assert not slot.wait(slot.version(), seconds)
+        return len(looks) - before
+
+    monkeypatch.setattr(mailbox, "give_way", give_way)
+    monkeypatch.setattr(mailbox, "AWAY_SECONDS", 0.05)  # more than a busy machine takes a core away
+    slot.SPIN_SECONDS = 0.02  # type: ignore[misc]
+    assert looked(0.05) > 3 and looked(0.05) == 0, "slept for what it has spun for"
+    slot.publish(1, 0, 0, [1])
+    assert looked(0.05) > 3
+    slot.publish(1, 0, 1, [2])
+    away[0] = 0.06
+    assert looked(0.3) == 1, "it went on spinning although another wanted its core"
+    slot.publish(1, 0, 2, [3])
+    slot.sleeps_until = time.perf_counter() + 5.0
+    assert looked(0.01) == 0
 
 
 def test_sleep_until_news_asks_after_the_peer_and_gives_up() -> None:
@@ -191,9 +222,9 @@ def test_sleep_until_news_asks_after_the_peer_and_gives_up() -> None:
 def test_two_processes_never_read_a_torn_message(fenced: bool) -> None:
     if not (fenced or not SharedSlot.FENCED):
         pytest.skip("this machine needs the fences")
-    count, longest = 3000, 40
+    count, longest = 12000, 40
     slot = SharedSlot(longest)
-    slot.FENCED = fenced  # type: ignore[misc]
+    slot.FENCED, slot.SPIN_SECONDS = fenced, 0.0  # type: ignore[misc]
     child = SPAWN.Process(target=mailbox_peers.hammer, args=(slot, count, longest), daemon=True)
     child.start()
     reads, epochs, rng = 0, [0], random.Random(3)

@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from specbench.measure.sensors.clock import now
-from specbench.processes.shared import Doorbell, SharedArray, fence, sleep_at
+from specbench.processes.shared import Doorbell, SharedArray, fence, give_way, sleep_at
 from specbench.processes.silence import Silence
 
 # Cells of a slot's header; _VERSION follows _BEGUN when a message is whole.
 _VERSION, _BEGUN, _REQUEST, _EPOCH, _LENGTH, _FLAG, _WAITING, _HEADER = 0, 1, 2, 3, 4, 5, 6, 8
+
+AWAY_SECONDS = 1e-4  # a core given away comes back at once where nobody wants it, else after a turn of milliseconds
+SHARED_SECONDS = 0.1  # for so long it is taken for shared then
 
 OPEN, DONE = 0, 1  # flags of the verdict slot
 
@@ -96,17 +99,19 @@ class SharedSlot:
 
     There is no lock that a side could die with. The writer counts a message when it begins and again when it is whole; a reader
     whose copy lies between two equal counts has a whole one, else it copies again (a sequence lock). The reader says that it
-    sleeps before it looks for the last time, the writer looks for sleepers behind its message, so no wake-up is lost. Short
-    spinning before sleeping saves the wake-up's latency and happens only while a sample is on the clock.
+    sleeps before it looks for the last time, the writer looks for sleepers behind its message, so no wake-up is lost.
+    Spinning before sleeping saves the wake-up's latency and happens only while a sample is on the clock: see `_wait`.
     """
 
-    SPIN_SECONDS = 50e-6
+    SPIN_SECONDS = 5e-3
     MIDWAY_SECONDS = 5.0  # within a message, which takes microseconds
     FENCED = platform.machine() not in ("x86_64", "AMD64")  # there stores are seen in order anyway, and loads made in order
 
     def __init__(self, capacity: int):
         self.capacity = capacity
         self._array, self._bell = SharedArray("q", _HEADER + capacity), Doorbell()
+        self.spun_for = -1  # the version behind which the reader has spun for news
+        self.sleeps_until = 0.0  # another wanted its core
         self._attach()
 
     def _attach(self) -> None:
@@ -184,12 +189,26 @@ class SharedSlot:
 
 
 def _wait(slots: Sequence[SharedSlot], version: Callable[[], int], seen_version: int, timeout_seconds: float) -> bool:
-    """The reader's sleep at one slot or several, whose versions together are `version`."""
-    start = now()
-    spin_until, end = start + slots[0].SPIN_SECONDS, start + timeout_seconds
-    while now() < spin_until:
+    """The reader's sleep at one slot or several, whose versions together are `version`.
+
+    It spins first, once for each news, and gives its core away at every look: where another has use for it, that is seen
+    by how long it was away, and for a while the reader only sleeps. So spinning costs nobody who computes.
+    """
+    if version() != seen_version:
+        return True
+    looked, first = now(), slots[0]
+    end = looked + timeout_seconds
+    spins = first.spun_for != seen_version and looked > first.sleeps_until
+    spin_until = looked + min(timeout_seconds, first.SPIN_SECONDS if spins else 0.0)
+    first.spun_for = seen_version
+    while looked < spin_until:
+        give_way()
         if version() != seen_version:
             return True
+        before, looked = looked, now()
+        if looked - before > AWAY_SECONDS:
+            first.sleeps_until = looked + SHARED_SECONDS
+            break
     bells = [slot.bell for slot in slots]
     for slot in slots:
         slot.expects(True)

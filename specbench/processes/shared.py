@@ -12,6 +12,7 @@ import select
 import struct
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import reduction
@@ -111,3 +112,11 @@ def fence() -> None:
     lock.acquire()
     lock.release()
     lock.acquire()
+
+
+def give_way() -> None:
+    """Whoever else can run on this core may, for a turn."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0)

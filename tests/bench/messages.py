@@ -3,19 +3,24 @@
     python tests/bench/messages.py [--count 20000]
 
 Run it on a machine that does nothing else. Printed, in microseconds: median, 90th and 99th percentile. The ways of waiting
-(spin for ever, spin and then sleep at the doorbell, doorbell alone) take turns, a quarter of the messages each time, so
+(spin for so long and then sleep at the doorbell; 0: doorbell alone) take turns, half of the messages each time, so
 that all see one machine; with each, how many messages found the reader asleep. One way is
 from before the writer's publish to behind the reader's wait, by the clock that all processes of a machine share; the goal is
-20 microseconds.
+20 microseconds. Between an answer and the next message the writer computes (products with a matrix): what that takes beside
+a reader that waits in this way is printed too, on two cores and on one.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -70,36 +75,47 @@ def alone(count: int) -> None:
     show("wait when there is news", timed(lambda: slot.wait(seen - 1, 1.0), count))
 
 
-WAYS = {"spin": 1e9, "spin, then doorbell": SharedSlot.SPIN_SECONDS, "doorbell": 0.0}
-PAUSES_SECONDS = (0.0, 2e-4, 2e-3)  # between an answer and the next message: what the reader sleeps through
+WAYS_SECONDS = (0.0, 50e-6, 200e-6, 1e-3, 5e-3, 1e9)  # of spinning, before the reader sleeps
+PRODUCTS = (0, 1, 10, 80)  # that the writer computes between an answer and the next message
+WEIGHTS = np.random.default_rng(0).random((1024, 1024), dtype=np.float32)
 
 
-def one_way(count: int, pause_seconds: float) -> dict[str, tuple[list[float], int]]:
-    """By way of waiting: microseconds of `count` messages, and how many of them had to wake the reader."""
+@dataclass
+class Seen:
+    """Microseconds of each message, of the computing before it; how many had to wake the reader."""
+
+    ways: list[float] = field(default_factory=list)
+    work: list[float] = field(default_factory=list)
+    woken: int = 0
+
+
+def one_way(count: int, products: int, apart: bool) -> dict[float, Seen]:
+    """By way of waiting, `count` messages. apart: each process has a core of its own."""
     cores, context = available_cores(), multiprocessing.get_context("spawn")
-    pairs = {way: (SharedSlot(8), SharedSlot(8)) for way in WAYS}
-    found: dict[str, tuple[list[float], int]] = {way: ([], 0) for way in WAYS}
+    pairs = {way: (SharedSlot(8), SharedSlot(8)) for way in WAYS_SECONDS}
+    found = {way: Seen() for way in WAYS_SECONDS}
+    vector = np.ones(len(WEIGHTS), np.float32)
     pin(cores[:1])
     try:
-        for way in [way for _ in range(4) for way in WAYS]:  # in turns: each sees the machine at four times
-            there, back = pairs[way]
-            arguments = (there, back, WAYS[way], cores[-1:])
+        for way in [way for _ in range(2) for way in WAYS_SECONDS]:  # in turns: each sees the machine twice
+            (there, back), seen = pairs[way], found[way]
+            back.SPIN_SECONDS = way  # type: ignore[misc]
+            arguments = (there, back, way, cores[-1:] if apart else cores[:1])
             child = context.Process(target=echo, args=arguments, daemon=True)
             child.start()
-            durations, woken = found[way]
-            for number in range(-20, count // 4):
-                until = now() + pause_seconds
-                while now() < until:
-                    pass
-                asleep, seen, start = there.has_sleeper, back.version(), now()
+            for number in range(-20, count // 2):
+                begun = now()
+                for _ in range(products):
+                    WEIGHTS.dot(vector)
+                asleep, version, start = there.has_sleeper, back.version(), now()
                 there.publish(0, 0, 0, [number + 20])
-                while not back.wait(seen, 1.0):
+                while not back.wait(version, 1.0):
                     assert child.is_alive()
                 arrived = 1e-9 * back.read(0).tokens[0]
                 if number >= 0:
-                    durations.append(1e6 * (arrived - start))
-                    woken += asleep
-            found[way] = (durations, woken)
+                    seen.ways.append(1e6 * (arrived - start))
+                    seen.work.append(1e6 * (start - begun))
+                    seen.woken += asleep
             there.publish(0, 0, 0, [], flag=DONE)
             child.join()
     finally:
@@ -113,10 +129,12 @@ def main() -> None:
     count = parser.parse_args().count
     print(f"{'microseconds':58}{'median':>9}{'p90':>9}{'p99':>9}  reader asleep")
     alone(count)
-    for pause in PAUSES_SECONDS:
-        for way, (durations, woken) in one_way(count // 10, pause).items():
-            what = f"one way, {1e3 * pause:g} ms after the last: {way}"
-            show(what, durations, f"  {100 * woken / len(durations):.0f} %")
+    for apart in (True, False) if len(available_cores()) > 1 else (False,):
+        for products in PRODUCTS:
+            for way, seen in one_way(count // 10 if products < 80 else count // 50, products, apart).items():
+                what = f"one way, {'two cores' if apart else 'one core'}, {products} products before, spin {1e6 * way:g}"
+                work = f", work {statistics.median(seen.work):.1f}" if products else ""
+                show(what, seen.ways, f"  {100 * seen.woken / len(seen.ways):.0f} %{work}")
 
 
 if __name__ == "__main__":
