@@ -73,7 +73,7 @@ ARROWS: dict[str, str] = {
     "measure": "",
     # machine
     "engine": "config measure",
-    "processes": "config measure",  # the model's loader and the order are handed in
+    "processes": "engine config measure",  # of engine its threads; the model's loader and the order are handed in
     "data": "config",
     "pair": "engine config measure",
     # shelf

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Qwen2
 from specbench.check.state import cache_error
 from specbench.config.schema import PairConfig
 from specbench.config.specs import PairSpec
+from specbench.engine import threads
 from specbench.engine.backends.native import build
 from specbench.engine.backends.native.linear import NativeLinear, NativeNorm, run_natively
 from specbench.engine.backends.native.packing import BLOCK, EIGHT_BITS, FLOATS, FOUR_BITS, HALVES
@@ -36,8 +37,10 @@ from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
 from specbench.methods.heads.eagle.native import NativeFeatureDraft
 from specbench.pair.backend import choose_backend
+from specbench.pair.load import on_its_backend
 from specbench.pair.spec import specify
 from specbench.parts.heads.base import TargetParts
+from specbench.processes.placement import Placement
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -230,12 +233,29 @@ def test_instruction_sets_and_threads_give_the_same_bits() -> None:
     if len(said) == 3:
         assert torch.equal(said["avx512"], said["avx2"])
     session = begun(native("llama"))
-    before = torch.get_num_threads()
+    before = threads.count()
     try:
-        for threads in (2, 3, 1):
-            torch.set_num_threads(threads)
+        for many in (2, 3, 1):
+            threads.use(many)
             session.rollback(PROMPT)
             assert torch.equal(session.feed(ids, parents=parents), said[build.instruction_set()])
+    finally:
+        threads.use(before)
+
+
+def test_torch_keeps_to_one_thread_where_the_native_engine_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pools that spin on the same cores take them from each other: with both, verifying two rows took twice its time."""
+    monkeypatch.setattr(threads, "_native", None)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        model = on_its_backend(Model.wrap(tiny.module("llama")), "native")
+        assert (threads.count(), torch.get_num_threads()) == (2, 1)
+        with Placement((), 3).applied():
+            assert (threads.count(), torch.get_num_threads()) == (3, 1)
+        assert (threads.count(), torch.get_num_threads()) == (2, 1)
+        assert on_its_backend(model, "eager").native is not None
+        assert (threads.count(), torch.get_num_threads()) == (2, 2)  # back with torch, as many as there were
     finally:
         torch.set_num_threads(before)
 

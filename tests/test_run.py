@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import specbench.run.passes as passes
 import specbench.run.prepare as prepare_module
@@ -25,6 +24,7 @@ from specbench import data
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.schema import DataConfig, DecodingConfig, EngineConfig, MeasureConfig, PairConfig, RunConfig
+from specbench.engine import threads as forward_threads
 from specbench.engine.request import Outcome, Request
 from specbench.measure import pairing
 from specbench.measure.records import provenance, store
@@ -310,8 +310,8 @@ def test_the_arms_of_an_aa_run_have_one_thread_count(mode: str, monkeypatch: pyt
     threads: list[int] = [1]  # of the opening
     settled: list[Any] = []
     monkeypatch.setattr(passes, "warm_up", warm_up)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(forward_threads, "count", lambda: threads[-1])
+    monkeypatch.setattr(forward_threads, "use", lambda count: count == threads[-1] or threads.append(count))
 
     def arm(name: str) -> Any:
         method = types.SimpleNamespace(settle=lambda: settled.append((name, threads[-1])))

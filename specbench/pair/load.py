@@ -76,9 +76,17 @@ def _finished(spec: ModelSpec, module: Any, vocab_size: int | None) -> Model:
         model = replace(Model.wrap(module, vocab_size), is_draft=spec.role == "draft")
     except ValueError as error:
         raise ConfigError(f"pair.{spec.role}", spec.name, f"refused: {error}") from error
-    if spec.backend in ("compiled", "graph"):
-        return replace(model, fixed=spec.backend)
-    return model.run_natively() if spec.backend == "native" else model
+    return on_its_backend(model, spec.backend)
+
+
+def on_its_backend(model: Model, backend: str) -> Model:
+    """The model as `backend` computes it; this process's threads go to that backend's pool."""
+    from specbench.engine import threads
+
+    threads.keep_to(backend)
+    if backend in ("compiled", "graph"):
+        return replace(model, fixed=backend)
+    return model.run_natively() if backend == "native" else model
 
 
 def draft_loader(pair: PairSpec) -> Callable[[], Model] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbench.config.options import ConfigError
 from specbench.config.specs import ModelSpec, PairSpec
-from specbench.pair.load import abilities, draft_loader, load_model, load_tokenizer, read_config
+from specbench.pair.load import abilities, draft_loader, load_model, load_tokenizer, on_its_backend, read_config
 from specbench.pair.packaged import title
 from specbench.pair.spec import BUILTIN, resolve_path
 from specbench.pair.vocabulary import common_vocabulary
@@ -68,4 +68,4 @@ def _load_first_layers(spec: ModelSpec, vocab_size: int | None, count: int) -> M
     from specbench.engine.layers import first_layers
 
     model = first_layers(load_model(replace(spec, backend="eager"), vocab_size), count)
-    return model.run_natively() if spec.backend == "native" else model
+    return on_its_backend(model, spec.backend)

@@ -27,25 +27,23 @@ class Placement:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Pin the calling thread and set torch's thread count; put both back afterwards."""
-        import torch
+        """Pin the calling thread and set the thread count of its forwards; put both back afterwards."""
+        from specbench.engine import threads
 
-        before_cores, before_threads = available_cores(), torch.get_num_threads()
+        before_cores, before_threads = available_cores(), threads.count()
         self.apply()
         try:
             yield
         finally:
             pin(before_cores)
-            if before_threads != self.threads:
-                torch.set_num_threads(before_threads)
+            threads.use(before_threads)
 
     def apply(self) -> None:
-        import torch
+        from specbench.engine import threads
 
         if self.cores:
             pin(self.cores)
-        if torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
+        threads.use(self.threads)
 
 
 def pin(cores: tuple[int, ...]) -> None:

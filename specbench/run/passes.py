@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from specbench import data
 from specbench.config.schema import RunConfig
 from specbench.data import Sample
+from specbench.engine import threads as forward_threads
 from specbench.engine.request import Request
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import noise_key
@@ -123,7 +122,7 @@ def warm_up_all(
             count = (earlier or {}).get(name, threads)
             if same and chosen:
                 count = next(iter(chosen.values()))["threads"]
-            opened_with = torch.get_num_threads()
+            opened_with = forward_threads.count()
             tried = warm_up(arm, requests, count)
             if arm.placement.threads != opened_with:  # trees were sized by what rows cost with the threads of the opening
                 with arm.placement.applied():

@@ -113,10 +113,10 @@ class World:
         return Mailbox(SimSlot(self, capacity), SimSlot(self, capacity))
 
     def split(self, target_device: str, draft_device: str, draft_cores: int, num_drafts: int = 1) -> tuple[Placement, ...]:
-        """Costs say who has which cores: here none is pinned, and torch keeps its threads."""
-        import torch
+        """Costs say who has which cores: here none is pinned, and forwards keep their threads."""
+        from specbench.engine import threads
 
-        here = Placement((), torch.get_num_threads())
+        here = Placement((), threads.count())
         return (here,) * (1 + num_drafts)
 
     def worker(

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from specbench.engine import threads
 from specbench.engine.backends.native.packing import LANES
 from specbench.engine.backends.native.weights import NativeWeights
 
@@ -30,7 +31,7 @@ class NativeLinear(nn.Linear):
         x = x.contiguous()
         y = torch.empty((*shape[:-1], self._padded))
         rows = x.numel() // self.in_features
-        weights.library.sb_linear(ctypes.addressof(matrix), x.data_ptr(), rows, y.data_ptr(), torch.get_num_threads())
+        weights.library.sb_linear(ctypes.addressof(matrix), x.data_ptr(), rows, y.data_ptr(), threads.count())
         return y if self._padded == self.out_features else y[..., : self.out_features]
 
     forward = cast(Any, __call__)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specbench.engine import threads
 from specbench.engine.backends.native.packing import LANES
 from specbench.engine.backends.native.weights import Call, NativeWeights
 from specbench.engine.branching import Branching
@@ -183,7 +184,7 @@ class NativeSession(Session):
             call.cosines, call.sines = tables[0].data_ptr(), tables[1].data_ptr()
             call.keys, call.values = ctypes.addressof(cache.key_pointers), ctypes.addressof(cache.value_pointers)
             call.capacity, self._bound = cache.capacity, (tables, cache.key_pointers)
-        call.rows, call.past, call.trunk, call.threads = rows, past, trunk, torch.get_num_threads()
+        call.rows, call.past, call.trunk, call.threads = rows, past, trunk, threads.count()
         weights.library.sb_forward(weights.reference, self._address)
         if self._is_whole and call.num_layers == len(cache.lengths):
             cache.lengths = [end] * len(cache.lengths)
