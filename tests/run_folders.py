@@ -14,6 +14,8 @@ from specbench.config.schema import RunConfig, as_dict
 from specbench.measure.records.store import RunStore
 from specbench.measure.summary import build_summary
 
+BUILTIN = ("pair=builtin", "engine=eager")  # not the defaults: small, and the reference
+
 
 def composed(*overrides: str) -> RunConfig:
     """A configuration to do with as one likes; a command line is composed once a session."""
@@ -22,7 +24,7 @@ def composed(*overrides: str) -> RunConfig:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> RunConfig:
-    return compose(overrides)
+    return compose([*BUILTIN, *overrides])
 
 
 def finished_run(root: Path, config: RunConfig | None = None, num_prompts: int = 6, **facts: Any) -> Path:

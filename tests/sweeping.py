@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fake_records import paired_run
+from run_folders import BUILTIN
 
 from specbench.config.schema import RunConfig
 from specbench.front import cli
@@ -26,7 +27,7 @@ TURNS = {f"s/{number}": [0] for number in range(NUM_PROMPTS)}
 
 # Options of a real run that is over in seconds.
 TINY = (
-    "data.source=standin", "data.limit=2", "decoding.max_new_tokens=8", "measure.repeats=1", "measure.warmup=1",
+    *BUILTIN, "data.source=standin", "data.limit=2", "decoding.max_new_tokens=8", "measure.repeats=1", "measure.warmup=1",
     "measure.power=off", "engine.threads=1",
 )  # fmt: skip
 

@@ -30,6 +30,7 @@ def test_equal_conditions_make_one_group(tmp_path: Path) -> None:
         ({"conditions": "c1", "gpu": "NVIDIA H200"}, "device cpu against cuda:0"),
         ({"conditions": "c1"}, "conditions_hash differs"),
         ({"temperature": 1.0}, "decoding.temperature 0.0 against 1.0"),
+        ({"backend": "native"}, "engine.backend eager against native"),
     ],
 )
 def test_other_conditions_are_never_mixed(tmp_path: Path, change: dict[str, object], reason: str) -> None:

@@ -105,8 +105,18 @@ def test_a_page_that_fetches_is_caught() -> None:
 
 
 def test_every_table_and_figure_has_all_its_forms(written: Path) -> None:
-    tables = {path.stem for path in (written / "tables").iterdir()}
-    assert {"overview", "pair_by_dataset", "theory", "lossless", "left_out", "across_machines", "reference", "energy"} <= tables
+    tables = {path.stem for path in (written / "tables").iterdir()} - {"definitions"}
+    assert {
+        "in_one_column",
+        "overview",
+        "pair_by_dataset",
+        "theory",
+        "lossless",
+        "left_out",
+        "across_machines",
+        "reference",
+        "energy",
+    } <= tables
     for name in tables:
         assert {path.suffix for path in (written / "tables").glob(f"{name}.*")} == {".tex", ".csv", ".md"}
     for path in (written / "figures").glob("*.png"):

@@ -196,6 +196,80 @@ def test_latex_is_whole_and_escaped() -> None:
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
 
 
+def grids(text: str) -> list[tuple[int, list[int]]]:
+    """Of each grid in a LaTeX table the columns that it declares, and how many each of its rows fills."""
+    found = []
+    for spec, body in re.findall(r"\\begin\{tabular\*?\}(?:\{\\columnwidth\})?\{(.*?)\}\n(.*?)\\end\{tabular", text, re.DOTALL):
+        declared = re.sub(r"@\{\\extracolsep\{\\fill\}\}?|\{0.32\\\w+\}?", "", spec)
+        assert set(declared) <= set("lrp"), spec
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        spans = [sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", row)) for row in rows]
+        found.append((len(declared), [1 + len(re.findall(r"(?<!\\)&", r)) + s for r, s in zip(rows, spans, strict=True)]))
+    return found
+
+
+def all_tables(root: Path) -> list[Table]:
+    frames, group, cells = cached(root)
+    made = [run_tables.overview(group, cells), run_tables.drafts(group, cells), run_tables.head_to_head(group, cells)]
+    made += [run_tables.theory_table(frames, group, cells), check_tables.lossless_table(group, cells)]
+    made += [
+        check_tables.energy_table(group, cells),
+        run_tables.warnings_table(frames),
+        paper_tables.lossy_methods(group, cells),
+    ]
+    made += [paper_tables.method_by_category(group, cell) for cell in cells] + paper_tables.dataset_by_method(group, cells)
+    return [*made, paper_tables.pair_by_dataset(group, cells), paper_tables.in_one_column(group, cells)]
+
+
+def test_every_row_of_latex_has_the_columns_that_are_named_whatever_the_names_are(tmp_path: Path) -> None:
+    evil = r"a&b_c%$#{}~^\x{y} \\ \input{z}"
+    for number, method in enumerate((evil, "speculative")):
+        many = {"prompts": range(8), "categories": (evil, "math"), "energy": energy_of(4.0, 6.0), "pair_name": evil}
+        write_run(tmp_path, method, evil.replace("/", ""), when=number, **many)  # type: ignore[arg-type]
+    write_run(tmp_path, "medusa", claim="lossy", when=3, pair_name=evil)
+    for table in all_tables(tmp_path):
+        text = to_latex(table)
+        for declared, filled in grids(text):
+            assert filled and set(filled) == {declared} and declared <= len(table.columns), table.name
+        assert sum(declared for declared, _ in grids(text)) >= len(table.columns) and r"\input" not in text
+        plain = re.sub(r"\\[{}]", "", text)
+        assert plain.count("{") == plain.count("}"), table.name
+
+
+def test_a_row_with_another_number_of_columns_is_caught() -> None:
+    declared, filled = grids(to_latex(example()).replace("x 50", "x & 50"))[0]
+    assert set(filled) == {declared, declared + 1}
+
+
+def test_a_papers_column_has_a_table_of_its_own(root: Path) -> None:
+    _, group, cells = cached(root)
+    table = paper_tables.in_one_column(group, cells)
+    assert [column.label for column in table.columns] == ["method", "speed-up", "emitted", "outputs"]
+    assert list(dict.fromkeys(row.section for row in table.rows)) == [
+        f"{name}{part}" for name in ("humaneval", "mt_bench") for part in ("", ", not ranked")
+    ]
+    assert [row.cell("method").text() for row in table.rows if row.cell("speedup").bold] == ["amusd", "amusd"]
+    text = to_latex(table)
+    assert r"\begin{table}[t]" in text and r"\begin{tabular*}{\columnwidth}{@{\extracolsep{\fill}}lrrl}" in text
+    assert "resizebox" not in text and "textwidth" not in text
+    table.rows[0].cells["method"] = Cell("speculative (draft_length=8)")
+    assert r"p{0.32\columnwidth}" in to_latex(table), "a long name goes on below itself"
+
+
+def test_latex_defines_words_in_one_file_of_their_own(root: Path, tmp_path: Path) -> None:
+    _, group, cells = cached(root)
+    doc = Document("some", beside=[paper_tables.in_one_column(group, cells)])
+    doc.add(run_tables.overview(group, cells))
+    doc.save(tmp_path)
+    said = {path.name: path.read_text() for path in (tmp_path / "tables").glob("*.tex")}
+    meaning = "ratio of totals of decode tokens/s"
+    assert [name for name, text in said.items() if meaning in text] == ["definitions.tex"] and len(said) == 3
+    assert (
+        said["definitions.tex"].count(r"\item[") == len(doc.words) == 8
+        and r"Geom. mean and worst 5 \%" in said["definitions.tex"]
+    )
+
+
 @pytest.mark.parametrize("character", list("\\&%$#_{}~^<>|"))
 def test_every_special_character_of_latex_is_escaped(character: str) -> None:
     assert escape_latex(character) != character

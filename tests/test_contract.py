@@ -20,6 +20,7 @@ import pytest
 import thread_worker
 import torch
 from bare_bench import BareBench
+from run_folders import BUILTIN
 
 from specbench.check import CHECKS, FAIL, GREEDY, SAMPLED, SKIP, Bench
 from specbench.check.__main__ import configured_bench
@@ -105,7 +106,7 @@ class Benches:
         return self._opened(BareBench(node, self.pair, self.prompts))
 
     def _real(self, variant: tuple[str, ...]) -> Bench:
-        config = compose([f"method={variant[0]}", *variant[1:]])
+        config = compose([*BUILTIN, f"method={variant[0]}", *variant[1:]])
         node = with_tiny_heads(config.method, self.pair, Path(self.pair.target.path).parent)
         return self._opened(Bench(node, self.pair, self.prompts)) or configured_bench(config)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_folders import BUILTIN
 
 from specbench.check.tiny_heads import make_tiny_heads
 from specbench.config.compose import compose
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.gpu
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml") if not path.stem.startswith("_"))
 DRAFTING = [name for name in METHODS if name != "autoregressive"]
-ON_DEVICE = ["pair.target_device=cuda", "pair.draft_device=cuda"]
+ON_DEVICE = [*BUILTIN, "pair.target_device=cuda", "pair.draft_device=cuda"]
 SMALL = ["data=humaneval", "data.source=standin", "data.limit=3", "decoding.max_new_tokens=48", "measure.warmup=1"]
 RUNS: dict[tuple[str, ...], tuple[dict[str, Any], Path]] = {}
 HEADS: dict[str, Path] = {}  # by family, made once

@@ -16,6 +16,7 @@ import pytest
 import tiny
 import torch
 from faulty_methods import FailsIn, Forges, Misjudges, Misreports
+from run_folders import BUILTIN
 from test_run import AR, configured, only_folder
 from test_run import models_loaded_once as models_loaded_once
 
@@ -266,6 +267,7 @@ def test_a_process_that_is_gone_or_hangs_leaves_what_was_finished(tmp_path: Path
     node = {"_target_": "faulty_methods.FailsIn", "hook": "drafter.propose", "how": how, "after": 14}
     (conf / "faulty.yaml").write_text(json.dumps(node))
     options = [
+        *BUILTIN,
         *(
             "allow_targets=[faulty_methods]",
             "data=humaneval",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import BUILTIN
 
 from specbench.config.schema import RunConfig, validate
 from specbench.config.specs import ModelSpec
@@ -302,7 +303,9 @@ def drawn(draw: random.Random) -> tuple[list[str], list[str]]:
     said = {option.lstrip("+~").partition("=")[0] for option in bad}
     line = [option for option in good if option.partition("=")[0] not in said] + bad
     draw.shuffle(line)
-    return [*line, "data.source=standin"] if not any("data.source" in option for option in line) else line, bad
+    keys = {option.lstrip("+~").partition("=")[0] for option in line}
+    builtin = [option for option in BUILTIN if option.partition("=")[0] not in keys]
+    return [*builtin, *line, *([] if any("data.source" in option for option in line) else ["data.source=standin"])], bad
 
 
 def check(door: Door, number: int) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
+from run_folders import BUILTIN
 
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
@@ -64,7 +65,7 @@ def test_missing_heads_take_no_device_and_leave_no_folder(tmp_path: Path, monkey
         (["method=speculative", "method.draft_length=99999"], r"method\.draft_length=99999"),
     ):
         with pytest.raises(ConfigError, match=said):
-            run(compose([*options, "data.source=standin", "data.limit=1", f"runs_dir={tmp_path / 'runs'}"]))
+            run(compose([*BUILTIN, *options, "data.source=standin", "data.limit=1", f"runs_dir={tmp_path / 'runs'}"]))
         assert not (tmp_path / "runs").exists()
 
 
@@ -79,7 +80,7 @@ def test_heads_that_are_there_are_found(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("specbench.run.run.hold", taken)
     with pytest.raises(Taken):
-        run(compose(["method=eagle", "data.source=standin", "data.limit=1", f"runs_dir={tmp_path / 'runs'}"]))
+        run(compose([*BUILTIN, "method=eagle", "data.source=standin", "data.limit=1", f"runs_dir={tmp_path / 'runs'}"]))
 
 
 STOP = {"_target_": "specbench.parts.stops.Stop", "draft_length": 99999}

@@ -28,7 +28,9 @@ from specbench.engine.model import Model
 from specbench.methods.chains.autoregressive import Autoregressive
 from specbench.methods.chains.speculative import Speculative
 from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
+from specbench.pair.packaged import TITLES
 from specbench.pair.spec import specify
+from specbench.run.prepare import prepare
 
 TOKENS = 32
 STANDIN = Path(__file__).resolve().parents[1] / "datasets" / "standin" / "humaneval.jsonl"
@@ -185,6 +187,13 @@ def check_smollm2(smollm2: Any, name: str, limit: int, tokens: int) -> None:
 
 def test_autoregressive_equals_generate_on_smollm2(smollm2: Any) -> None:
     check_smollm2(smollm2, "mt_bench", 1, 12)
+
+
+def test_a_run_that_names_no_pair_finds_this_model_its_draft_and_its_heads(smollm2: Any) -> None:
+    prepared = prepare(compose(["method=eagle", "method@baseline=speculative", "data.source=standin", "data.limit=1"]))
+    pair = prepared.pair
+    assert pair.draft is not None and (pair.name, pair.target.name, pair.draft.name) == ("smollm2", *TITLES.values())
+    assert prepared.notes == list(prepared.dataset.warnings), "nothing takes a place"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from interleaving import interleave
 from preloaded import fork_workers
+from run_folders import BUILTIN
 
 from specbench.config.compose import compose
 from specbench.config.draft_errors import DraftErrors
@@ -295,9 +296,9 @@ def test_a_whole_run(tmp_path: Any, method: str, monkeypatch: pytest.MonkeyPatch
     fork_workers(monkeypatch)
     options = ["method.draft_length=4"] if method == "pearl" else []
     config = compose(
-        [f"method={method}", *options, "pair.draft_errors=every:3", "data.source=standin", "data.limit=2", "measure.warmup=1",
-         "decoding.max_new_tokens=20", "measure.repeats=1", "measure.power=off", "engine.threads=1", f"runs_dir={tmp_path}",
-         "device_lock=off", "pair.target_device=cpu", "pair.draft_device=cpu"]
+        [*BUILTIN, f"method={method}", *options, "pair.draft_errors=every:3", "data.source=standin", "data.limit=2",
+         "measure.warmup=1", "decoding.max_new_tokens=20", "measure.repeats=1", "measure.power=off", "engine.threads=1",
+         f"runs_dir={tmp_path}", "device_lock=off", "pair.target_device=cpu", "pair.draft_device=cpu"]
     )  # fmt: skip
     summary = run(config)
     assert summary["lossless"]["verdict"] == "identical"

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from run_folders import BUILTIN
 from wandb_files import offline_runs
 
 from specbench.config.compose import compose
@@ -131,7 +132,7 @@ def test_every_combination_runs(path: Path, tmp_path: Path) -> None:
     for number, line in enumerate(command_lines(load(path))):
         runs = tmp_path / str(number)
         small = ["data.limit=1", "data.source=standin", "decoding.max_new_tokens=8", "measure.repeats=1", "measure.power=off"]
-        command = [*line, *small, "measure.warmup=1", "engine.threads=1", f"runs_dir={runs}"]
+        command = [*line, *BUILTIN, *small, "measure.warmup=1", "engine.threads=1", f"runs_dir={runs}"]
         environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SWEEP_ID": "test", "WANDB_RUN_ID": f"run{number}"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import preloaded
 import pytest
+from run_folders import BUILTIN
 
 ROOT = Path(__file__).resolve().parents[1]
 MAPPED = {"specbench": "specbench", "methods": "specbench/methods", "analysis": "specbench/analysis"}
@@ -128,6 +129,7 @@ def test_the_installed_wheel_finds_its_own_files(elsewhere: tuple[dict[str, str]
 
 
 OPTIONS = [
+    *BUILTIN,
     *("data=humaneval", "data.source=standin", "data.limit=1", "measure.repeats=1", "measure.warmup=1"),
     "decoding.max_new_tokens=8",
 ]

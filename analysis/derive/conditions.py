@@ -36,6 +36,7 @@ _LONGEST = 72  # signs of a label
 def conditions_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree between two runs of one table, by dotted name; values are JSON-ready."""
     return {name: entry(run, where) for name, where in CONDITIONS.items()} | {
+        "engine.backend": entry(run, "pair.target.backend") or "eager",  # what ran, whatever was asked for
         "source": run.get("source", "measured"),
         "baseline": run.get("baseline", entry(run, "config.baseline_name")),
         "baseline options": options_text(entry(run, "config.baseline") or {}),

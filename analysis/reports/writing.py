@@ -163,6 +163,9 @@ def _chapter(
     for table in tables:
         table.name = _free(table.name, group, taken)
         doc.add(table.fold("pair"))
+    narrow = paper_tables.in_one_column(group, cells)
+    narrow.name = _free(narrow.name, group, taken)
+    doc.beside.append(narrow)
     opened = figures_speed.forest if group is main else None  # the report's first picture
     drawings = [draw(frames, group, cells) for draw in GROUP_FIGURES if draw is not opened]
     for cell in cells[:MAX_CELLS]:

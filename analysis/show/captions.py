@@ -57,9 +57,10 @@ def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) ->
     law = ", ".join([law, *extra, f"at most {conditions.get('decoding.max_new_tokens')} new tokens"])
     hardware = "; ".join(dict.fromkeys(runs["machine"]))
     dtype = ", ".join(dict.fromkeys(str(value) for value in runs["dtype"]))
+    engine = f"{conditions.get('engine.backend')} engine"
     return (
         f"n = {prompts} prompts x {repeats_text(_range(runs['repeats']))}; baseline {conditions.get('baseline')}; {law}; "
-        f"hardware: {hardware}, device {conditions.get('device')}, {dtype}, batch size 1."
+        f"hardware: {hardware}, device {conditions.get('device')}, {dtype}, {engine}, batch size 1."
     )
 
 

@@ -32,6 +32,7 @@ class Document:
 
     title: str
     blocks: list[Block] = field(default_factory=list)
+    beside: list[Table] = field(default_factory=list)  # written with the others, not shown
 
     def heading(self, text: str, level: int = 2) -> None:
         self.blocks.append(Block("heading", text, level=level))
@@ -53,6 +54,7 @@ class Document:
     def words(self) -> list[Word]:
         """What the captions define, each word once."""
         captions = [item.caption for block in self.blocks if (item := block.table or block.figure) is not None]
+        captions += [table.caption for table in self.beside]
         return list(dict.fromkeys(word for caption in captions for word in words_in(caption)))
 
     def add(self, item: Table | Drawing | None, level: int = 3) -> None:
@@ -68,9 +70,10 @@ class Document:
 
         workers: processes that save figures, see `saving.save_all`.
         """
-        for block in self.blocks:
-            if block.table is not None:
-                render.save(block.table, folder / "tables")
+        for table in [*(block.table for block in self.blocks if block.table is not None), *self.beside]:
+            render.save(table, folder / "tables")
+        if self.words:
+            (folder / "tables" / "definitions.tex").write_text(render.form("tex").definitions(self.words), encoding="utf-8")
         drawings = [block.figure for block in self.blocks if block.figure is not None]
         save_all(drawings, folder / "figures", workers)
         (folder / "report.md").write_text(self.markdown(), encoding="utf-8")

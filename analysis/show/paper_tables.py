@@ -63,6 +63,24 @@ def method_by_category(group: Group, comparison: Comparison) -> Table:
     return Table(name, title, columns, in_parts(ranked_rows(columns, runs)), caption, [*comparison.notes, *notes])
 
 
+def in_one_column(group: Group, comparisons: Sequence[Comparison]) -> Table:
+    """What a paper's column has room for: method, speed-up, tokens of a round, outputs; a section for each data set."""
+    several = len({c.pair for c in comparisons}) > 1
+    outputs = replace(LOSSLESS, label="outputs", of=lambda m: verdict_text(m.facts).partition(" (")[0])
+    columns = [METHOD, SPEEDUP, replace(EMITTED, label="emitted"), outputs]
+    rows = []
+    for c in comparisons:
+        place = f"{c.data}, {c.pair}" if several else c.data
+        own = in_parts(ranked_rows(columns, [m for m in members(c) if m.speedup is not None]))
+        rows += [replace(row, section=place + (", not ranked" if row.section else "")) for row in own]
+    pair = "" if several else f" with {comparisons[0].pair}"
+    caption = (
+        f"Speed-up over the baseline{pair}; emitted: tokens per target forward. {setting(group.conditions, comparisons)} "
+        f"{definitions('speedup', 'emitted_per_round', 'lossless', 'bold')}"
+    )
+    return Table("in_one_column", "In one column of a paper", columns, rows, caption, in_column=True)
+
+
 def dataset_by_method(group: Group, comparisons: Sequence[Comparison]) -> list[Table]:
     """AMUSD's shape, one table per pair: data set and method down, ms/token and speed-up across, the baseline first."""
     tables = []

@@ -16,6 +16,7 @@ from specbench.analysis.show.cells import UNBROKEN, Cell, Column, Row
 from specbench.analysis.show.csv_text import csv_text
 
 PAGE = 105  # characters of small print on a text width
+UNBROKEN_IN_COLUMN = 18  # characters that stay on one line where the table fills a column of a paper
 PAGE_PIXELS, PIXELS, PADDING = 1044, 6.6, 7  # of a report's page, of a character of a table, and of a cell on either side
 
 
@@ -45,6 +46,7 @@ class Table:
     rows: list[Row]
     caption: str
     notes: list[str] = field(default_factory=list)
+    in_column: bool = False  # fills one column of a paper in two, neither more nor less
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +82,7 @@ class Table:
         return max(len(column.label), *(len(row.cell(column.key).text()) for row in self.rows))
 
     def is_long(self, column: Column) -> bool:
-        return self.width(column) > UNBROKEN
+        return self.width(column) > (UNBROKEN_IN_COLUMN if self.in_column else UNBROKEN)
 
     @property
     def is_wide(self) -> bool:
@@ -90,7 +92,7 @@ class Table:
     @property
     def spans_columns(self) -> bool:
         """Wider than one column of a paper in two."""
-        return sum(map(self._printed, self.columns)) > PAGE / 2 - 4
+        return not self.in_column and sum(map(self._printed, self.columns)) > PAGE / 2 - 4
 
     def _printed(self, column: Column) -> float:
         return min(self.width(column), UNBROKEN) + 2

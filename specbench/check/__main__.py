@@ -1,4 +1,4 @@
-"""`python -m specbench.check method=<name> [pair=...] [--config-dir DIR]`: a list of checks, exit status 1 if one fails."""
+"""`python -m specbench.check method=<name> [pair=builtin] [--config-dir DIR]`: a list of checks, exit status 1 if one fails."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str]) -> RunConfig:
         if not Path(folder).is_dir():
             raise ConfigError("--config-dir", folder, "no such folder")
     folders = ",".join(f"file://{Path(folder).resolve()}" for folder in config_dirs)
-    return command_line.compose([*overrides, *([f"hydra.searchpath=[{folders}]"] if folders else [])])
+    return command_line.compose([*overrides, *([f"hydra.searchpath=[{folders}]"] if folders else [])], pair="builtin")
 
 
 def check_all(config: RunConfig) -> int:

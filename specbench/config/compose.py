@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from specbench.config.create import installed
+from specbench.config.default_pair import INSTEAD, NOTE, default_pair
 from specbench.config.errors import refuse_numbers_for_flags, unknown
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
@@ -46,12 +47,14 @@ class IsolatedConf:
     seed: int = 0  # of the order of the jobs
 
 
-def compose(overrides: Sequence[str] = ()) -> RunConfig:
+def compose(overrides: Sequence[str] = (), pair: str | None = None) -> RunConfig:
     """The configuration that a command line means, without running it: `compose(["method=speculative", "data.limit=5"])`.
 
-    Raises ConfigError, Hydra's and OmegaConf's errors.
+    pair: the choice where the overrides make none; null: a run's. Raises ConfigError, Hydra's and OmegaConf's errors.
     """
     register()
+    if pair is not None and not any(override.partition("=")[0].lstrip("+") == "pair" for override in overrides):
+        overrides = [f"pair={pair}", *overrides]
     with hydra.initialize_config_dir(str(CONF_DIR), job_name="specbench", version_base=HYDRA_VERSION):
         cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # method_name is an interpolation into Hydra's own node
@@ -71,6 +74,7 @@ def register() -> None:
     store.store(group="hydra/sweeper", name="specbench", node=SweeperConf, provider="specbench")
     store.store(group="hydra/launcher", name="serial", node=SerialConf, provider="specbench")
     store.store(group="hydra/launcher", name="isolated", node=IsolatedConf, provider="specbench")
+    OmegaConf.register_new_resolver("default_pair", default_pair, replace=True)
     register_search_path()
 
 
@@ -93,6 +97,8 @@ def to_run_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Ru
     changed = {override.partition("=")[0].lstrip("+~") for override in overrides}
     if changed & {"pair.target", "pair.draft"} and "pair.name" not in changed:
         config.pair.name = pair_name(config.pair.target, config.pair.draft)  # no longer the pair that the file describes
+    stands_in = HydraConfig.get().runtime.choices.get("pair") == INSTEAD and "pair.target" not in changed
+    config.notes = [NOTE] if stands_in else []
     validate(config)
     return config
 

@@ -24,9 +24,9 @@ from omegaconf.errors import (
 )
 
 from specbench.config.options import ConfigError
-from specbench.config.schema import RunConfig
+from specbench.config.schema import FILLED_IN, RunConfig
 
-_HIDDEN = ("hydra", "_target_", "method_name", "baseline_name")
+_HIDDEN = ("hydra", "_target_", *FILLED_IN)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 

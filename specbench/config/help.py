@@ -20,7 +20,7 @@ from omegaconf import OmegaConf, open_dict
 
 from specbench.config.compose import HYDRA_VERSION, register
 from specbench.config.paths import CONF_DIR
-from specbench.config.schema import DATA_FACTS, RunConfig
+from specbench.config.schema import DATA_FACTS, FILLED_IN, RunConfig
 
 WIDTH = 120
 _COLUMN = 38  # where meanings begin
@@ -88,7 +88,7 @@ def _options(section: Any, values: Mapping[str, Any], prefix: str) -> Iterator[t
         inner = part.default_factory if part.default_factory is not dataclasses.MISSING else None
         if dataclasses.is_dataclass(inner):
             yield from _options(inner, value or {}, f"{key}.")
-        elif not (prefix == "data." and part.name in DATA_FACTS) and part.name not in ("method_name", "baseline_name"):
+        elif not (prefix == "data." and part.name in DATA_FACTS) and part.name not in FILLED_IN:
             yield key, value, meanings.get(part.name, "")
 
 

@@ -17,6 +17,7 @@ from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, numb
 
 TEMPLATES = ("auto", "raw", "chat", "amusd")
 DATA_FACTS = ("file", "sha256", "hub_repo", "hub_revision", "hub_file", "hub_sha256", "text", "answer", "masked")
+FILLED_IN = ("method_name", "baseline_name", "notes")  # by composing; users do not set these
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = ("possible: auto, cpu, cuda, cuda:<number>", r"auto|cpu|cuda(:\d+)?")
 _A_MODEL = "name a Hugging Face repository, a local folder, smollm2:target or builtin:"
@@ -176,6 +177,7 @@ class RunConfig:
     device_lock: str = option("wait", one_of, "wait", "refuse", "off")
     sweep: SweepConfig = field(default_factory=SweepConfig)
     track: Any = field(default_factory=dict)  # where finished numbers are mirrored to; empty: nowhere
+    notes: list[str] = field(default_factory=list)  # what composing the options has to say of the run
 
 
 def validate(config: RunConfig) -> None:
@@ -199,7 +201,7 @@ def validate(config: RunConfig) -> None:
 
 
 # Where a run is kept, mirrored and queued: part of the command, not of what is measured.
-NOT_MEASURED = ("run_folder", "allow_mixed", "device_lock", "sweep", "track")
+NOT_MEASURED = ("run_folder", "allow_mixed", "device_lock", "sweep", "track", "notes")
 # Options that came later, with what every run had before there was a choice: such runs keep their hash.
 LATER_OPTIONS: tuple[tuple[str, str, str | None], ...] = (
     ("engine", "backend", "eager"),

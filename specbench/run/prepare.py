@@ -46,12 +46,7 @@ class Prepared:
     methods: dict[str, Method]  # by arm; one arm when method and baseline are the same
     context: int | None
     prompt_warnings: list[str]
-    instead: str | None = None  # why another backend runs than the configured one
-
-    @property
-    def notes(self) -> list[str]:
-        """What is said before anything runs."""
-        return [*self.dataset.warnings, *([self.instead] if self.instead is not None else [])]
+    notes: list[str]  # what is said before anything runs
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -78,7 +73,8 @@ def prepare(config: RunConfig) -> Prepared:
     refuse_endless_drafts(config, context)
     run = {name: len(ids) for name, ids in prompts.items() if not data.too_long(ids, limits[0], context, limits[1])}
     refuse_recomputed(pair.target, run, decoding.max_new_tokens)
-    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context, warnings, instead)
+    notes = [*config.notes, *dataset.warnings, *([instead] if instead is not None else [])]  # why another backend runs
+    return Prepared(law, pair, tokenizer, dataset, samples, warmup, methods, context, warnings, notes)
 
 
 def why_unfit(config: RunConfig) -> str | None:

@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def configuration(rest: Sequence[str], *methods: str) -> tuple[RunConfig, dict[str, Any]]:
-    """The run's configuration, and the nodes of methods by name, with the options that were given for them."""
+    """The run's configuration, on the built-in pair unless told, and the nodes of methods with the options given for them."""
     from specbench.config.compose import compose
 
-    config = compose(rest)
+    config = compose(rest, pair="builtin")
     nodes = {}
     for method in methods:
         own = [word for word in rest if not word.startswith(("method=", "method."))]

@@ -57,6 +57,8 @@ def main() -> int:
     aa = options.what == "aa"
     common = [
         "method=autoregressive",
+        "pair=builtin",
+        "engine=eager",
         "data=humaneval",
         f"data.limit={options.prompts or (25 if aa else 164)}",
         f"decoding.max_new_tokens={options.tokens or (16 if aa else 32)}",

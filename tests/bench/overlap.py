@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 5])
     given, options = parser.parse_known_args()
-    bench = configured_bench(compose(["method=amusd", *options]))
+    bench = configured_bench(compose(["method=amusd", *options], pair="builtin"))
     runtime = bench.runtime(GREEDY)
     place = split(runtime.pair.target.device, runtime.pair.draft.device)[0]
     found: dict[tuple[str, int], list[float]] = {}

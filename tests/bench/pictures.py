@@ -53,7 +53,8 @@ def with_stand_in(arguments: Sequence[str]) -> int:
 def measured(method: str, power: str, runs_dir: str, options: argparse.Namespace) -> Path:
     """A run with a timeline; returns its folder."""
     overrides = [
-        *(f"method={method}", "data=humaneval", "data.source=standin", f"data.limit={options.prompts}"),
+        *("pair=builtin", "engine=eager", f"method={method}"),
+        *("data=humaneval", "data.source=standin", f"data.limit={options.prompts}"),
         *(f"decoding.max_new_tokens={options.tokens}", "measure.repeats=1", "measure.warmup=1", "measure.trace=true"),
         *(f"measure.power={power}", f"runs_dir={runs_dir}"),
     ]
