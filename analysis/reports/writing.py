@@ -8,7 +8,6 @@ from pathlib import Path
 from specbench.analysis.derive.conditions import Group, apart, groups
 from specbench.analysis.derive.derive import Comparison, comparisons
 from specbench.analysis.read.frames import Frames, LeftOut, load
-from specbench.analysis.read.run_rows import entry
 from specbench.analysis.reports import reference
 from specbench.analysis.show import (
     check_tables,
@@ -151,7 +150,7 @@ def _chapter(
         run_tables.drafts(group, cells),
         *paper_tables.dataset_by_method(group, cells),
         paper_tables.pair_by_dataset(group, cells),
-        *(paper_tables.method_by_category(group, cell) for cell in cells),
+        *(paper_tables.method_by_category(group, cell) for cell in cells if paper_tables.has_categories(cell)),
         run_tables.head_to_head(group, cells),
         paper_tables.lossy_methods(group, cells),
         check_tables.lossless_table(group, cells),
@@ -191,14 +190,4 @@ def closing(doc: Document, frames: Frames) -> None:
     doc.add(run_tables.warnings_table(frames), level=2)
     for note in frames.notes:
         doc.text(note)
-    doc.heading("Provenance")
-    for run, facts in frames.facts.items():
-        dirty = " with uncommitted changes" if entry(facts, "provenance.git.dirty") else ""
-        commit = str(entry(facts, "provenance.git.commit") or "no commit recorded")[:12] + dirty
-        versions = entry(facts, "provenance.packages.versions") or {}
-        named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
-        argv = " ".join(str(word) for word in (entry(facts, "provenance.argv") or [])[1:])
-        doc.text(f"{frames.runs.at[run, 'folder']}: {facts.get('created_at')}, code {commit}, {named}; {argv}")
-        if run >= 199:
-            doc.text(f"... and {len(frames.facts) - 200} more runs.")
-            break
+    doc.add(run_tables.provenance_table(frames), level=2)

@@ -58,9 +58,10 @@ def answer(parts: Sequence[Part]) -> list[tuple[str, str]]:
     some = sorted(found, key=lambda one: one[:2])[:MAX_CELLS]
     shown = [best for _, _, best in sorted(some, key=lambda one: (one[1], one[0]))]
     more = f" And {len(found) - len(shown)} more below." if len(found) > len(shown) else ""
-    fastest = "; ".join(
-        f"on {b.place} {b.name}" if b.wins else f"on {b.place} nothing that is surely faster than {b.baseline}" for b in shown
-    )
+    places: dict[str, list[str]] = {}
+    for b in shown:
+        places.setdefault(b.name if b.wins else f"nothing that is surely faster than {b.baseline}", []).append(b.place)
+    fastest = "; ".join(f"on {_joined(where)} {what}" for what, where in places.items())
     return [
         ("What was fastest?", f"{fastest[:1].upper()}{fastest[1:]}.{more}"),
         ("By how much?", " ".join(f"On {b.place}: {_distance(b)}." for b in shown)),
@@ -135,7 +136,7 @@ def _weight(comparisons: Sequence[Comparison]) -> str:
     if not found:
         return "No run warns of more than the usual."
     told = [f"{kind.level} ({len(kind.sources)} of {len(said)} runs): {kind.text.rstrip('.')}" for kind in found[:MAX_KINDS]]
-    rest = f"; and {len(found) - MAX_KINDS} more kinds, listed below" if len(found) > MAX_KINDS else ""
+    rest = f"; and {len(found) - MAX_KINDS} more, listed below" if len(found) > MAX_KINDS else ""
     return f"Warned of: {'; '.join(told)}{rest}."
 
 

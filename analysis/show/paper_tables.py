@@ -37,6 +37,10 @@ from specbench.analysis.show.table import Table
 REPEATS_BELOW = 5  # so few prompts in a category that its interval says little
 
 
+def has_categories(comparison: Comparison) -> bool:
+    return any(name is not None for run in comparison.runs.index for name in comparison.pairs(run).categories)
+
+
 def method_by_category(group: Group, comparison: Comparison) -> Table:
     """Spec-Bench's shape: a row per method, a column per category with its speed-up, then overall and emitted per round."""
     every = (name for run in comparison.runs.index for name in comparison.pairs(run).categories if name is not None)
@@ -64,10 +68,10 @@ def method_by_category(group: Group, comparison: Comparison) -> Table:
 
 
 def in_one_column(group: Group, comparisons: Sequence[Comparison]) -> Table:
-    """What a paper's column has room for: method, speed-up, tokens of a round, outputs; a section for each data set."""
+    """What a paper's column has room for: method, speed-up, tokens of a round, lossless; a section for each data set."""
     several = len({c.pair for c in comparisons}) > 1
-    outputs = replace(LOSSLESS, label="outputs", of=lambda m: verdict_text(m.facts).partition(" (")[0])
-    columns = [METHOD, SPEEDUP, replace(EMITTED, label="emitted"), outputs]
+    short = replace(LOSSLESS, of=lambda m: verdict_text(m.facts).partition(" (")[0])
+    columns = [METHOD, SPEEDUP, replace(EMITTED, label="emitted"), short]
     rows = []
     for c in comparisons:
         place = f"{c.data}, {c.pair}" if several else c.data

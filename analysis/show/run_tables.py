@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, Estimate, is_ranked, ratio_of_speedups
 from specbench.analysis.derive.theory import COLUMNS as THEORY
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames, LeftOut
+from specbench.analysis.read.run_rows import entry
 from specbench.analysis.show.captions import definitions, setting
 from specbench.analysis.show.cells import Column, Row, row_of
 from specbench.analysis.show.members import (
@@ -32,6 +34,7 @@ from specbench.measure import stats
 from specbench.measure.warnings import Kind, kinds
 
 MAX_HEAD_TO_HEAD = 5  # methods; the table grows with their square
+MAX_PROVENANCE, UNKNOWN = 200, "not recorded"  # runs
 
 
 def overview(group: Group, comparisons: Sequence[Comparison]) -> Table:
@@ -179,3 +182,31 @@ def warnings_table(frames: Frames) -> Table:
         "interval says. Usual: the intervals or captions already allow for it. Numbers that differ between runs stand as spans."
     )
     return Table("warnings", "Warnings of the runs", columns, [row_of(columns, kind) for kind in kinds(said)], caption)
+
+
+def provenance_table(frames: Frames) -> Table:
+    """Where each run comes from; what is the same for all is said once."""
+
+    def code(facts: Mapping[str, Any]) -> str:
+        dirty = " with uncommitted changes" if entry(facts, "provenance.git.dirty") else ""
+        return str(entry(facts, "provenance.git.commit") or UNKNOWN)[:12] + dirty
+
+    def packages(facts: Mapping[str, Any]) -> str:
+        versions = entry(facts, "provenance.packages.versions") or {}
+        return ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions) or UNKNOWN
+
+    def options(facts: Mapping[str, Any]) -> str:
+        return " ".join(map(str, (entry(facts, "provenance.argv") or [])[1:])) or UNKNOWN
+
+    columns = [
+        Column("folder", "run", text=True, of=lambda item: str(frames.runs.at[item[0], "folder"])),
+        Column("started", "started", text=True, of=lambda item: str(item[1].get("created_at"))[:16].replace("T", " ")),
+        Column("code", "code", text=True, of=lambda item: code(item[1])),
+        Column("packages", "packages", text=True, of=lambda item: packages(item[1])),
+        Column("options", "options", text=True, of=lambda item: options(item[1])),
+    ]
+    shown = list(frames.facts.items())[:MAX_PROVENANCE]
+    more = [f"and {len(frames.facts) - len(shown)} more runs"] if len(frames.facts) > len(shown) else []
+    caption = "Started in UTC; options: what the command line said behind its program."
+    table = Table("provenance", "Provenance", columns, [row_of(columns, item) for item in shown], caption, more)
+    return table.fold("packages").fold("code").fold("options")

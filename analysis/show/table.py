@@ -17,7 +17,8 @@ from specbench.analysis.show.csv_text import csv_text
 
 PAGE = 105  # characters of small print on a text width
 UNBROKEN_IN_COLUMN = 18  # characters that stay on one line where the table fills a column of a paper
-PAGE_PIXELS, PIXELS, PADDING = 1044, 6.6, 7  # of a report's page, of a character of a table, and of a cell on either side
+PAGE_PIXELS, PADDING = 1044, 7  # of a report's page, and of a cell on either side
+PIXELS, BOLD_PIXELS = 7.2, 8.2  # of a character of a table and of its headings, in a wide font
 
 
 class Entry(NamedTuple):
@@ -107,8 +108,9 @@ class Table:
         def pixels(column: Column) -> float:
             cells = [row.cell(column.key) for row in self.rows]
             entries = [max(len(cell.shown), len(cell.interval)) if not column.text else len(cell.text()) for cell in cells]
-            longest = max(*entries, *map(len, column.label.split()), 1)
-            return PIXELS * min(longest, UNBROKEN if column.text else longest) + 2 * PADDING
+            longest = max(entries, default=0)
+            shown = PIXELS * min(longest, UNBROKEN if column.text else longest)
+            return max(shown, *(BOLD_PIXELS * len(word) for word in column.label.split()), PIXELS) + 2 * PADDING
 
         return self._parts(PAGE_PIXELS, pixels)
 
