@@ -235,7 +235,7 @@ def test_resume_alone_takes_the_runs_own_options(tmp_path: Path) -> None:
     ],
 )
 def test_resume_with_other_options_is_refused(tmp_path: Path, option: str, message: str) -> None:
-    folder = finished_run(tmp_path, compose(["method=speculative", "method.draft_length=7", "data.limit=3"]))
+    folder = finished_run(tmp_path, composed("method=speculative", "method.draft_length=7", "data.limit=3"))
     typed = [f"resume={folder}", "method=speculative", option]
     if option.startswith("pair="):
         typed.append("pair.draft_device=cpu")
@@ -254,7 +254,7 @@ def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
 
 
 def test_every_option_survives_the_way_to_the_file_and_back() -> None:
-    config = compose(["method=amusd", "data.categories=[a,b]", "decoding.top_p=0.9", "engine.threads=1", "runs_dir=elsewhere"])
+    config = composed("method=amusd", "data.categories=[a,b]", "decoding.top_p=0.9", "engine.threads=1", "runs_dir=elsewhere")
     assert from_dict(json.loads(json.dumps(as_dict(config)))) == dataclasses.replace(config, track={}, sweep=RunConfig().sweep)
     for stored in ({"decoding": {"top_q": 1}}, {"decodings": {}}):
         with pytest.raises(ConfigError, match="no such option in this version"):

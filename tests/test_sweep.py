@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from run_folders import BUILTIN
 from sweeping import Command, execute
 
 from specbench.analysis.read.frames import load
@@ -111,14 +112,14 @@ def test_what_the_pair_cannot_do_is_left_out_with_the_reason(command: Command) -
 
 def test_nothing_is_left_out_unasked_and_what_is_named_wrongly_is_an_error(command: Command) -> None:
     command.run.fails = lambda config: ValueError("early")
-    rest = ("-m", "method=rest,suffix", "sweep.name=some")
+    rest = ("-m", *BUILTIN, "method=rest,suffix", "sweep.name=some")
     status, document, _ = command(*rest)
     assert status == 1 and document is not None and (document["num_failed"], document["left_out"]) == (2, [])
     command.monkeypatch.setenv("SPECBENCH_DATASTORE", "no_such_folder")
     _, document, _ = command(*rest, "sweep.skip_unfit=true")
     assert document is not None and (document["num_failed"], document["left_out"]) == (2, []), "the run itself says it"
     command.monkeypatch.delenv("SPECBENCH_DATASTORE")
-    status, document, err = command("-m", "method=rest", "data=humaneval,mt_bench", "sweep.skip_unfit=true")
+    status, document, err = command("-m", *BUILTIN, "method=rest", "data=humaneval,mt_bench", "sweep.skip_unfit=true")
     assert status == 2 and document is None and "leaves nothing to run: method.datastore=None" in err
 
 
