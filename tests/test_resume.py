@@ -263,9 +263,7 @@ def test_every_option_survives_the_way_to_the_file_and_back() -> None:
 
 def test_how_a_run_is_kept_is_no_part_of_what_is_measured() -> None:
     plain = composed("method=speculative")
-    kept = compose(
-        ["method=speculative", "track=wandb", "device_lock=off", "sweep.name=x", "run_folder=y", "launcher=isolated"]
-    )
+    kept = composed("method=speculative", "track=wandb", "device_lock=off", "sweep.name=x", "run_folder=y", "launcher=isolated")
     assert as_dict(plain) == as_dict(kept)
 
 
