@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import composed
 
 import specbench.run.passes as passes
 import specbench.run.prepare as prepare_module
 import specbench.run.run as run_module
 from specbench import data
-from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.schema import DataConfig, DecodingConfig, EngineConfig, MeasureConfig, PairConfig, RunConfig
 from specbench.engine import threads as forward_threads
@@ -629,7 +629,7 @@ def test_processes_that_share_a_device_are_warned_about(monkeypatch: pytest.Monk
 
     from specbench.run import prepare
 
-    prepared = prepare.prepare(compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=1"]))
+    prepared = prepare.prepare(composed("method=amusd", "data=humaneval", "data.source=standin", "data.limit=1"))
     assert prepared.pair.draft is not None
     monkeypatch.setattr(prepare, "available_cores", lambda: (0, 1))
     assert prepare.shared_device(prepared) == []

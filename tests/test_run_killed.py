@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import random_signals
 from preloaded import Started, command
-from run_folders import finished_run
+from run_folders import BUILTIN, finished_run
 
 from specbench.measure import summary
 from specbench.measure.records.store import RunStore, find_run_folders, read_rounds, read_run, read_samples
 
 OPTIONS = [
+    *BUILTIN,
     *("method=speculative", "data=humaneval", "data.source=standin", "data.limit=20", "decoding.max_new_tokens=16"),
     *("measure.repeats=20", "measure.warmup=1", "measure.power=off", "engine.threads=1", "device_lock=off"),
 ]

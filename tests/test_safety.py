@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from preloaded import Started, command
+from run_folders import BUILTIN
 
 from specbench.processes.locks import file_name
 
@@ -179,6 +180,7 @@ def test_a_run_writes_in_its_folder_the_caches_and_the_locks_alone(
     tmp_path: Path, method: str, watched: Callable[[Path, list[str]], Iterator[Path]]
 ) -> None:
     options = [
+        *BUILTIN,
         *(f"method={method}", "data=humaneval", "data.source=standin", "data.limit=1", "decoding.max_new_tokens=6"),
         *("measure.repeats=1", "measure.warmup=1", "measure.trace=true", f"runs_dir={tmp_path / 'runs'}"),
     ]

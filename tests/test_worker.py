@@ -21,6 +21,7 @@ import random_signals
 import worker_programs
 from preloaded import Started, fork_workers
 from preloaded import command as command_line
+from run_folders import BUILTIN
 from worker_programs import ScriptedAmusd, Silent, request, runtime
 
 import specbench.processes.silence as silence_module
@@ -324,7 +325,7 @@ def test_a_draft_that_fails_in_its_process_fails_its_sample_and_the_run_goes_on(
     from specbench.run.run import run
 
     fork_workers(monkeypatch)
-    config = compose(["method=amusd", "data=humaneval", "data.source=standin", "data.limit=3", "measure.warmup=0"])
+    config = compose([*BUILTIN, "method=amusd", "data=humaneval", "data.source=standin", "data.limit=3", "measure.warmup=0"])
     config.method = {**config.method, "_target_": "worker_programs.FailingAmusd"}
     config.allow_targets, config.runs_dir = ["worker_programs"], str(tmp_path)
     config.decoding.max_new_tokens, config.measure.repeats = 16, 1
@@ -380,7 +381,7 @@ def test_a_run_that_is_ended_from_outside_is_interrupted_and_leaves_nobody(
     what: signal.Signals, send: Callable[[int, int], None], status: int, said: str, tmp_path: Path
 ) -> None:
     """What is finished stays, and is not done again."""
-    line = ["method=amusd", "data=humaneval", "data.source=standin", f"runs_dir={tmp_path}", "measure.warmup=0"]
+    line = ["engine=eager", "method=amusd", "data=humaneval", "data.source=standin", f"runs_dir={tmp_path}", "measure.warmup=0"]
     line += [*random_signals.save_pair(tmp_path), "data.limit=3"]
     line += ["decoding.max_new_tokens=24", "engine.threads=1", "measure.power=off", "measure.repeats=50"]
     run = Started(tmp_path / "said", command_line, line)
