@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import specbench.analysis as analysis
-from specbench.config.say import visible
+from specbench.config.say import of_file, visible
 
 COMPARE = "compare"  # the first word, for two runs
 ACROSS = ("machines",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Without --out the comparison as text; with it a report. Returns the exit status: 0, or 2 for a wrong argument."""
+    """Without --out the comparison as text; with it a report. Returns the exit status: 0, 2 for a wrong argument, 1 for a file
+    that cannot be read or written, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == [COMPARE]:
         return _said(_two, _parser_of_two().parse_args(arguments[1:]))
@@ -46,9 +47,14 @@ def _said(act: Callable[[argparse.Namespace], int], options: argparse.Namespace)
     """What went wrong is one line."""
     try:
         return act(options)
+    except KeyboardInterrupt:
+        line, status = "interrupted", 130
+    except OSError as error:
+        line, status = of_file(error), 1
     except (ValueError, ImportError) as error:
-        print(f"specbench.analysis: {visible(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
+        line, status = " ".join(str(error).split()), 2
+    print(f"specbench.analysis: {visible(line)}", file=sys.stderr)
+    return status
 
 
 def _parser_of_two() -> argparse.ArgumentParser:

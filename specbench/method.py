@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from operator import or_
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from specbench.config.create import create_part, named_part
@@ -116,10 +117,9 @@ class Method:
         """Cores and threads of the target's process, for methods that share them with workers."""
         return self.schedule.placement
 
-    def look_up(self, target: ModelSpec) -> None:
-        """Whether what the options name is there, before anything is loaded. Raises ConfigError."""
-        for part in self._parts:
-            part.look_up(target)
+    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+        """The folders that the options name, by option, before anything is loaded. Raises ConfigError for what is not there."""
+        return {name: folder for part in self._parts for name, folder in (part.look_up(target) or {}).items()}
 
     # Life cycle. `open` once per run, `decode` per sample, `close` at the end whatever happened.
 

@@ -75,6 +75,14 @@ def test_labels_name_what_varies_and_nothing_else(tmp_path: Path) -> None:
     assert labels == ["speculative (draft_length=2)", "speculative (draft_length=4)", "amusd"]
 
 
+def test_one_option_for_two_heads_is_told_apart(tmp_path: Path) -> None:
+    for when, sha256 in enumerate(("first-heads", "other-heads", "other-heads"), start=1):
+        write_run(tmp_path, "medusa", when=when, run_changes={"folders": {"method.heads": sha256, "baseline.heads": str(when)}})
+    group = groups(load([tmp_path]))[0]
+    assert len(set(group.runs["label"])) == len(group.runs) == 2 and len(group.left_out) == 1
+    assert any("other-he" in label for label in group.runs["label"])
+
+
 def test_repetition_counts_once_and_says_so(tmp_path: Path) -> None:
     old = write_run(tmp_path, seed=1, when=1)
     new = write_run(tmp_path, seed=2, when=2)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from analysis_runs import write_run
 
+from specbench.analysis import compare
 from specbench.analysis.read import reading
 from specbench.analysis.read.columns import ROUNDS_COLUMNS, RUNS_COLUMNS, SAMPLES_COLUMNS
 from specbench.analysis.read.frames import find, load
@@ -178,3 +185,83 @@ def test_missing_numbers_are_nan_and_never_zero(root: Path) -> None:
     assert runs["joules_per_token"].isna().all()
     assert np.isnan(runs.loc[0, "concurrent_draft"])
     assert runs.loc[1, "concurrent_draft"] > 0
+
+
+# ---------------------------------------------------------------------------------------------------- a stranger's folder
+WRONG: list[Any] = [
+    *(None, True, -1, 2**70, 1.5, 1e300, "x", "", "\ud800", "<b>\u202e"),
+    *([], {}, [1], [[1]], {"a": 1}, [None], "nan", ["x", "y"]),
+]
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value inside, of lists the first three."""
+    if at:
+        yield at
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield from places(item, (*at, key))
+
+
+def spoil(folder: Path, draw: random.Random) -> str:
+    """One value of one file is another, or gone; returns what, in words."""
+    file = folder / draw.choice(["run.json", "samples.jsonl", "rounds.jsonl", "summary.json"])
+    lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+    number = draw.randrange(len(lines))
+    value = inner = json.loads(lines[number])
+    *way, last = draw.choice(list(places(value)))
+    for key in way:
+        inner = inner[key]
+    wrong = draw.choice([*WRONG, ...])
+    if wrong is ...:
+        del inner[last]
+    else:
+        inner[last] = wrong
+    lines[number] = json.dumps(value)
+    file.write_text("\n".join(lines) + "\n")
+    return f"{file.name}, line {number + 1}: {[*way, last]} = {wrong!r}"
+
+
+@pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 200), marks=pytest.mark.deep)], ids=len)
+def test_one_spoilt_folder_costs_no_other_its_place(seeds: range, tmp_path: Path) -> None:
+    write_run(tmp_path / "made", "speculative", when=1)
+    write_run(tmp_path / "made", "amusd", free=True, when=2)
+    for seed in seeds:
+        draw, root = random.Random(seed), tmp_path / str(seed)
+        shutil.copytree(tmp_path / "made", root)
+        spoilt, good = draw.sample(find([root]), 2)
+        what = spoil(spoilt, draw)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                frames = load([root])
+                assert str(good) in list(frames.runs["folder"])
+                compare([root])
+            except Exception as error:
+                raise AssertionError(f"seed {seed}: {what}") from error
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("file", ["run.json", "samples.jsonl", "rounds.jsonl", "summary.json"])
+def test_a_pipe_in_a_folder_is_not_waited_for(file: str, root: Path, tmp_path: Path) -> None:
+    for folder in find([root])[:2]:
+        shutil.copytree(folder, tmp_path / folder.name)
+    bad = sorted(tmp_path.iterdir())[0]
+    (bad / file).unlink()
+    os.mkfifo(bad / file)
+    frames = load([tmp_path])
+    assert str(bad) not in list(frames.runs["folder"]) or file == "summary.json"
+    assert len(frames.runs) + len(frames.left_out) == (1 if file == "run.json" else 2)
+
+
+def test_a_wrong_shape_that_was_let_through_would_end_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin."""
+    write_run(tmp_path, "speculative", when=1)
+    spoilt = write_run(tmp_path, "amusd", free=True, when=2)
+    run = json.loads((spoilt / "run.json").read_text())
+    run["pair"]["name"] = ["x"]
+    (spoilt / "run.json").write_text(json.dumps(run))
+    assert "speculative" in compare([tmp_path]) and load([tmp_path]).left_out[0].why == "run.json: pair.name is no text"
+    monkeypatch.setattr(reading, "misfit", lambda *_: None)
+    with pytest.raises(TypeError, match="unhashable"):
+        compare([tmp_path])

@@ -7,6 +7,7 @@ file's size in test_run_killed.py say some of it.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import shutil
 import subprocess
 import warnings
@@ -96,3 +97,31 @@ def test_a_folder_that_is_removed_during_the_run_ends_it(tmp_path: Path, what: s
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(tmp_path / "runs")
     assert run(config)["status"] == "success"  # the twin: another run finds nothing in its way
+
+
+DOORS = {  # by what each calls when its options are understood, and words that it understands
+    "analysis": ("specbench.analysis", "compare", ["runs"]),
+    "sim": ("specbench.sim.__main__", "configuration", ["devices=h100"]),
+    "check": ("specbench.check.__main__", "check_all", ["method=speculative"]),
+    "qualify": ("specbench.qualify.__main__", "every", []),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_cannot_be_written_and_an_interrupt_are_one_line_at_every_door(
+    door: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, name, words = DOORS[door]
+    errors: list[tuple[BaseException, int, str]] = [
+        (OSError(28, "No space left on device", "some/file"), 1, "No space left on device: 'some/file'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ]
+    for error, status, said in errors:
+
+        def fails(*_: object, error: BaseException = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(f"{where}.{name}", fails)
+        assert importlib.import_module(f"specbench.{door}.__main__").main(words) == status
+        told = capsys.readouterr()
+        assert said in told.err and len(told.err.splitlines()) == 1 and not told.out

@@ -157,6 +157,31 @@ def test_heads_of_another_target_are_refused(change: dict[str, Any], wording: st
     assert caught.value.key == "method.heads"
 
 
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        (WEIGHTS, lambda data: None),
+        (WEIGHTS, lambda data: data[:-40]),
+        (WEIGHTS, lambda data: data[:100]),
+        (WEIGHTS, lambda data: data[:3] + bytes([data[3] ^ 0x40]) + data[4:]),
+        (WEIGHTS, lambda data: data.replace(b"layers.0", b"layers.9", 1)),
+        (DESCRIPTION, lambda data: b""),
+        (DESCRIPTION, lambda data: data[:60]),
+        (DESCRIPTION, lambda data: b"[]"),
+        (DESCRIPTION, lambda data: data.replace(b'"target"', b'"targat"')),
+        (DESCRIPTION, lambda data: data.replace(b'"num_heads"', b'"num_hands"')),
+    ],
+)
+def test_damaged_heads_are_refused_in_one_line(file: str, damage: Any, parts: TargetParts, tmp_path: Path) -> None:
+    save_heads(MedusaHeads(parts), tmp_path)
+    load_heads(MedusaHeads, tmp_path, parts)  # the twin
+    data = damage((tmp_path / file).read_bytes())
+    (tmp_path / file).write_bytes(data) if data is not None else (tmp_path / file).unlink()
+    with pytest.raises(ConfigError) as caught:
+        load_heads(MedusaHeads, tmp_path, parts)
+    assert caught.value.key in ("method.heads", "heads.num_hands") and "\n" not in str(caught.value)
+
+
 def test_heads_of_another_family_are_refused(parts: TargetParts, tmp_path: Path) -> None:
     save_heads(MedusaHeads(parts), tmp_path)
     with pytest.raises(ConfigError, match="medusa heads; the method needs hydra"):
@@ -443,7 +468,6 @@ def test_published_heads_load(own: bool, suffix: str, parts: TargetParts, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps({"medusa_num_heads": 3, "medusa_num_layers": 2}))
     heads = load_heads(MedusaHeads, tmp_path, parts)
     assert (heads.max_depth, heads.options["num_layers"], heads.options["own_lm_head"]) == (3, 2, own)
-    assert (tmp_path / "medusa_lm_head.safetensors").is_file()
     x = torch.randn(parts.width)
     for depth in (1, 2, 3):
         y = x
@@ -461,6 +485,11 @@ def test_published_heads_of_another_shape_and_code_in_a_pickle_are_refused(parts
     with pytest.raises(ConfigError) as caught:
         load_heads(MedusaHeads, tmp_path, parts)
     assert caught.value.key == "method.heads"
+    whole = (tmp_path / "medusa_lm_head.pt").read_bytes()
+    for content in (b"", whole[:-60], whole[:200]):
+        (tmp_path / "medusa_lm_head.pt").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"^method\.heads=.*: no Medusa heads that fit"):
+            load_heads(MedusaHeads, tmp_path, parts)
     evil = tmp_path / "evil"
     evil.mkdir()
     torch.save({"0.0.linear.weight": subprocess.Popen}, evil / "medusa_lm_head.pt")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
 import yaml
-from run_folders import BUILTIN
+from run_folders import BUILTIN, composed
 
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
-from specbench.config.paths import CONF_DIR
+from specbench.config.paths import CONF_DIR, MODELS_DIR
 from specbench.config.schema import DecodingConfig, RunConfig
 from specbench.config.specs import PairSpec
+from specbench.measure.records.provenance import folder_hash
 from specbench.method import EMPTY, DraftTree, Needs, create_method
-from specbench.run.prepare import refuse_endless_drafts, refuse_unmet_needs
+from specbench.run.prepare import folder_facts, prepare, refuse_endless_drafts, refuse_unmet_needs
 from specbench.run.run import run
 
 
@@ -48,6 +50,23 @@ def test_what_options_name_is_looked_up(name: str, options: dict[str, str | None
     method = create_method({"_target_": METHODS + name, **options})
     with pytest.raises(ConfigError, match=said):
         refuse_unmet_needs([method], PairSpec("some", tiny.spec(), None))
+
+
+def test_a_run_knows_what_lay_in_the_folders_that_its_options_name(tmp_path: Path) -> None:
+    """Also where they are named by nothing but their being shipped; a byte more is another folder."""
+    shipped = MODELS_DIR / "builtin"
+    mine = shutil.copytree(shipped / "heads_hydra", tmp_path / "heads")
+    typed = ["method=medusa", "method@baseline=hydra", f"baseline.heads={mine}", "data.source=standin"]
+    facts = folder_facts(prepare(composed(*typed)))
+    expected = {"method.heads": folder_hash(shipped / "heads_medusa"), "baseline.heads": folder_hash(mine)}
+    assert facts == expected and len(set(facts.values())) == 2
+    with (mine / "heads.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert folder_facts(prepare(composed(*typed)))["baseline.heads"] not in expected.values()
+    head = "method.stop={_target_: specbench.parts.stops.specdec_pp.SpecDecPlusPlus}"
+    assert folder_facts(prepare(composed("method=speculative", head, "data.source=standin"))) == {
+        "method.stop.head": folder_hash(shipped / "heads_acceptance")
+    }
 
 
 def test_heads_of_another_target_are_refused(tmp_path: Path) -> None:

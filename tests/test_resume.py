@@ -36,6 +36,7 @@ def facts() -> dict[str, Any]:
     return {
         "pair": {"name": "builtin", "target": {"sha256": "aa"}, "draft": {"sha256": "bb"}},
         "data": {"name": "humaneval", "content_sha256": "cc", "sample_ids": ["a", "b"]},
+        "folders": {"method.heads": "hh"},
         "warnings": [],
         "provenance": collect(["specbench"]),
     }
@@ -155,6 +156,7 @@ def test_another_configuration_is_refused_by_option(tmp_path: Path, facts: dict[
         ("pair", {"draft": {"sha256": "b2"}}, r"pair\.draft\.sha256='b2': .* was measured with 'bb'"),
         ("data", {"content_sha256": "c2"}, r"data\.content_sha256='c2'"),
         ("data", {"sample_ids": ["b", "a"]}, r"data\.sample_ids"),
+        ("folders", {"method.heads": "h2"}, r"^method\.heads='h2': .* was measured with 'hh'"),
     ],
 )
 def test_other_models_and_data_are_refused_always(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,3 +149,17 @@ def test_a_datastore_is_written_and_read_and_refused(tmp_path: Path) -> None:
     for name, size in ((str(tmp_path / "none"), 5), (str(tmp_path), 4), (None, 5)):
         with pytest.raises(ConfigError, match=r"method\.datastore"):
             Datastore.load(name, size)
+
+
+@pytest.mark.parametrize("file", ["tokens.npy", "order.npy", "datastore.json"])
+def test_a_damaged_datastore_is_refused_in_one_line(file: str, tmp_path: Path) -> None:
+    Datastore.build([1, 2, 3, 0, 1, 2, 4, 0], 0, 5).save(tmp_path, {"source": "test"})
+    path = tmp_path / file
+    whole, shorter = path.read_bytes(), io.BytesIO()
+    np.save(shorter, np.arange(7, dtype=np.int32))
+    for content in (b"", whole[:20], whole[:-20], b"x" + whole[1:], shorter.getvalue(), b"{}"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"^method\.datastore=[^\n]*$"):
+            Datastore.load(str(tmp_path), 5)
+    path.write_bytes(whole)
+    assert len(Datastore.load(str(tmp_path), 5).tokens) == 8  # the twin

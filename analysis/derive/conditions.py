@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from specbench.analysis.read.frames import Frames, LeftOut
-from specbench.analysis.read.run_rows import entry, options_text
+from specbench.analysis.read.run_rows import options_text
+from specbench.analysis.read.shape import entry
 from specbench.config.say import visible
 
 CONDITIONS = {  # by what each is called where runs are told apart (the pair and the data are identities of their own)
@@ -50,9 +51,11 @@ def pair_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def draft_key(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The draft's: weights, number format, device, and the errors of one that replays the target's text, wrong on purpose."""
-    draft = entry(run, "pair.draft") or {}
-    return (draft.get("sha256") or draft.get("name"), draft.get("dtype"), draft.get("device"), draft.get("errors"))
+    """The draft's: weights, number format, device, the errors of one that replays the target's text, wrong on purpose, and what
+    lay in the folders that the method's options name (heads, a datastore)."""
+    draft, folders = entry(run, "pair.draft") or {}, run.get("folders") or {}
+    named = "+".join(str(sha256) for option, sha256 in sorted(folders.items()) if option.startswith("method."))
+    return (draft.get("sha256") or draft.get("name"), draft.get("dtype"), draft.get("device"), draft.get("errors"), named)
 
 
 def data_key(run: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -16,7 +16,8 @@ import numpy as np
 from specbench.analysis.derive.conditions import data_key, draft_key
 from specbench.analysis.derive.outputs import Agreement, Key, Output, agree, read_outputs
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.read.run_rows import entry, machine_name, options_text
+from specbench.analysis.read.run_rows import machine_name, options_text
+from specbench.analysis.read.shape import entry
 
 PARTS = ("machine", "code", "device", "format", "draft format", "attention", "threads", "order", "seed")
 _FORMATS = ("float64", "float32", "float16", "bfloat16")
@@ -55,7 +56,7 @@ def work_of(run: Mapping[str, Any]) -> str:
 
 def method_of(run: Mapping[str, Any]) -> str:
     """Method, options and draft, as JSON."""
-    weights, _, _, errors = draft_key(run)
+    weights, _, _, errors, _ = draft_key(run)
     options = options_text(entry(run, "config.method") or {})
     return json.dumps([entry(run, "config.method_name"), options, weights, errors], default=str)
 

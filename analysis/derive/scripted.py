@@ -17,7 +17,7 @@ import numpy as np
 
 from specbench.analysis.derive import theory
 from specbench.analysis.derive.derive import Comparison, Estimate
-from specbench.analysis.read.run_rows import entry
+from specbench.analysis.read.shape import entry
 from specbench.config.draft_errors import DraftErrors
 from specbench.measure.metrics import RoundTable
 from specbench.measure.theory import formulas, played

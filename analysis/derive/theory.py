@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.read.run_rows import entry
+from specbench.analysis.read.shape import entry
 from specbench.measure.metrics import RoundTable
 from specbench.measure.theory import formulas
 from specbench.measure.theory.formulas import FORESEEING, FREE_RUNNING, LOCKSTEP, SEQUENTIAL

@@ -12,7 +12,8 @@ from specbench.analysis.derive.conditions import data_key, state_differences
 from specbench.analysis.derive.derive import Estimate, ratio_of_speedups
 from specbench.analysis.derive.outputs import Agreement, agree, read_outputs
 from specbench.analysis.read.frames import Frames, load
-from specbench.analysis.read.run_rows import entry, options_text
+from specbench.analysis.read.run_rows import options_text
+from specbench.analysis.read.shape import entry
 from specbench.config.schema import DATA_FACTS
 from specbench.measure.records import store
 from specbench.measure.records.asked import measured

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from specbench.analysis.read.shape import entry
 from specbench.measure.records import store
 from specbench.measure.records.jsonfile import loads
 
@@ -26,16 +27,9 @@ _MOST_BYTES = 2**26  # of one JSON file
 _CHUNK = 2**20
 
 
-def at(value: Any, name: str) -> Any:
-    """An entry by its dotted name; None where the way to it is not made of mappings."""
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
 def number_at(value: Any, name: str) -> float | None:
     """An entry that is a number of ordinary size."""
-    found = at(value, name)
+    found = entry(value, name)
     return found if isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < 1e15 else None
 
 
@@ -64,7 +58,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        return self.what or " on ".join(str(at(self.run, key) or "?") for key in ("method", "data_name"))
+        return self.what or " on ".join(str(entry(self.run, key) or "?") for key in ("method", "data_name"))
 
 
 @dataclass(frozen=True)

@@ -144,18 +144,23 @@ def load(paths: Iterable[str | Path], *, unfinished: bool = False) -> Frames:
     lengths: list[int] = []
     folders = find(paths)
     for folder, parsed in zip(folders, parse_ahead(folders), strict=True):
+        number = len(rows)
         try:
             files = read_folder(folder, parsed, unfinished=unfinished)
+            row, columns, rounds = run_row(files), _sample_columns(number, files), _round_part(number, files, sum(sizes))
+            _sample_frame(columns)
         except UnusableRun as error:
             left_out.append(LeftOut(str(folder), str(error)))
             continue
-        number = len(rows)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            left_out.append(LeftOut(str(folder), f"damaged, or written by another program: {type(error).__name__}: {error}"))
+            continue
         notes.extend(f"{folder}: {note}" for note in files.notes)
-        rows.append(run_row(files))
+        rows.append(row)
         facts[number], summaries[number], pairs[number] = files.run, files.summary, files.pairs
-        for name, values in _sample_columns(number, files).items():
+        for name, values in columns.items():
             sample_columns[name] += values
-        round_parts.append(_round_part(number, files, sum(sizes)))
+        round_parts.append(rounds)
         sizes.append(len(files.samples))
         lengths.append(len(files.table))
     left_out += (LeftOut(what, why) for what, why in left_out_of(folders))

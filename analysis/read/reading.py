@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specbench.analysis.read.shape import RUN, SUMMARY, misfit
 from specbench.measure import metrics, pairing
 from specbench.measure.metrics import RoundTable, SampleKey
 from specbench.measure.records import store
@@ -74,6 +75,8 @@ def read_folder(folder: Path, parsed: Future[Parsed], *, unfinished: bool = Fals
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", store.TornLineWarning)
             run = store.read_run(folder)
+            if wrong := misfit(run, RUN):
+                raise UnusableRun(f"{store.RUN_FILE}: {wrong}")
             if run.get("status") != "success" and not unfinished:
                 raise UnusableRun(f"status {run.get('status')}: not finished")
             samples = store.read_samples(folder)
@@ -100,6 +103,8 @@ def _summary_of(folder: Path, samples: Sequence[SampleRecord], table: RoundTable
     found = {"decode_tokens": sum(r.num_emitted or 0 for r in own), "num_rounds": sum(r.num_rounds or 0 for r in own)}
     found["num_failed"] = len({record.sample_id for record in samples if record.finish_reason == "error"})
     wrong = [name for name, value in found.items() if summary.get(name) != value]
+    if damage := misfit(summary, SUMMARY):
+        raise UnusableRun(f"{store.SUMMARY_FILE}: {damage}; without the file it is rebuilt from the records")
     if not wrong:
         mine = table.arm(arm)
         for name, of_rounds in (
@@ -149,7 +154,7 @@ def _by_arrow(path: Path) -> Parsed:
     import pyarrow.compute as pc
     from pyarrow import json as pa_json
 
-    if not path.exists() or path.stat().st_size == 0:
+    if not path.is_file() or path.stat().st_size == 0:
         return [], np.zeros(0, np.int64), narrow(RoundTable.of({}).columns)
     kinds = {name: pa.from_numpy_dtype(kind) for name, kind in KINDS.items()} | {"phase": pa.string()}
     key_types = {"sample_id": pa.string(), "turn": pa.int64(), "repeat": pa.int64(), "arm": pa.string()}

@@ -9,18 +9,9 @@ from typing import Any
 import numpy as np
 
 from specbench.analysis.read.reading import RunFiles
+from specbench.analysis.read.shape import INTERVALS, entry
 from specbench.measure.records.events import PARTS, SIMULATED
 
-
-def entry(run: Mapping[str, Any], name: str) -> Any:
-    """A value of run.json or a summary by its dotted name (`pair.target.dtype`); None where any part of it is missing."""
-    found: Any = run
-    for part in name.split("."):
-        found = (found or {}).get(part)
-    return found
-
-
-INTERVALS = {"speedup": "ci95", "speedup_repeats": "ci95_repeats", "end_to_end": "end_to_end_ci95"}
 NUMBERS = {  # columns that are numbers, NaN where they are missing, by their names in the summary
     "tokens_per_second": "decode_tokens_per_second",
     "baseline_tokens_per_second": "baseline_decode_tokens_per_second",
@@ -94,7 +85,7 @@ def machine_name(run: Mapping[str, Any]) -> str:
     """What the target ran on: the accelerators' names, or the processor's with its cores; nothing, where it was simulated."""
     if run.get("source") == SIMULATED:
         return f"simulated: {entry(run, 'simulation.label')} ({entry(run, 'simulation.costs')})"
-    gpus = [gpu.get("name") for gpu in entry(run, "provenance.gpus") or [] if gpu.get("name")]
+    gpus = [name for gpu in entry(run, "provenance.gpus") or [] if (name := entry(gpu, "name"))]
     if gpus and str(run.get("device", "")).startswith("cuda"):
         return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
     machine = entry(run, "provenance.machine") or {}

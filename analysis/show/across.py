@@ -10,7 +10,8 @@ from typing import Any
 from specbench.analysis.derive.conditions import Group, conditions_of, data_key, draft_key, pair_key
 from specbench.analysis.derive.derive import Estimate, is_ranked
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.read.run_rows import entry, options_text
+from specbench.analysis.read.run_rows import options_text
+from specbench.analysis.read.shape import entry
 from specbench.analysis.show.captions import definitions
 from specbench.analysis.show.cells import Column, Row, row_of
 from specbench.analysis.show.members import DATA, LOSSLESS, PAIR
@@ -23,7 +24,7 @@ def configuration_of(run: Mapping[str, Any]) -> str:
     """What two machines must agree in to stand in one row: everything but code, packages, device and threads."""
     settings = {name: value for name, value in conditions_of(run).items() if name not in _OF_THE_MACHINE}
     method = [entry(run, "config.method_name"), options_text(entry(run, "config.method") or {})]
-    weights, dtype, _, errors = draft_key(run)  # on whatever device
+    weights, dtype, _, errors, _ = draft_key(run)  # on whatever device
     draft = [weights, dtype, errors]
     samples = entry(run, "data.sample_ids")
     return json.dumps([settings, method, pair_key(run), draft, data_key(run), samples], sort_keys=True, default=str)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from specbench.analysis.derive.derive import Estimate
-from specbench.analysis.read.following import STATES, Followed, Job, at, number_at, started_at
+from specbench.analysis.read.following import STATES, Followed, Job, number_at, started_at
+from specbench.analysis.read.shape import entry
 from specbench.analysis.show import render
 from specbench.analysis.show.cells import Cell, Column, Row, row_of
 from specbench.analysis.show.table import Table
@@ -67,7 +68,7 @@ def so_far(sweep: Followed) -> Table:
 
     def speedup(ends: str) -> Any:
         def found(job: Job) -> Estimate | None:
-            value, interval = number_at(job.summary, "speedup.ratio_of_totals"), at(job.summary, f"speedup.{ends}")
+            value, interval = number_at(job.summary, "speedup.ratio_of_totals"), entry(job.summary, f"speedup.{ends}")
             two = isinstance(interval, list) and len(interval) == 2
             low, high = (number_at({"x": end}, "x") for end in interval) if two else (None, None)
             return None if value is None else Estimate(value, low, high)
@@ -80,14 +81,14 @@ def so_far(sweep: Followed) -> Table:
 
     columns = [
         Column("run", "run", text=True, of=lambda job: job.label),
-        Column("data", "data", text=True, of=lambda job: _text(at(job.summary, "data.name"))),
+        Column("data", "data", text=True, of=lambda job: _text(entry(job.summary, "data.name"))),
         Column("n", "n", digits=0, of=number("speedup.num_prompts")),
         Column("tokens_per_second", "tokens/s", digits=1, of=number("decode_tokens_per_second")),
         Column("speedup", "speed-up", of=speedup("ci95")),
         Column("over_repeats", "over repeats", of=over_repeats),
         Column("emitted_per_round", "emitted/round", of=number("emitted_per_round")),
         Column("acceptance_percent", "acceptance %", digits=1, of=number("acceptance_rate", 100)),
-        Column("lossless", "lossless", text=True, of=lambda job: _text(at(job.summary, "lossless.verdict"))),
+        Column("lossless", "lossless", text=True, of=lambda job: _text(entry(job.summary, "lossless.verdict"))),
     ]
     rows: list[Row] = [row_of(columns, job) for job in sweep.jobs if job.status == "done"][:MOST_JOBS]
     caption = (

@@ -13,7 +13,7 @@ from specbench.analysis.derive.derive import Comparison, Estimate, is_ranked, ra
 from specbench.analysis.derive.theory import COLUMNS as THEORY
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames, LeftOut
-from specbench.analysis.read.run_rows import entry
+from specbench.analysis.read.shape import entry
 from specbench.analysis.show.captions import definitions, setting
 from specbench.analysis.show.cells import Column, Row, row_of
 from specbench.analysis.show.members import (

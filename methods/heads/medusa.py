@@ -8,9 +8,8 @@ By default the heads share the target's LM head (a head is then one small residu
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from specbench.method import ConfigError, Method, Rule, Stop, exact_rules, make_stop, with_typical
+from specbench.parts.described import read_description
 from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
@@ -126,54 +126,48 @@ class MedusaHeads(TreeHeads):
     def from_published(cls, folder: Path, target: TargetParts) -> MedusaHeads | None:
         """The authors' format: config.json (medusa_num_heads, medusa_num_layers) and medusa_lm_head.safetensors or .pt.
 
-        A .pt file is read as weights only and kept as safetensors beside it. Raises ConfigError (method.heads) for weights
-        that are not of that form or not of the target's shape.
+        A .pt file is read as weights only. Raises ConfigError (method.heads) for files that are damaged, not of that form or
+        not of the target's shape.
         """
-        state = _published_state(folder)
-        if state is None:
+        files = [folder / f"medusa_lm_head{suffix}" for suffix in _READERS]
+        file = next(filter(Path.is_file, files), None)
+        if file is None:
             return None
-        numbers = sorted({(int(n.split(".")[0]), int(n.split(".")[1])) for n in state})
-        num_heads, last = 1 + max(h for h, _ in numbers), max(layer for _, layer in numbers)
-        own = f"0.{last}.weight" in state  # the last place is the LM head; older heads share the target's and have none
-        heads = cls(target, num_heads=num_heads, num_layers=last if own else last + 1, own_lm_head=own)
-        renamed = {}
-        for name, value in state.items():
-            head, layer, rest = name.split(".", 2)
-            if rest == "weight":
-                renamed[f"lm_heads.{head}.weight"] = value
-            else:
-                renamed[f"layers.{head}.{layer}.{rest.removeprefix('linear.')}"] = value
         try:
+            state = _READERS[file.suffix](file)
+            numbers = sorted({(int(n.split(".")[0]), int(n.split(".")[1])) for n in state})
+            num_heads, last = 1 + max(h for h, _ in numbers), max(layer for _, layer in numbers)
+            own = f"0.{last}.weight" in state  # the last place is the LM head; older heads share the target's and have none
+            heads = cls(target, num_heads=num_heads, num_layers=last if own else last + 1, own_lm_head=own)
+            renamed = {}
+            for name, value in state.items():
+                head, layer, rest = name.split(".", 2)
+                if rest == "weight":
+                    renamed[f"lm_heads.{head}.weight"] = value
+                else:
+                    renamed[f"layers.{head}.{layer}.{rest.removeprefix('linear.')}"] = value
             heads.load_state_dict(renamed)
-        except RuntimeError as error:
+            config = folder / "config.json"
+            said = read_description(config, "method.heads", {}) if config.is_file() else {}
+            named = said.get("medusa_num_heads", num_heads)
+        except Exception as error:  # safetensors, pickle and torch raise several kinds
             reason = " ".join(str(error).split())[:200]
-            raise ConfigError("method.heads", str(folder), f"Medusa heads that do not fit pair.target: {reason}") from error
-        config = folder / "config.json"
-        named = json.loads(config.read_text()).get("medusa_num_heads", num_heads) if config.is_file() else num_heads
+            raise ConfigError("method.heads", str(file), f"no Medusa heads that fit pair.target: {reason}") from error
         if named > num_heads:
             raise ConfigError("method.heads", str(folder), f"config.json names {named} heads, the weights have {num_heads}")
         return heads
 
 
-def _published_state(folder: Path) -> dict[str, Any] | None:
-    from safetensors.torch import load_file, save_file
+def _safetensors(file: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
 
-    safe, pickled = folder / "medusa_lm_head.safetensors", folder / "medusa_lm_head.pt"
-    if safe.is_file():
-        return load_file(safe)
-    if not pickled.is_file():
-        return None
-    try:
-        state = torch.load(pickled, map_location="cpu", weights_only=True)  # a pickle could run code: weights only cannot
-    except Exception as error:  # torch and pickle raise several kinds; each means that there are no plain weights in it
-        reason = str(error).split("\n")[0][:200]
-        raise ConfigError(
-            "method.heads", str(pickled), f"not a file of plain weights: {type(error).__name__}: {reason}"
-        ) from error
-    state = {name: value.contiguous().clone() for name, value in state.items()}
-    with contextlib.suppress(OSError):  # a folder that cannot be written to: converted again next time
-        save_file(state, safe, metadata={"format": "pt"})
-    return state
+    return load_file(file)
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    ".safetensors": _safetensors,
+    ".pt": partial(torch.load, map_location="cpu", weights_only=True),  # a pickle could run code: weights only cannot
+}
 
 
 class Medusa(Method):

@@ -14,6 +14,7 @@ the released code draws once per path, which is biased.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from specbench.method import (
@@ -80,8 +81,8 @@ class RestDraft(Drafter):
     def max_nodes(self) -> int:
         return self.num_nodes
 
-    def look_up(self, target: ModelSpec) -> None:
-        Datastore.look_up(self.name)
+    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+        return {"datastore": Datastore.look_up(self.name)}
 
     def open(self, setting: Setting) -> None:
         target = setting.runtime.target

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.config.options import ConfigError
-from specbench.config.say import say
+from specbench.config.say import of_file, say
 from specbench.config.schema import RunConfig
 from specbench.measure.records.scratch import scratch
 from specbench.processes.interrupts import interruption, terminated
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from specbench.config.errors import explain
 
         line = str(error) if isinstance(error, ConfigError) else explain(error, options.overrides)
+        if line is None and isinstance(error, OSError):
+            say(of_file(error))
+            return FAILED
         if line is None:
             raise
         say(line)

@@ -18,6 +18,11 @@ def _acts(sign: str) -> bool:
     return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
+def of_file(error: OSError) -> str:
+    """A file that cannot be read or written, as said to a person."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def say(text: str) -> None:
     """One line, at once, whatever line breaks the text holds."""
     print("specbench:", visible(" ".join(text.split())), file=sys.stderr, flush=True)

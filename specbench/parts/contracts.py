@@ -11,8 +11,9 @@ Parts are called by the schedule, on the clock where nothing else is said, and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from specbench.config.options import whole
@@ -81,8 +82,10 @@ class Part:
 
     needs: Needs = Needs()
 
-    def look_up(self, target: ModelSpec) -> None:
-        """Is there what the options name? Before a folder exists and a weight is loaded. Raises ConfigError."""
+    def look_up(self, target: ModelSpec) -> Mapping[str, Path]:
+        """The folders that the options name, by option: a run is continued with what they held. Before a folder of the run
+        exists and a weight is loaded. Raises ConfigError for what is not there."""
+        return {}
 
     def open(self, setting: Setting) -> None:
         """Take hold of models, build sessions. Raises ConfigError when the pair lacks what is needed."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.config.options import ConfigError
-from specbench.config.say import say
+from specbench.config.say import of_file, say
 from specbench.processes.child import end_with_parent, run_module
 from specbench.qualify.page import PAGE, write_page
 from specbench.qualify.plan import FAILED, NOT_RUN, PARTS, Part, Task, result
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         say(str(error))
         return 2
+    except OSError as error:
+        say(of_file(error))
+        return 1
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -163,6 +163,7 @@ def run_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "pair": pair_facts(prepared.pair),
         "data": data_facts(prepared),
+        "folders": folder_facts(prepared),
         "warnings": [
             *prepared.notes,
             *shared_device(prepared),
@@ -208,6 +209,15 @@ def kept_state(prepared: Prepared) -> list[str]:
         for arm, method in prepared.methods.items()
         if method.needs.scope == "session"
     ]
+
+
+def folder_facts(prepared: Prepared) -> dict[str, str | None]:
+    """sha256 of what lies in the folders that the methods' options name, by option: `method.heads`."""
+    return {
+        f"{arm}.{option}": provenance.folder_hash(folder)
+        for arm, method in prepared.methods.items()
+        for option, folder in method.look_up(prepared.pair.target).items()
+    }
 
 
 def data_facts(prepared: Prepared) -> dict[str, Any]:

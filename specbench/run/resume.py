@@ -214,15 +214,17 @@ def _go_on(
 
 
 def check_conditions(run: Mapping[str, Any], facts: Mapping[str, Any], folder: Path, allow_mixed: bool) -> list[str]:
-    """Compare models, data, code, packages and machine with the stored run's; returns what differs and is allowed to.
+    """Compare models, data and what options name (heads, a datastore), which may never differ, and code, packages and machine
+    with the stored run's; returns what differs and is allowed to.
 
-    Raises ConfigError naming the difference. Models and data may never differ.
+    Raises ConfigError naming the difference.
     """
-    for part in ("pair", "data"):
+    for part in ("pair", "data", "folders"):
         found = first_difference(facts[part], run[part]) if part in facts and part in run else None
         if found:
             key, new, old = found
-            raise ConfigError(f"{part}.{key}", new, f"{folder} was measured with {old!r}; it cannot be continued with another")
+            where = key if part == "folders" else f"{part}.{key}"
+            raise ConfigError(where, new, f"{folder} was measured with {old!r}; it cannot be continued with another")
     stored = run.get("provenance")
     changed = differences(facts["provenance"], stored) if stored else []
     if changed and not allow_mixed:

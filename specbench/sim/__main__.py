@@ -15,13 +15,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from specbench.config.options import ConfigError
-from specbench.config.say import say
+from specbench.config.say import of_file, say
 from specbench.config.schema import RunConfig
 from specbench.measure.records.events import SIMULATED
 from specbench.sim.costs import CostError
 from specbench.sim.options import SimConfig, parse
 
-OK, WRONG_OPTION, INTERRUPTED = 0, 2, 130
+OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from specbench.config.errors import explain
 
         line = str(error) if isinstance(error, ConfigError | CostError) else explain(error, words)
+        if line is None and isinstance(error, OSError):
+            say(of_file(error))
+            return FAILED
         if line is None:
             raise
         say(line)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from specbench.config.compose import register_search_path
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
+from specbench.config.say import of_file, say
 from specbench.train.acceptance import train_acceptance_head
 from specbench.train.accepted import measure_acceptance
 from specbench.train.card import write_pair_card
@@ -60,11 +61,16 @@ def main(config: DictConfig) -> None:
     plain["method_name"] = HydraConfig.get().runtime.choices.get("method")
     try:
         result = run(settings_from({str(key): value for key, value in plain.items()}))
+        report = Path(config.train.work) / config.part / "report.json"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(result, indent=1) + "\n")
+    except KeyboardInterrupt:
+        say("interrupted; train.resume=true goes on")
+        sys.exit(130)
     except ConfigError as error:
         sys.exit(f"specbench.train: {error}")
-    report = Path(config.train.work) / config.part / "report.json"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        sys.exit(f"specbench.train: {of_file(error)}")
     print(json.dumps(result))
 
 

@@ -20,7 +20,7 @@ from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, Estimate, comparisons, is_ranked, ratio_of, strata_of
 from specbench.analysis.derive.families import BASELINE
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.read.run_rows import entry
+from specbench.analysis.read.shape import entry
 from specbench.analysis.reports import reference, study
 from specbench.analysis.reports.study import Case, Chapter
 from specbench.analysis.reports.words import Words

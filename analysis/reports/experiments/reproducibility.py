@@ -15,7 +15,7 @@ from specbench.analysis.derive.derive import Estimate
 from specbench.analysis.derive.outputs import Agreement
 from specbench.analysis.derive.repetitions import Recorded, configuration_of, label_of, varying
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.read.run_rows import entry
+from specbench.analysis.read.shape import entry
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
 from specbench.analysis.reports.words import Words

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.read.frames import Frames
-from specbench.analysis.read.run_rows import entry
+from specbench.analysis.read.shape import entry
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter, Study
 from specbench.analysis.reports.words import Words

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -94,8 +95,8 @@ class EagleDraft(Drafter):
     def max_nodes(self) -> int:
         return self.size
 
-    def look_up(self, target: ModelSpec) -> None:
-        look_up_heads(EagleHeads, self.heads_name, target)
+    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+        return look_up_heads(EagleHeads, self.heads_name, target)
 
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target

@@ -83,7 +83,10 @@ def _no_number(name: str) -> Any:
 
 def loads(text: str | bytes) -> Any:
     """The value of JSON text, as `dumps` writes it. Raises ValueError also for NaN and infinities, which Python would read."""
-    return json.loads(text, parse_constant=_no_number)
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -126,10 +129,17 @@ def cut_torn_line(path: Path) -> None:
         raise WriteError(path, error) from error
 
 
+def _no_pipe(path: Path) -> None:
+    """To open one would wait for ever. Raises StoreError."""
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path}: no file")
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All lines of a JSONL file. Only an unterminated last line may be broken; a missing file is empty."""
     if not path.exists():
         return []
+    _no_pipe(path)
     rows: list[dict[str, Any]] = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -150,6 +160,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    _no_pipe(path)
     try:
         value = loads(path.read_bytes())
     except FileNotFoundError as error:

@@ -45,6 +45,7 @@ PACKAGES = (
     "hydra-core", "omegaconf", "datasets", "wandb", "nvidia-ml-py", "triton", "flash-attn", "scikit-learn",
 )  # fmt: skip
 
+TRAINED_PATTERNS = ("*.safetensors", "*.pt", "*.npy", "*.json")  # heads, datastores, models: whatever an option may name
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 CONVERTED_FROM = "converted_from.json"  # in a folder of `pair.packaged`
 TOKENIZER_PATTERNS = (
@@ -101,6 +102,11 @@ def _folder_hash(folder: str | Path, patterns: Sequence[str]) -> str | None:
 def model_hash(folder: str | Path) -> str | None:
     """sha256 over names and sha256 of a model folder's weights and configuration; None if there are none."""
     return _folder_hash(folder, WEIGHT_PATTERNS)
+
+
+def folder_hash(folder: str | Path) -> str | None:
+    """The same of any folder that training wrote."""
+    return _folder_hash(folder, TRAINED_PATTERNS)
 
 
 def target_identity(folder: str | Path) -> str | None:

@@ -219,7 +219,7 @@ def is_run_folder(folder: str | Path) -> bool:
 
 def find_run_folders(root: str | Path) -> list[Path]:
     """All run folders at or below `root`, sorted by path (which sorts by date and time)."""
-    return sorted(path.parent for path in Path(root).rglob(RUN_FILE))
+    return sorted(path.parent for path in Path(root).rglob(RUN_FILE) if path.is_file())
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -242,6 +242,9 @@ def read_samples(folder: str | Path) -> list[SampleRecord]:
                 row[name] = tuple(row[name])
             row["spans"] = tuple((start, end, name) for start, end, name in row.get("spans", ()))
             record = SampleRecord(**row)
+            for name, kinds in _OF_SAMPLES.items():
+                if type(getattr(record, name)) not in kinds:
+                    raise TypeError(f"{name} is {getattr(record, name)!r}")
         except (TypeError, KeyError, ValueError) as error:
             raise StoreError(f"{path}:{number}: not a sample record: {error}") from error
         if record.key in seen:
@@ -265,6 +268,8 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
         if missing:
             raise StoreError(f"{path}:{number}: without {', '.join(missing)}")
         columns: RoundColumns = {name: row[name] for name in ROUND_FIELDS}
+        if wrong := [name for name, values in columns.items() if not _is_column(name, values)]:
+            raise StoreError(f"{path}:{number}: {', '.join(wrong)}: no list of what a round has there")
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) != 1:
             raise StoreError(f"{path}:{number}: arrays of unequal length {lengths}")
@@ -273,6 +278,23 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
         _cut_accepted(columns)
         table[_key_of(row)] = columns
     return table
+
+
+_JSON: dict[str, set[type]] = {"str": {str}, "int": {int}, "float": {int, float}, "bool": {bool}, "dict[str, float]": {dict}}
+_JSON["None"] = {type(None)}
+
+
+def _types(record: type) -> dict[str, set[type]]:
+    """What JSON may give for the fields of a record that are plain values."""
+    parts = {field.name: str(field.type).split(" | ") for field in dataclasses.fields(record)}
+    return {name: set[type]().union(*map(_JSON.__getitem__, own)) for name, own in parts.items() if set(own) <= _JSON.keys()}
+
+
+_OF_SAMPLES, _OF_ROUNDS = _types(SampleRecord), _types(Round)
+
+
+def _is_column(name: str, values: object) -> bool:
+    return isinstance(values, list) and set(map(type, values)) <= _OF_ROUNDS[name]
 
 
 def _cut_accepted(columns: RoundColumns) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specbench.config.options import ConfigError, UnfitError
+from specbench.parts.described import read_description
 
 DEPTH = 32  # tokens by which places are sorted
 KEY = "method.datastore"
@@ -70,10 +71,15 @@ class Datastore:
     def load(cls, name: object, vocab_size: int) -> Datastore:
         """Read where they lie, as they are needed. Raises ConfigError naming method.datastore."""
         folder = cls.look_up(name)
-        facts = json.loads((folder / _FACTS).read_text())
+        facts = read_description(folder / _FACTS, KEY, {"vocab_size": int, "end_id": int, "num_tokens": int})
         if facts["vocab_size"] > vocab_size:
             raise ConfigError(KEY, name, f"made with a vocabulary of {facts['vocab_size']}, the target's is {vocab_size}")
-        tokens, order = (np.asarray(np.load(folder / file, mmap_mode="r")) for file in (_TOKENS, _ORDER))
+        try:
+            tokens, order = (np.asarray(np.load(folder / file, mmap_mode="r")) for file in (_TOKENS, _ORDER))
+        except (OSError, ValueError, EOFError) as error:
+            raise ConfigError(KEY, name, f"cannot be read: {' '.join(str(error).split())[:200]}") from error
+        if any(array.shape != (facts["num_tokens"],) or array.dtype != np.int32 for array in (tokens, order)):
+            raise ConfigError(KEY, name, f"damaged: it says that it has {facts['num_tokens']} tokens; make it again: {COMMAND}")
         return cls(tokens, order, facts["end_id"], facts["vocab_size"])
 
     def find(self, pattern: list[int]) -> tuple[int, int]:

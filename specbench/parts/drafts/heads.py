@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,8 +76,8 @@ class HeadDraft(Drafter):
     def max_nodes(self) -> int:
         return len(self.plan.nodes) if self.plan is not None else 0
 
-    def look_up(self, target: ModelSpec) -> None:
-        look_up_heads(self.family, self.heads_name, target)
+    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+        return look_up_heads(self.family, self.heads_name, target)
 
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from specbench.config.options import ConfigError
+from specbench.parts.described import read_description
 from specbench.parts.heads.base import AnyHeads, Heads, TargetParts, build_heads
 from specbench.parts.heads.files import KEY, find_heads, target_hash
 from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS, rounded_state
@@ -60,6 +61,7 @@ def load_heads(
     Raises ConfigError naming `key` when they are of another family, belong to another target (weights' hash, where both are
     known; width; vocabulary), or do not fit their own description.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     name = str(folder)
@@ -71,8 +73,9 @@ def load_heads(
     stored = _description(cls, folder, target.sha256, key, whose)
     belongs = stored["target"]
     for what in ("width", "vocab_size"):
-        if belongs[what] != getattr(target, what):
-            raise ConfigError(key, name, f"trained for a target of {what} {belongs[what]}; {whose} has {getattr(target, what)}")
+        own, theirs = belongs.get(what), getattr(target, what)
+        if own != theirs:
+            raise ConfigError(key, name, f"trained for a target of {what} {own}; {whose} has {theirs}")
     try:
         state = load_file(folder / WEIGHTS)
         if IDS in state:
@@ -81,7 +84,7 @@ def load_heads(
         heads.load_state_dict(state)
     except ConfigError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ConfigError(key, name, f"weights do not fit {DESCRIPTION}: {' '.join(str(error).split())[:200]}") from error
     for part, weight in heads.named_parameters():
         if not weight.isfinite().all():
@@ -92,20 +95,20 @@ def load_heads(
 
 def _description(cls: type[Heads], folder: Path, sha256: str | None, key: str, model: str = "pair.target") -> dict[str, Any]:
     """What heads say of themselves, when they are of the family and of a target with these weights."""
-    name, stored = str(folder), json.loads((folder / DESCRIPTION).read_text())
+    name, stored = str(folder), read_description(folder / DESCRIPTION, key, {"family": str, "options": dict, "target": dict})
     if stored.get("format_version") != FORMAT_VERSION:
         raise ConfigError(key, name, f"format version {stored.get('format_version')}, this specbench reads {FORMAT_VERSION}")
     if stored["family"] != cls.family:
         raise ConfigError(key, name, f"these are {stored['family']} heads; the method needs {cls.family} heads")
-    whose = stored["target"]["sha256"]
+    whose = stored["target"].get("sha256")
     if None not in (whose, sha256) and whose != sha256:
         remedy = f"trained for a target of sha256 {whose}; {model} has {sha256}: train heads for it"
         raise ConfigError(key, name, remedy)
-    return dict(stored)
+    return stored
 
 
-def look_up_heads(cls: type[Heads], name: str | None, target: ModelSpec) -> None:
-    """What a drafter's `look_up` calls: whether `method.heads` names heads that are there and this target's.
+def look_up_heads(cls: type[Heads], name: str | None, target: ModelSpec) -> dict[str, Path]:
+    """What a drafter's `look_up` calls: the folder that `method.heads` names, with heads that are this target's.
 
     Raises ConfigError.
     """
@@ -113,6 +116,7 @@ def look_up_heads(cls: type[Heads], name: str | None, target: ModelSpec) -> None
     folder = find_heads(cls.family, name, target.name, sha256=identity)
     if (folder / DESCRIPTION).is_file():
         _description(cls, folder, identity, KEY)
+    return {"heads": folder}
 
 
 def _ready(heads: AnyHeads, target: TargetParts) -> AnyHeads:

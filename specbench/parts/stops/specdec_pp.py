@@ -13,6 +13,7 @@ one head serves greedy and sampled decoding.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,8 +79,8 @@ class SpecDecPlusPlus(Stop):
             raise ConfigError("method.stop", "specdec_pp", remedy)
         self.drafter = drafter
 
-    def look_up(self, target: ModelSpec) -> None:
-        find_heads("acceptance", self.given, target.name, "method.stop.head", COMMAND)
+    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+        return {"stop.head": find_heads("acceptance", self.given, target.name, "method.stop.head", COMMAND)}
 
     def open(self, setting: Setting) -> None:
         pair, draft = setting.runtime.pair, setting.runtime.draft

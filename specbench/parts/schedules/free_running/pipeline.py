@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from specbench.config.options import ConfigError
+from specbench.config.specs import ModelSpec
 from specbench.engine.request import Request
 from specbench.parts.contracts import Setting
 from specbench.parts.schedules.free_running.draft import DraftReport, DraftSide
@@ -26,6 +28,9 @@ class Pipeline(FreeRunning):
         self.stages, self.num_workers = list(stages), len(stages)
         self._names: list[str] = []
         self._counted: dict[str, float] = {}
+
+    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+        return {f"stages.{name}": Path(name) for name in self.stages if Path(name).is_dir()}
 
     def start(self, setting: Setting) -> None:
         """The target's neighbour first: `workers` and `boxes` count down the chain."""
