@@ -7,7 +7,7 @@ for every sample: the sum of `num_emitted` over rounds + 1 equals the output len
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 FORMAT_VERSION = 2
@@ -85,3 +85,16 @@ class SampleRecord:
     @property
     def key(self) -> SampleKey:
         return (self.sample_id, self.turn, self.repeat, self.arm)
+
+
+_JSON: dict[str, set[type]] = {"str": {str}, "int": {int}, "float": {int, float}, "bool": {bool}, "dict[str, float]": {dict}}
+_JSON["None"] = {type(None)}
+
+
+def _types(record: type) -> dict[str, set[type]]:
+    """What JSON may give for the fields of a record that are plain values."""
+    parts = {part.name: str(part.type).split(" | ") for part in fields(record)}
+    return {name: set[type]().union(*map(_JSON.__getitem__, own)) for name, own in parts.items() if set(own) <= _JSON.keys()}
+
+
+SAMPLE_TYPES, ROUND_TYPES = _types(SampleRecord), _types(Round)  # by field

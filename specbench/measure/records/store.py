@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from specbench.measure.records.asked import config_hash as config_hash
-from specbench.measure.records.events import FORMAT_VERSION, LATER_FIELDS, ROUND_FIELDS, Round, SampleKey, SampleRecord
+from specbench.measure.records.events import (
+    FORMAT_VERSION,
+    LATER_FIELDS,
+    ROUND_FIELDS,
+    ROUND_TYPES,
+    SAMPLE_TYPES,
+    Round,
+    SampleKey,
+    SampleRecord,
+)
 from specbench.measure.records.jsonfile import StoreError as StoreError
 from specbench.measure.records.jsonfile import TornLineWarning as TornLineWarning
 from specbench.measure.records.jsonfile import WriteError as WriteError
@@ -242,7 +251,7 @@ def read_samples(folder: str | Path) -> list[SampleRecord]:
                 row[name] = tuple(row[name])
             row["spans"] = tuple((start, end, name) for start, end, name in row.get("spans", ()))
             record = SampleRecord(**row)
-            for name, kinds in _OF_SAMPLES.items():
+            for name, kinds in SAMPLE_TYPES.items():
                 if type(getattr(record, name)) not in kinds:
                     raise TypeError(f"{name} is {getattr(record, name)!r}")
         except (TypeError, KeyError, ValueError) as error:
@@ -280,21 +289,8 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
     return table
 
 
-_JSON: dict[str, set[type]] = {"str": {str}, "int": {int}, "float": {int, float}, "bool": {bool}, "dict[str, float]": {dict}}
-_JSON["None"] = {type(None)}
-
-
-def _types(record: type) -> dict[str, set[type]]:
-    """What JSON may give for the fields of a record that are plain values."""
-    parts = {field.name: str(field.type).split(" | ") for field in dataclasses.fields(record)}
-    return {name: set[type]().union(*map(_JSON.__getitem__, own)) for name, own in parts.items() if set(own) <= _JSON.keys()}
-
-
-_OF_SAMPLES, _OF_ROUNDS = _types(SampleRecord), _types(Round)
-
-
 def _is_column(name: str, values: object) -> bool:
-    return isinstance(values, list) and set(map(type, values)) <= _OF_ROUNDS[name]
+    return isinstance(values, list) and set(map(type, values)) <= ROUND_TYPES[name]
 
 
 def _cut_accepted(columns: RoundColumns) -> None:
