@@ -205,7 +205,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def spoil(folder: Path, draw: random.Random) -> str:
     """One value of one file is another, or gone; returns what, in words."""
-    file = folder / draw.choice(["run.json", "samples.jsonl", "rounds.jsonl", "summary.json"])
+    file = folder / draw.choice(["run.json", "samples.jsonl", "rounds.jsonl", "summary.json", "../sweep_1.json"])
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
     number = draw.randrange(len(lines))
     value = inner = json.loads(lines[number])
@@ -225,7 +225,10 @@ def spoil(folder: Path, draw: random.Random) -> str:
 @pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 200), marks=pytest.mark.deep)], ids=len)
 def test_one_spoilt_folder_costs_no_other_its_place(seeds: range, tmp_path: Path) -> None:
     write_run(tmp_path / "made", "speculative", when=1)
-    write_run(tmp_path / "made", "amusd", free=True, when=2)
+    other = write_run(tmp_path / "made", "amusd", free=True, when=2)
+    (other.parent / "sweep_1.json").write_text(
+        json.dumps({"left_out": [{"what": "method=eagle", "why": "none", "num_jobs": 2}]})
+    )
     for seed in seeds:
         draw, root = random.Random(seed), tmp_path / str(seed)
         shutil.copytree(tmp_path / "made", root)

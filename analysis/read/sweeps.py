@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from specbench.analysis.read.shape import entry
 from specbench.measure.records.jsonfile import read_json
 from specbench.measure.records.store import StoreError
 
@@ -21,6 +22,7 @@ def left_out_of(folders: Iterable[Path]) -> Iterator[tuple[str, str]]:
             except StoreError:  # the runs themselves are there
                 continue
         newest = max(records, key=lambda record: str(record.get("started_at")), default={})
-        for item in newest.get("left_out", ()):
-            jobs = f" ({item['num_jobs']} jobs)" if item["num_jobs"] > 1 else ""
-            yield f"{item['what']}{jobs}", str(item["why"])
+        listed = newest.get("left_out")
+        for item in listed if isinstance(listed, list) else ():
+            what, why, count = (entry(item, name) for name in ("what", "why", "num_jobs"))
+            yield f"{what} ({count} jobs)" if isinstance(count, int) and count > 1 else str(what), str(why)
