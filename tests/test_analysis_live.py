@@ -213,7 +213,14 @@ def find_chromium() -> str | None:
 
 def seen(chromium: str, address: str, folder: Path) -> str:
     """The page as a browser has it, scripts and all."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--window-size=1100,1000",
+    ]
     line = [chromium, *flags, f"--user-data-dir={folder / 'browser'}", "--dump-dom", address]
     return subprocess.run(line, capture_output=True, text=True, timeout=120).stdout
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from analysis_runs import energy_of, write_run
+from test_analysis_live import find_chromium, seen
 
 import specbench.analysis as analysis
 from specbench.analysis.__main__ import main
@@ -121,6 +122,28 @@ def test_every_table_and_figure_has_all_its_forms(written: Path) -> None:
         assert {path.suffix for path in (written / "tables").glob(f"{name}.*")} == {".tex", ".csv", ".md"}
     for path in (written / "figures").glob("*.png"):
         assert path.with_suffix(".pdf").exists() and path.with_suffix(".csv").exists()
+
+
+HIDDEN = "[...document.querySelectorAll('.scroll')].map(table => table.scrollWidth - table.clientWidth)"
+
+
+def hidden_pixels(page: str, folder: Path) -> list[int]:
+    """Of each table the pixels that a window of 1,100 does not show, as Chromium lays it out."""
+    chromium = find_chromium()
+    assert chromium is not None
+    (folder / "page.html").write_text(page.replace("</body>", f"<script>document.title = {HIDDEN}</script></body>"))
+    title = re.search("<title>(.*?)</title>", seen(chromium, (folder / "page.html").as_uri(), folder))
+    assert title is not None
+    return [int(number) for number in title[1].split(",")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_chromium() is None, reason="needs Chromium")
+def test_every_table_fits_a_window_of_1100_pixels(written: Path, tmp_path: Path) -> None:
+    page = (written / "report.html").read_text()
+    found = hidden_pixels(page, tmp_path)
+    assert len(found) > 10 and set(found) == {0}
+    assert max(hidden_pixels(page.replace("<thead>", "<thead><tr><th>" + "x" * 200 + "</th></tr>", 1), tmp_path)) > 100
 
 
 def test_markdown_links_what_is_there(written: Path) -> None:
