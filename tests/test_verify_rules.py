@@ -18,7 +18,8 @@ from law_tools import (
 )
 
 from specbench.config.options import ConfigError
-from specbench.engine.tree import EMPTY, Contract, DraftTree, Verdict
+from specbench.engine.sampling import SamplingLaw
+from specbench.engine.tree import EMPTY, Contract, DraftTree, Evidence, Verdict
 from specbench.parts.rules.chain import residual
 from specbench.parts.rules.rule import (
     RULES,
@@ -165,6 +166,21 @@ def test_match_finds_the_longest_path_of_a_deterministic_target(data, size):
     assert verdict.num_accepted == max((len(prefix(node)) for node in standing), default=0)
     assert verdict.tokens == continuation[: verdict.num_accepted + 1]
     assert all(node in standing for node in verdict.path)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_walk_that_asks_row_by_row_finds_what_all_rows_say(temperature):
+    """Logits on the CPU are asked for where the walk comes by, with the noise of that row's depth."""
+    law, generator = SamplingLaw(temperature, top_p=0.9), torch.Generator().manual_seed(0)
+    rule, depths = get_rule("sample_match"), set()
+    for key in range(40):
+        parents = [-1, -1, 0, 0, 1, 1, 2, 3, 5]
+        logits = torch.randn((10, 3), generator=generator)
+        tree = DraftTree(torch.randint(3, (9,), generator=generator).tolist(), parents)
+        verdict = rule.judge(tree, Evidence(logits, {}), law, 7, key, None)
+        assert verdict == match(tree, law.choose(logits, [7, *(7 + depth for depth in tree.depths())], key))
+        depths.add(verdict.num_accepted)
+    assert depths == {0, 1, 2, 3}
 
 
 # --- typical acceptance -----------------------------------------------------------------------------------------------------

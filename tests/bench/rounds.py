@@ -1,6 +1,7 @@
-"""What a round costs outside the models' forwards, for every method that works in one process, on the built-in pair.
+"""What a round costs outside the models' forwards, for every method that works in one process.
 
-    python tests/bench/rounds.py --prompts 4 --tokens 64 --turns 3 [--methods suffix,token_recycling]
+    python tests/bench/rounds.py --prompts 4 --tokens 64 --turns 3 [--methods suffix,token_recycling] [--pair smollm2]
+        [--engine native]
 
 Not a test: it takes timings, so nothing else may run on the machine. Every method decodes the same prompts, methods in an order
 that goes round; a figure is the median over turns of (decode seconds - seconds inside forwards of target, draft and their
@@ -25,11 +26,13 @@ import torch
 from specbench.check.table import names
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
+from specbench.engine.backends.native.session import NativeSession
 from specbench.engine.request import Request
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.method import Method, create_method
+from specbench.pair.backend import choose_backend
 from specbench.pair.load import check_pair, eos_ids, load_model, load_tokenizer
 from specbench.pair.spec import specify
 from specbench.parts.schedules.books import Books
@@ -43,8 +46,9 @@ class Inside:
 
     def __init__(self) -> None:
         self.seconds, self.depth = 0.0, 0
-        for name in ("_call", "exit_logits"):
-            setattr(Session, name, self.timed(getattr(Session, name)))
+        for session, calls in ((Session, ("_call", "exit_logits")), (NativeSession, ("_logits", "_run"))):
+            for name in calls:
+                setattr(session, name, self.timed(getattr(session, name)))
         begin = Books.decode
 
         def begun(books: Books) -> None:
@@ -86,14 +90,17 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--pair", default="builtin")
+    parser.add_argument("--engine", default="eager")
     parser.add_argument("--methods", default=",".join(names()))
     parser.add_argument("--most", type=float, default=0.5, help="milliseconds above autoregressive decoding's round")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = compose(["pair=builtin"])
+    config = compose([f"pair={options.pair}", f"engine={options.engine}"])
     pair = specify(config.pair, config.engine.attention)
     tokenizer = load_tokenizer(pair.target)
-    pair = check_pair(pair, tokenizer)
+    pair, instead = choose_backend(check_pair(pair, tokenizer), config.engine.backend)
+    assert instead is None, instead
     target = load_model(pair.target, pair.vocab_size)
     assert pair.draft is not None
     draft = load_model(pair.draft, pair.draft_vocab_size)

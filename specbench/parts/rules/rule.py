@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
+
+from torch import Tensor
 
 from specbench.config.options import ConfigError, number
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import Contract, DraftTree, Evidence, Verdict
-from specbench.parts.rules.chain import lockstep_ratio, match, ratio
+from specbench.parts.rules.chain import lockstep_ratio, match, path_to, ratio
 from specbench.parts.rules.coins import RuleRng, TorchRng
 from specbench.parts.rules.lossy import typical
 from specbench.parts.rules.tree import delta, k_seq, recursive_with_replacement, recursive_without_replacement
@@ -55,10 +57,27 @@ class Rule:
         if self.reads == "choice":
             if tree.parents is None:
                 positions: Sequence[int] = range(position, position + len(tree.tokens) + 1)
+            elif evidence.logits.is_cpu:  # elsewhere one read for all rows is cheaper than one a level
+                return self.function(tree, _Asked(tree, evidence.logits, position, law, noise_key))
             else:
                 positions = [position, *(position + depth for depth in tree.depths())]
             return self.function(tree, law.choose(evidence.logits, positions, noise_key))
         return self.function(tree, law.probabilities(evidence.logits), coins)
+
+
+class _Asked(Sequence[int]):
+    """The target's own tokens of a tree's rows, each chosen when it is asked for: a walk sees a few rows of a hundred."""
+
+    def __init__(self, tree: DraftTree, logits: Tensor, position: int, law: SamplingLaw, noise_key: int):
+        self.tree, self.logits, self.position, self.law, self.noise_key = tree, logits, position, law, noise_key
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, row: Any) -> Any:
+        assert isinstance(row, int) and row >= 0, "a walk asks row by row"
+        depth = len(path_to(self.tree, row - 1))
+        return self.law.choose(self.logits[row : row + 1], [self.position + depth], self.noise_key)[0]
 
 
 _ANY = frozenset(Contract)
