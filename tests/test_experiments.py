@@ -49,7 +49,10 @@ def test_a_job_of_one_value_goes_with_that_value() -> None:
     jobs = [["method=x"], ["data=c", "method=x", "power=auto"], ["data=a", "method=floor"]]
     made, _ = jobs_of(["data=a,b"], jobs, "data=a")
     assert sorted(" ".join(sorted(line.split())) for line in made) == ["data=a method=floor", "data=a method=x"]
-    assert len(jobs_of(["data=a,b"], jobs)[0]) == 4 and len(jobs_of(["data=a,b"], jobs, "data=c,a")[0]) == 6
+    assert len(jobs_of(["data=a,b"], jobs)[0]) == 4 and len(jobs_of(["data=a,b"], jobs, "data=c,a")[0]) == 5, "not on a"
+    cold = [[], ["method=x", "method.scope=sample"]]
+    assert jobs_of(["method=x,y"], cold, "method=y")[0] == ["method=y"]
+    assert jobs_of(["method=x,y"], cold, "method=y,x")[0] == ["method=y", "method=x", "method=x method.scope=sample"]
     made, _ = jobs_of(["data=a,b"], jobs, "data=d")
     assert len(made) == 2, "a job that stands for no other takes the value that was typed"
 

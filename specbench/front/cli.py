@@ -32,7 +32,8 @@ from specbench.config.paths import CONF_DIR
 from specbench.config.say import say
 from specbench.config.schema import RunConfig
 from specbench.front import launchers
-from specbench.front.sweep import FINE, JobFailed, Sweep, plain_table
+from specbench.front.sweep import FINE, JobFailed, Sweep
+from specbench.front.table import plain_table
 from specbench.measure.headlines import headlines
 from specbench.processes.interrupts import interruption, terminated
 

@@ -77,14 +77,15 @@ def combinations(
 
     For each of `jobs` (without: one that is empty) every combination of the values in params, in the job's own options and on
     the command line. An option that is said twice counts where it is nearest to the user: the command line, then the job. A job
-    that is another one for a certain value of an option in params is left out where the command line does not name that value.
+    that is another one for a certain value of an option in params is left out where the command line does not name that value,
+    and keeps to it where it does.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra loads it twice: the later one counts
 
     batch: list[list[str]] = []
     axes: dict[str, None] = {}
-    for job in _wanted(jobs, params, arguments) or [[]]:
-        layers = [parse(list(layer)) for layer in (params, job, arguments)]
+    for job, typed in _wanted(jobs, params, arguments) or [([], arguments)]:
+        layers = [parse(list(layer)) for layer in (params, job, typed)]
         keys = [{override.get_key_element().lstrip("+~") for override in layer} for layer in layers]
         kept = [
             override
@@ -98,19 +99,27 @@ def combinations(
     return batch, list(axes)
 
 
-def _wanted(jobs: Sequence[Sequence[str]], params: Sequence[str], arguments: Sequence[str]) -> list[Sequence[str]]:
-    """Without jobs that stand for another, whole but for one option, at a value that the command line has ruled out."""
+def _wanted(
+    jobs: Sequence[Sequence[str]], params: Sequence[str], arguments: Sequence[str]
+) -> list[tuple[Sequence[str], Sequence[str]]]:
+    """The jobs, each with what of the command line holds for it.
+
+    A job that stands for another, whole but for one option, goes with that option's value: without it where the command line
+    has ruled it out, and by itself where the command line names it among others.
+    """
     varied, typed = ({key: value for key, _, value in (o.partition("=") for o in said)} for said in (params, arguments))
 
     def stands_for_another(job: Sequence[str], own: str) -> bool:
         rest = set(job) - {own}
         return any(set(other) <= rest and all(o.partition("=")[0] != own.partition("=")[0] for o in other) for other in jobs)
 
-    def is_ruled_out(job: Sequence[str], own: str) -> bool:
-        key, _, value = own.partition("=")
-        return key in varied and key in typed and value not in typed[key].split(",") and stands_for_another(job, own)
-
-    return [job for job in jobs if not any(is_ruled_out(job, own) for own in job)]
+    wanted: list[tuple[Sequence[str], Sequence[str]]] = []
+    for job in jobs:
+        pairs = [own.partition("=")[::2] for own in job if stands_for_another(job, own)]
+        own = {key: value for key, value in pairs if key in varied and key in typed}
+        if all(value in typed[key].split(",") for key, value in own.items()):
+            wanted.append((job, [o for o in arguments if o.partition("=")[0] not in own]))
+    return wanted
 
 
 class SpecbenchSweeper(Sweeper):

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,7 +175,8 @@ class Sweep:
         found: dict[str, str | None] = {}
         for job in self.left():
             if job.config.sweep.skip_unfit:
-                asked = dumps({key: as_dict(job.config)[key] for key in ("pair", "engine", "method", "baseline", "measure")})
+                options = as_dict(job.config)
+                asked = dumps([options[key] for key in ("pair", "engine", "method", "baseline", "measure")])
                 if asked not in found:
                     found[asked] = why_unfit(job.config)
                 job.unfit = found[asked]
@@ -257,41 +258,7 @@ def outcome(job: Job) -> str:
     if not speedup:
         return job.status
     unclear = "" if speedup.get("distinguishable", True) else ", not distinguishable"
-    return f"{job.status}, {speedup['ratio_of_totals']:.3f}x ({_interval(speedup['ci95'])}{unclear})"
-
-
-def plain_table(sweep: Sweep) -> str:
-    """One line per job, from the stored summaries alone."""
-    from rich.table import Table
-
-    from specbench.run.console import console_on, text_of
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for title in ("options", "data", "status", "tokens/s", "speed-up", "95 % over prompts", "per round", "lossless"):
-        table.add_column(title, overflow="fold")
-    for job in sweep.jobs:
-        summary = job.summary() or {}
-        speedup: Mapping[str, Any] = summary.get("speedup") or {}
-        rate, per_round = summary.get("decode_tokens_per_second"), summary.get("emitted_per_round")
-        table.add_row(
-            sweep.varying(job),
-            str((summary.get("data") or {}).get("name", job.config.data.name)),
-            job.status,
-            "-" if rate is None else f"{rate:.1f}",
-            _marked(speedup) if speedup else "-",
-            _interval(speedup.get("ci95")),
-            "-" if per_round is None else f"{per_round:.2f}",
-            str((summary.get("lossless") or {}).get("verdict", "-")),
-        )
-    console = console_on()
-    if not console.is_terminal:
-        console.width = 10_000  # a line is a job, however long: for grep
-    return text_of(table, console)
-
-
-def _marked(speedup: Mapping[str, Any]) -> str:
-    """A speed-up, with a question mark where it is not told from noise."""
-    return f"{speedup['ratio_of_totals']:.3f}x" + ("" if speedup.get("distinguishable", True) else " ?")
+    return f"{job.status}, {speedup['ratio_of_totals']:.3f}x ({interval_text(speedup['ci95'])}{unclear})"
 
 
 def quoted(text: str) -> str:
@@ -303,7 +270,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.")
 
 
-def _interval(values: Sequence[float] | None) -> str:
+def interval_text(values: Sequence[float] | None) -> str:
     return "no interval" if not values else f"{values[0]:.3f} to {values[1]:.3f}"
 
 
