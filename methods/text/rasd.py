@@ -112,15 +112,15 @@ class FusedDraft(ModelDraft):
         for node, parent in enumerate(parents):
             place[(*_path(tokens, parents, parent), tokens[node])] = node
         came: dict[int, tuple[int, ...]] = {-1: ()}
-        laws: dict[tuple[int, ...], list[float]] = {}
+        laws: dict[tuple[int, ...], Tensor] = {}
         for node, (token, parent) in enumerate(zip(found.tokens, found.parents, strict=True)):
             above = came.get(parent)
             if above is None:
                 continue
             if above in self.said:
                 if above not in laws:
-                    laws[above] = self.said[above].float().softmax(-1).tolist()
-                if token >= len(laws[above]) or laws[above][token] < self.min_probability:
+                    laws[above] = self.said[above].float().softmax(-1).cpu()  # one read for all children
+                if token >= len(laws[above]) or float(laws[above][token]) < self.min_probability:
                     continue
             came[node] = (*above, token)
             if came[node] not in place:
