@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,35 @@ def test_every_token_is_served_once_and_the_batch_has_its_limit() -> None:
     for policy in served(load_costs("2xh100", PAIR), 500.0, 40, 0.7, max_batch=7).values():
         assert policy.num_tokens == 40 * 63 and len(policy.latencies) == 40
         assert max(policy.batches) == 7 and min(policy.latencies) > 0
+
+
+def test_replicas_share_a_stream_and_two_choices_shorten_its_queues() -> None:
+    costs, number, replicas = load_costs("h100", PAIR), 240, 6
+    texts = [Profile((0.7,)).text(f"s/{i}", 0, 128, 64, 0) for i in range(number)]
+    arrivals = poisson(2400.0, number, 0)
+    options: dict[str, int] = {"longest": 4, "max_batch": 4}
+    found = serve(costs, texts, arrivals, length=None, replicas=replicas, **options)
+    assert found.num_tokens == number * 63 and len(found.latencies) == number and max(found.batches) == 4
+    alone = [serve(costs, texts[n::replicas], arrivals[n::replicas], length=None, **options) for n in range(replicas)]
+    assert found.tokens_per_second == pytest.approx(sum(one.tokens_per_second for one in alone), rel=0.15)
+    # The twin: all to one queue is what a fleet that is not used would be.
+    assert found.mean_latency_seconds < 0.4 * serve(costs, texts, arrivals, length=None, **options).mean_latency_seconds
+
+
+@pytest.mark.slow
+def test_a_thousand_replicas_take_minutes_and_not_hours() -> None:
+    """Twice the replicas take about twice the time: nothing is quadratic. In processor time: others may compute beside."""
+    costs, spent = load_costs("h100", PAIR), []
+    for replicas in (250, 1000):
+        number = 16 * replicas
+        texts = [Profile((0.7,)).text(f"s/{i}", 0, 128, 128, 0) for i in range(200)] * (number // 200)
+        start = time.process_time()
+        found = serve(
+            *(costs, texts, poisson(8.0 * replicas, number, 0)), length=None, longest=6, max_batch=64, replicas=replicas
+        )
+        spent.append(time.process_time() - start)
+        assert found.num_tokens == number * 127
+    assert spent[1] < 8 * spent[0] and spent[1] < 180
 
 
 def test_a_policy_that_starts_with_a_rejection_finds_back() -> None:

@@ -154,22 +154,25 @@ def serve(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> di
     from specbench.sim.figures import serving
     from specbench.sim.hardware import load_costs
     from specbench.sim.report import serving_table
-    from specbench.sim.serving import over_traces, poisson, recorded_arrivals
+    from specbench.sim.serving import MAX_TEXTS, over_traces, poisson, recorded_arrivals
 
     pair = specify(configuration(rest)[0].pair)
     if options.arrivals is not None:
         given = recorded_arrivals(Path(options.arrivals))
         traces = {len(given) / max(given[-1], 1e-9): given}
     else:
-        traces = {rate: poisson(rate, options.num_requests, options.seed) for rate in options.requests_per_second}
-    texts = texts_of(replace(options, samples=len(next(iter(traces.values())))), options.acceptance)
+        count, number = options.replicas, options.replicas * options.num_requests
+        traces = {rate: poisson(rate * count, number, options.seed) for rate in options.requests_per_second}
+    wanted = len(next(iter(traces.values())))
+    made = texts_of(replace(options, samples=min(wanted, MAX_TEXTS)), options.acceptance)
+    texts = [made[number % len(made)] for number in range(wanted)]
     lengths = sorted({0, *options.draft_lengths})
     doc = Document(f"Simulated serving: {pair.name}")
     doc.warning(f"Nothing here was measured as a speed; which drafts are right is given (acceptance {options.acceptance}).")
     for devices in options.devices:
         costs = load_costs(devices, pair)
-        found = over_traces(costs, texts, traces, lengths, options.max_batch)
-        table = serving_table(found, costs.label, costs.source)
+        found = over_traces(costs, texts, traces, lengths, options.max_batch, options.replicas)
+        table = serving_table(found, costs.label, costs.source, options.replicas)
         table.name = f"serving_{Path(devices).stem}"
         print(table_text(table), end="\n\n", file=sys.stderr)
         doc.add(table)

@@ -29,7 +29,7 @@ _RATE = (number, 0.0, 1.0, "rates between 0 and 1")
 class SimConfig:
     """acceptance: a rate; several by run length as 0.8/0.7/0.6; a pattern of wrong drafts (`iid:0.2`, `bursts:8+4`); a run
     folder. acceptances, draft_lengths, draft_shares: what the comparison runs over; a share is of the target's parameters.
-    samples x tokens: texts of each cell. requests_per_second, max_batch: of serving.
+    samples x tokens: texts of each cell. requests_per_second, num_requests, max_batch: of each replica that serves.
     """
 
     devices: tuple[str, ...] = option(None, each, text, "name a preset or a file of measured costs")
@@ -45,6 +45,7 @@ class SimConfig:
     requests_per_second: tuple[float, ...] = option(None, each, number, ABOVE_ZERO, math.inf, "rates above 0")
     num_requests: int = option(400, whole, 1)
     max_batch: int = option(256, whole, 1)
+    replicas: int = option(1, whole, 1)
     arrivals: str | None = option(None, text, "name a file of arrival times, or null for a Poisson process", null=True)
     seconds: float = option(60.0, number, ABOVE_ZERO, math.inf, "seconds above 0")
     rows: tuple[int, ...] = option(None, each, whole, 1)

@@ -130,7 +130,7 @@ def document(
 
 
 # ---------------------------------------------------------------------------------------------------- serving, routing
-def serving_table(found: Mapping[float, Sequence[Served]], label: str, source: str) -> Table:
+def serving_table(found: Mapping[float, Sequence[Served]], label: str, source: str, replicas: int = 1) -> Table:
     columns = [
         Column("requests_per_second", "requests/s", of=lambda item: f"{item[0]:g}", text=True, merge=True),
         Column("policy", "draft length", of=lambda item: item[1].policy, text=True),
@@ -145,6 +145,8 @@ def serving_table(found: Mapping[float, Sequence[Served]], label: str, source: s
         mark_columns([Column("mean_latency_ms", "", best="smallest")], some)
         rows += some
     caption = f"Simulated on {label} ({source}). The same arrivals for every length of one rate."
+    if replicas > 1:
+        caption += f" {replicas:,} replicas; requests/s of each, tokens/s of all, two choices for each request."
     return Table("serving", f"Serving on {label}", columns, rows, caption)
 
 

@@ -4,11 +4,13 @@ A step serves every running request with the same number of drafts: k draft forw
 so it costs what the curves say of that batch. Requests join and leave between steps (continuous batching, Orca 2022); one that
 joins costs its prompt first, and its draft's when it is first drafted for. The policy takes, before each step, the length with
 most expected tokens per second, 0 included (goodput, `parts.stops.goodput`); what it expects is the batch's moving acceptance,
-as it was seen and not as it is.
+as it was seen and not as it is. Several replicas share one stream of requests, each with a batch and a policy of its own.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
 import statistics
 from collections import deque
@@ -24,6 +26,7 @@ from specbench.sim.costs import ALONE, TURNS, Costs
 HALF_LIFE = 512.0  # judged drafts of the whole batch after which a verdict counts half
 PROBE_EVERY = 16  # plain steps, which tell nothing, after which one token is drafted where right drafts would pay
 POLICY = "goodput"
+MAX_TEXTS = 10_000  # that differ; a longer trace has them again
 
 
 def poisson(rate: float, number: int, seed: int) -> list[float]:
@@ -93,43 +96,44 @@ def step_seconds(costs: Costs, length: int, context: int, batch: int) -> float:
     return length * draft.seconds(1, context, batch) + target.seconds(1 + length, context, batch)
 
 
-def serve(
-    costs: Costs, texts: Sequence[Text], arrivals: Sequence[float], *, length: int | None, longest: int, max_batch: int
-) -> Served:
-    """Serve a trace. length: of every draft; None: the policy's choice of 0 to `longest`. Raises CostError far outside the
-    curves.
+class Replica:
+    """One machine that serves: a queue, a batch under way, and what the policy has seen there. now: when its next step begins.
+
+    length: of every draft; None: the policy's choice of 0 to `longest`.
     """
-    waiting = deque(sorted(zip(arrivals, texts, strict=True), key=lambda item: item[0]))
-    running: list[Running] = []
-    served = Served(POLICY if length is None else f"k = {length}")
-    now, accepted, rejected, plain = 0.0, 0.0, 0.0, 0
-    first = waiting[0][0] if waiting else 0.0
-    while waiting or running:
-        if not running:
-            now = max(now, waiting[0][0])
-        while waiting and waiting[0][0] <= now and len(running) < max_batch:
-            arrival, text = waiting.popleft()
-            now += costs.prefill["target"].seconds(text.prompt_length, 0)
-            running.append(Running(text, arrival))
-        batch = len(running)
-        context = round(statistics.fmean(r.text.prompt_length + r.position for r in running))
-        if length is None:
-            chance = (accepted + 1) / (accepted + rejected + 2)  # of one verdict nothing follows (Laplace)
-            seconds = [step_seconds(costs, k, context, batch) for k in range(1 + longest)]
-            chosen = best_length([chance] * batch, seconds)
-            if not chosen and plain >= PROBE_EVERY and best_length([1.0] * batch, seconds):
-                chosen = 1  # it would pay, were the drafts right
-            plain = 0 if chosen else plain + 1
-        else:
-            chosen = length
+
+    def __init__(self, costs: Costs, length: int | None, longest: int, max_batch: int, served: Served):
+        self.costs, self.length, self.longest, self.max_batch, self.served = costs, length, longest, max_batch, served
+        self.waiting: deque[tuple[float, Text]] = deque()
+        self.running: list[Running] = []
+        self.now, self.accepted, self.rejected, self.plain = 0.0, 0.0, 0.0, 0
+
+    @property
+    def load(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    def take(self, arrival: float, text: Text) -> None:
+        if not self.load:
+            self.now = max(self.now, arrival)
+        self.waiting.append((arrival, text))
+
+    def step(self) -> None:
+        """Admit who waits, and one step of the batch."""
+        while self.waiting and len(self.running) < self.max_batch:
+            arrival, text = self.waiting.popleft()
+            self.now += self.costs.prefill["target"].seconds(text.prompt_length, 0)
+            self.running.append(Running(text, arrival))
+        running, served, batch = self.running, self.served, len(self.running)
+        context = round(sum(r.text.prompt_length + r.position for r in running) / batch)
+        chosen = self._chosen(context, batch) if self.length is None else self.length
         for request in running if chosen else ():
             if not request.drafted:
-                now += costs.prefill["draft"].seconds(request.text.prompt_length + request.position - 1, 0)
+                self.now += self.costs.prefill["draft"].seconds(request.text.prompt_length + request.position - 1, 0)
                 request.drafted = True
-        now += step_seconds(costs, chosen, context, batch)
+        self.now += step_seconds(self.costs, chosen, context, batch)
         served.lengths[chosen] = served.lengths.get(chosen, 0) + 1
         served.batches.append(batch)
-        before = accepted + rejected
+        accepted = rejected = 0
         for request in running:
             text, run = request.text, 0
             while run < chosen and request.position + run < text.length - 1 and text.right[request.position + run]:
@@ -140,22 +144,73 @@ def serve(
             request.position += emitted
             served.num_tokens += emitted
             if request.position >= text.length:
-                served.latencies.append(now - request.arrival)
-        kept = 0.5 ** ((accepted + rejected - before) / HALF_LIFE)
-        accepted, rejected = kept * accepted, kept * rejected
-        running = [request for request in running if request.position < request.text.length]
-    served.seconds = now - first
+                served.latencies.append(self.now - request.arrival)
+        kept = 0.5 ** ((accepted + rejected) / HALF_LIFE)
+        self.accepted, self.rejected = kept * (self.accepted + accepted), kept * (self.rejected + rejected)
+        self.running = [request for request in running if request.position < request.text.length]
+
+    def _chosen(self, context: int, batch: int) -> int:
+        chance = (self.accepted + 1) / (self.accepted + self.rejected + 2)  # of one verdict nothing follows (Laplace)
+        each = [step_seconds(self.costs, k, context, batch) / batch for k in range(1 + self.longest)]
+        chosen = best_length([chance], each)  # all of the batch are alike
+        if not chosen and self.plain >= PROBE_EVERY and best_length([1.0], each):
+            chosen = 1  # it would pay, were the drafts right
+        self.plain = 0 if chosen else self.plain + 1
+        return chosen
+
+
+def serve(
+    costs: Costs,
+    texts: Sequence[Text],
+    arrivals: Sequence[float],
+    *,
+    length: int | None,
+    longest: int,
+    max_batch: int,
+    replicas: int = 1,
+    seed: int = 0,
+) -> Served:
+    """Serve a trace on so many machines alike. length, longest: see `Replica`. Raises CostError far outside the curves.
+
+    A request goes to the less loaded of two replicas drawn by `seed` (two choices, Mitzenmacher 2001), as the load is when
+    the steps under way end.
+    """
+    served = Served(POLICY if length is None else f"k = {length}")
+    fleet = [Replica(costs, length, longest, max_batch, served) for _ in range(replicas)]
+    draw, due = random.Random(seed), list[tuple[float, int]]()  # busy replicas by when their next step begins
+    requests = sorted(zip(arrivals, texts, strict=True), key=lambda item: item[0])
+
+    def run_until(time: float) -> None:
+        while due and due[0][0] < time:  # who arrives at that very moment is admitted first
+            number = due[0][1]
+            fleet[number].step()
+            if fleet[number].load:
+                heapq.heapreplace(due, (fleet[number].now, number))
+            else:
+                heapq.heappop(due)
+
+    for arrival, text in requests:
+        run_until(arrival)
+        number = min(draw.randrange(replicas), draw.randrange(replicas), key=lambda n: fleet[n].load)
+        if not fleet[number].load:
+            heapq.heappush(due, (max(fleet[number].now, arrival), number))
+        fleet[number].take(arrival, text)
+    run_until(math.inf)
+    served.seconds = max(replica.now for replica in fleet) - (requests[0][0] if requests else 0.0)
     return served
 
 
 def over_traces(
-    costs: Costs, texts: Sequence[Text], traces: Mapping[float, Sequence[float]], lengths: Sequence[int], max_batch: int
+    costs: Costs,
+    texts: Sequence[Text],
+    traces: Mapping[float, Sequence[float]],
+    lengths: Sequence[int],
+    max_batch: int,
+    replicas: int = 1,
 ) -> dict[float, list[Served]]:
     """By request rate: the policy, then every fixed length, on the same arrivals."""
-    found = {}
-    for rate, arrivals in traces.items():
-        longest = max(lengths)
-        found[rate] = [
-            serve(costs, texts, arrivals, length=length, longest=longest, max_batch=max_batch) for length in (None, *lengths)
-        ]
-    return found
+    options = {"longest": max(lengths), "max_batch": max_batch, "replicas": replicas}
+    return {
+        rate: [serve(costs, texts, arrivals, length=length, **options) for length in (None, *lengths)]
+        for rate, arrivals in traces.items()
+    }
