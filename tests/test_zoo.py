@@ -49,16 +49,21 @@ def test_every_schedule_with_a_worker_stands_beside_its_bound(tmp_path: Path) ->
     write_run(tmp_path, "ssd", free=True, phase="hit", when=1)
     write_run(tmp_path, "amusd", gamma=3, free=True, when=2)
     write_run(tmp_path, "speculative", when=3)
+    chain = Path(write_run(tmp_path, "pipespec", free=True, when=4)) / "run.json"
+    facts = json.loads(chain.read_text())
+    chain.write_text(json.dumps({**facts, "method_facts": {"method": {"num_processes": 3}, "baseline": {}}}))
     for path in tmp_path.rglob("summary.json"):
         summary = json.loads(path.read_text())
         summary["counted"] = {"unused_tokens": summary["decode_tokens"]} if summary["method"] == "ssd" else None
         path.write_text(json.dumps(summary))
     _, table = experiments.find("asynchronous").document(load([tmp_path]))
     said = [[row.cell(key).text() for key in ("method", "schedule", "hits")] for row in table.rows]
-    assert said == [["speculative", "sequential", "-"], ["amusd", "free-running", "-"], ["ssd", "foreseeing", "100"]]
-    plain, _, prepared = (float(row.cell("wasted").text()) for row in table.rows)
+    assert said[:3] == [["speculative", "sequential", "-"], ["amusd", "free-running", "-"], ["ssd", "foreseeing", "100"]]
+    assert said[3:] == [["pipespec", "no formula", "-"]], "a chain of drafts has none"
+    plain, _, prepared, _ = (float(row.cell("wasted").text()) for row in table.rows)
     assert prepared == pytest.approx(plain + 1, abs=0.3)
-    assert all(float(row.cell("predicted").text()) > 0 for row in table.rows)
+    *known, none = (row.cell("predicted").text() for row in table.rows)
+    assert all(float(speedup) > 0 for speedup in known) and none == "-"
 
 
 def test_stops_stand_beside_the_best_fixed_length(tmp_path: Path) -> None:

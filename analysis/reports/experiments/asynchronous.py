@@ -18,6 +18,7 @@ from specbench.analysis.show.table import Table
 
 WORDS = Words(__name__)
 ORDER = ("sequential", "free-running", "lockstep", "foreseeing")
+NO_FORMULA = "no formula"  # a chain of drafts, say
 
 
 class Schedule(study.Case):
@@ -28,6 +29,10 @@ class Schedule(study.Case):
         """Its row of `derive.theory`; empty where the formulas do not apply."""
         rows = theory(self.comparison.frames, pd.Index([self.run]))
         return {str(name): value for name, value in rows.iloc[0].items() if value == value} if len(rows) else {}
+
+    @property
+    def schedule(self) -> str:
+        return str(self.theory.get("schedule", NO_FORMULA))
 
     @property
     def reached_percent(self) -> float | None:
@@ -64,7 +69,7 @@ def cases_of(frames: Frames, groups: Sequence[Group]) -> list[Schedule]:
     found = [Schedule.of(case) for case in study.cases_in(frames, groups) if case.speedup is not None]
 
     def place(case: Schedule) -> tuple[int, str]:
-        name = str(case.theory.get("schedule", ""))
+        name = case.schedule
         return (ORDER.index(name) if name in ORDER else len(ORDER), str(case.facts["method"]))
 
     return study.by_data(found, place)
