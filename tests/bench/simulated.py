@@ -1,6 +1,6 @@
 """How far the virtual clock is from this machine: measure its costs, run the schedules, play the same runs again, compare.
 
-    python tests/bench/simulated.py [--seconds 90] [--methods amusd pearl ssd] [--data humaneval mt_bench] [name=value ...]
+    python tests/bench/simulated.py [--seconds 90] [--methods amusd,pearl,ssd] [--data humaneval,mt_bench] [name=value ...]
 
 Run it on a machine that does nothing else; name=value are options of `python -m specbench` for the costs and for every run
 (pair, engine, data.limit, decoding.max_new_tokens, measure.repeats). A table is printed, and one JSON line. The exit status is
@@ -33,8 +33,8 @@ def said(*arguments: str) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=90.0)
-    parser.add_argument("--methods", nargs="+", default=["amusd", "pearl", "ssd"])
-    parser.add_argument("--data", nargs="+", default=["humaneval", "mt_bench"])
+    parser.add_argument("--methods", default="amusd,pearl,ssd")
+    parser.add_argument("--data", default="humaneval,mt_bench")
     parser.add_argument("--percent", type=float, default=5.0)
     parser.add_argument("--costs", type=Path, help="measured before, instead of measuring now")
     given, options = parser.parse_known_args()
@@ -43,7 +43,7 @@ def main() -> int:
         costs = str(given.costs or Path(folder) / "costs.json")
         if given.costs is None:
             said("specbench.sim", "measure", f"out={costs}", f"seconds={given.seconds:g}", *own)
-        jobs = [(data, method) for data in given.data for method in given.methods]
+        jobs = [(data, method) for data in given.data.split(",") for method in given.methods.split(",")]
         runs = [said("specbench", f"method={method}", f"data={data}", *options) for data, method in jobs]
         checks = said("specbench.sim", "validate", f"devices={costs}", *(run["run_folder"] for run in runs))["runs"]
     found = []
