@@ -37,7 +37,7 @@ from specbench.sim.costs import ALONE, BESIDE, TURNS
 from specbench.sim.hardware import FORMAT, names_of
 from specbench.sim.options import SimConfig
 
-DRAFT_ROWS = (1, 2, 4, 8)
+DRAFT_ROWS = (1, 2, 4, 8, 16, 32)  # ssd grows that many branches at once
 CHAIN = 4  # draft forwards in a row, as a round has them
 PREFILL_ROWS = (8, 32, 128, 512, 1024)
 MIN_TURNS, WARM_TURNS = 5, 1
