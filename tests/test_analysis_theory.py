@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from specbench.measure.theory.formulas import (
     emitted_lockstep,
     emitted_sequential,
     speedup_foreseeing,
+    speedup_free_running,
     speedup_lockstep,
     speedup_sequential,
 )
@@ -97,7 +99,23 @@ def test_theory_of_runs_uses_their_own_times(tmp_path: Path) -> None:
     assert line["t_verify_ms"] == pytest.approx(0.98 * 1.1 * 1e3 * T_AR, rel=0.01)
     assert line["speedup_sequential"] == pytest.approx(speedup_sequential(line["alpha"], 4, 0.98 * 0.2, 0.98 * 1.1), rel=0.01)
     assert line["reached"] == pytest.approx(1.0, abs=0.08)  # its rounds are drawn from the formula's own law
-    assert frame.loc[1, "bound_free_running"] == pytest.approx(frame.loc[1, "t_ar_ms"] / frame.loc[1, "t_draft_ms"])
+    free = frame.loc[1]  # an amusd of which nobody knows how far it ran ahead: all that is known is its draft's speed
+    assert free["predicted"] == free["bound_free_running"] == pytest.approx(free["t_ar_ms"] / free["t_draft_ms"])
+
+
+def test_a_free_running_schedule_is_played_with_the_options_of_its_run(tmp_path: Path) -> None:
+    many = {"prompts": range(30), "alpha": 0.8, "free": True, "draft_share": 0.2, "gamma": 3}
+    own = {"draft_length": 2, "max_lookahead": 16, "stale": "plain", "stop": None}
+    write_run(tmp_path, "amusd", when=1, options=own, **many)
+    write_run(tmp_path, "amusd", when=2, options=own | {"max_lookahead": 2}, **many)
+    write_run(tmp_path, "amusd", when=3, options=own | {"stale": "wait"}, **many)
+    far, near, other = (line for _, line in theory(load([tmp_path])).iterrows())
+    assert far["predicted"] == far["speedup_free_running"] and far["reached"] == far["speedup_measured"] / far["predicted"]
+    assert near["predicted"] < far["predicted"] < far["bound_free_running"]
+    assert other["predicted"] == other["bound_free_running"] and math.isnan(other["speedup_free_running"])
+    # Never wrong, it is as fast as its draft; always wrong, every token is a forward of the target's.
+    assert speedup_free_running(1.0, 0.25, 1.0, 2, 16) == pytest.approx(4.0, rel=0.01)
+    assert speedup_free_running(0.0, 0.25, 1.0, 2, 16) <= 1.0
 
 
 # ---------------------------------------------------------------------------------------------------- published values

@@ -31,12 +31,13 @@ COLUMNS = {
     "speedup_flat": "the same where verifying costs no more than one token (t_verify = t_AR): Leviathan's own assumption",
     "speedup_lockstep": "PEARL's formula",
     "bound_free_running": "t_AR / t_draft",
+    "speedup_free_running": "AMUSD's schedule played with the run's options; NaN where these are not its own",
     "hits": "share of the verdicts that the draft had foreseen, of those that left room for a draft",
     "speedup_foreseeing": "SSD's formula with the measured share of hits",
     "speedup_measured": "the run's ratio of totals",
     "schedule": "sequential, lockstep, free-running or foreseeing: which formula fits the run",
-    "predicted": "that formula's speed-up",
-    "reached": "measured speed-up over that formula's (for free-running: over the bound)",
+    "predicted": "that formula's speed-up (for free-running: as played, or else the bound)",
+    "reached": "measured speed-up over that one",
 }
 
 
@@ -90,6 +91,19 @@ def hits_of(mine: RoundTable) -> float:
     return hits / (hits + misses) if hits + misses else float("nan")
 
 
+def played_free(frames: Frames, run: int, alpha: float, c: float, v: float) -> float:
+    """The free-running schedule with the run's options; NaN where they name none that is known, or another policy."""
+    asked = entry(frames.facts[run], "config.method") or {}
+    length = asked.get("draft_length")
+    if length == "auto":
+        length = entry(frames.facts[run], "method_facts.method.draft_length")
+    ahead = asked.get("max_lookahead")
+    known = (
+        isinstance(length, int) and isinstance(ahead, int) and not asked.get("stop") and asked.get("stale", "plain") == "plain"
+    )
+    return formulas.speedup_free_running(alpha, c, v, length, ahead) if known else float("nan")
+
+
 def theory(frames: Frames, runs: pd.Index | None = None) -> pd.DataFrame:
     """One row per run of chain drafts with a measured draft and an autoregressive baseline; columns as in COLUMNS."""
     found = {}
@@ -113,10 +127,12 @@ def _line(frames: Frames, run: int) -> dict[str, object] | None:
     gamma = float(mine.draft_depth[mine.draft_depth > 0].mean())
     c, v = times.draft / times.ar, times.verify / times.ar
     schedule, hits = schedule_of(frames, run, mine), hits_of(mine)
+    bound = formulas.bound_free_running(c)
+    played = played_free(frames, run, alpha, c, v) if schedule == FREE_RUNNING else float("nan")
     predicted = {
         SEQUENTIAL: formulas.speedup_sequential(alpha, gamma, c, v),
         LOCKSTEP: formulas.speedup_lockstep(alpha, gamma, c, v),
-        FREE_RUNNING: formulas.bound_free_running(c),
+        FREE_RUNNING: played if played == played else bound,
         FORESEEING: formulas.speedup_foreseeing(alpha, gamma, c, v, hits),
     }
     measured = float(frames.runs.at[run, "speedup"])
@@ -133,7 +149,8 @@ def _line(frames: Frames, run: int) -> dict[str, object] | None:
         "speedup_sequential": predicted[SEQUENTIAL],
         "speedup_flat": formulas.speedup_sequential(alpha, gamma, c),
         "speedup_lockstep": predicted[LOCKSTEP],
-        "bound_free_running": predicted[FREE_RUNNING],
+        "bound_free_running": bound,
+        "speedup_free_running": played,
         "hits": hits,
         "speedup_foreseeing": predicted[FORESEEING],
         "speedup_measured": measured,

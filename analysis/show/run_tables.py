@@ -140,6 +140,7 @@ def theory_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]
         said("speedup_sequential", "sequential", "speed-up in theory"),
         said("speedup_flat", "seq., flat", "speed-up in theory"),
         said("speedup_lockstep", "lockstep", "speed-up in theory"),
+        said("speedup_free_running", "free-running", "speed-up in theory"),
         said("bound_free_running", "bound t_AR/t_draft", "speed-up in theory"),
         Column("speedup_measured", "measured", "reached", of=measured),
         said("schedule", "schedule", "reached", text=True),
@@ -150,7 +151,7 @@ def theory_table(frames: Frames, group: Group, comparisons: Sequence[Comparison]
     caption = (
         f"What the formulas promise at the run's own times and acceptance. {words} {setting(group.conditions, comparisons)}"
     )
-    notes = ["For a free-running draft the share is of the bound, which no acceptance below 1 can reach."]
+    notes = ["Where a run's options do not say how its free-running draft is scheduled, the share is of the bound."]
     return Table("theory", "Theory beside measurement", columns, rows, caption, notes).drop_empty_columns()
 
 
