@@ -75,7 +75,9 @@ class _Asked(Sequence[int]):
         return len(self.logits)
 
     def __getitem__(self, row: Any) -> Any:
-        assert isinstance(row, int) and row >= 0, "a walk asks row by row"
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        row = range(len(self))[row]  # IndexError beyond the rows, and -1 is the last
         depth = len(path_to(self.tree, row - 1))
         return self.law.choose(self.logits[row : row + 1], [self.position + depth], self.noise_key)[0]
 
