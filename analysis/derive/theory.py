@@ -98,10 +98,9 @@ def played_free(frames: Frames, run: int, alpha: float, c: float, v: float) -> f
     if length == "auto":
         length = entry(frames.facts[run], "method_facts.method.draft_length")
     ahead = asked.get("max_lookahead")
-    known = (
-        isinstance(length, int) and isinstance(ahead, int) and not asked.get("stop") and asked.get("stale", "plain") == "plain"
-    )
-    return formulas.speedup_free_running(alpha, c, v, length, ahead) if known else float("nan")
+    if asked.get("stop") or asked.get("stale", "plain") != "plain" or not isinstance(length, int) or not isinstance(ahead, int):
+        return float("nan")
+    return formulas.speedup_free_running(alpha, c, v, length, ahead)
 
 
 def theory(frames: Frames, runs: pd.Index | None = None) -> pd.DataFrame:

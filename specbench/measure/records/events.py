@@ -7,6 +7,7 @@ for every sample: the sum of `num_emitted` over rounds + 1 equals the output len
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -98,3 +99,17 @@ def _types(record: type) -> dict[str, set[type]]:
 
 
 SAMPLE_TYPES, ROUND_TYPES = _types(SampleRecord), _types(Round)  # by field
+
+
+def is_column(name: str, values: object) -> bool:
+    """Whether these are what rounds have in the field of this name."""
+    return isinstance(values, list) and set(map(type, values)) <= ROUND_TYPES[name]
+
+
+def cut_accepted(columns: Mapping[str, list[Any]]) -> None:
+    """Folders from before the cut say how many drafts the rule took in a sample's last round, also those behind its end."""
+    for i, (accepted, emitted) in enumerate(zip(columns["num_accepted"], columns["num_emitted"], strict=True)):
+        if accepted > emitted:
+            columns["num_accepted"][i] = emitted
+            for name in ("num_discarded", "rollback_depth"):
+                columns[name][i] += accepted - emitted

@@ -27,11 +27,12 @@ from specbench.measure.records.events import (
     FORMAT_VERSION,
     LATER_FIELDS,
     ROUND_FIELDS,
-    ROUND_TYPES,
     SAMPLE_TYPES,
     Round,
     SampleKey,
     SampleRecord,
+    cut_accepted,
+    is_column,
 )
 from specbench.measure.records.jsonfile import StoreError as StoreError
 from specbench.measure.records.jsonfile import TornLineWarning as TornLineWarning
@@ -277,29 +278,16 @@ def read_rounds(folder: str | Path) -> dict[SampleKey, RoundColumns]:
         if missing:
             raise StoreError(f"{path}:{number}: without {', '.join(missing)}")
         columns: RoundColumns = {name: row[name] for name in ROUND_FIELDS}
-        if wrong := [name for name, values in columns.items() if not _is_column(name, values)]:
+        if wrong := [name for name, values in columns.items() if not is_column(name, values)]:
             raise StoreError(f"{path}:{number}: {', '.join(wrong)}: no list of what a round has there")
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) != 1:
             raise StoreError(f"{path}:{number}: arrays of unequal length {lengths}")
         if _key_of(row) in table:
             raise StoreError(f"{path}:{number}: {_key_of(row)} occurs twice")
-        _cut_accepted(columns)
+        cut_accepted(columns)
         table[_key_of(row)] = columns
     return table
-
-
-def _is_column(name: str, values: object) -> bool:
-    return isinstance(values, list) and set(map(type, values)) <= ROUND_TYPES[name]
-
-
-def _cut_accepted(columns: RoundColumns) -> None:
-    """Folders from before the cut say how many drafts the rule took in a sample's last round, also those behind its end."""
-    for i, (accepted, emitted) in enumerate(zip(columns["num_accepted"], columns["num_emitted"], strict=True)):
-        if accepted > emitted:
-            columns["num_accepted"][i] = emitted
-            for name in ("num_discarded", "rollback_depth"):
-                columns[name][i] += accepted - emitted
 
 
 def read_power(folder: str | Path) -> list[dict[str, Any]]:
