@@ -419,3 +419,16 @@ def test_the_worker_goes_with_its_parent(pair: PairSpec, how: signal.Signals, st
         assert gone(worker, 10.0), "the worker outlives its parent"
     finally:
         parent.kill()
+
+
+def test_a_stopped_worker_goes_with_its_parent_even_while_it_is_importing(tmp_path: Path) -> None:
+    parent = Started(tmp_path, worker_programs.start_for_ever)
+    try:
+        worker = int(wait_for(lambda: parent.out.strip()))
+        assert not gone(worker, 0.2) and "spawn_main" in command(worker)
+        os.kill(worker, signal.SIGSTOP)
+        os.kill(parent.pid, signal.SIGKILL)
+        assert parent.ended(10) == -signal.SIGKILL
+        assert gone(worker, 10.0), "the worker outlives its parent"
+    finally:
+        parent.kill()

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mailbox_peers import begin_message
 
@@ -24,6 +24,8 @@ from specbench.pair.load import draft_loader, load_model
 from specbench.parts.contracts import Setting
 from specbench.parts.schedules.free_running.draft import DraftReport, DraftSide
 from specbench.parts.schedules.free_running.schedule import FreeRunning
+from specbench.processes.placement import Placement
+from specbench.processes.program import Program
 from specbench.processes.steps import Progress
 from specbench.processes.worker import Worker
 
@@ -242,6 +244,23 @@ def decode_for_ever(folder: str) -> None:
     while True:
         method.decode(request(number))
         number += 1
+
+
+def say_and_sleep() -> None:
+    print(os.getpid(), flush=True)
+    time.sleep(3600)
+
+
+class SlowToArrive:
+    """Takes for ever to be unpickled, as a program whose modules are imported from a slow disk."""
+
+    def __reduce__(self) -> Any:
+        return say_and_sleep, ()
+
+
+def start_for_ever() -> None:
+    """A worker that never gets as far as its first line; it says its process id."""
+    Worker("draft", dict, cast(Program, SlowToArrive()), Placement((), 1), 60.0)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
+from multiprocessing.connection import Connection
+from typing import IO, Any
 
 KILL_SECONDS = 5.0  # how long the system may take to end a killed process
 _PR_SET_PDEATHSIG = 1
@@ -42,6 +43,25 @@ def end_with_parent(lifeline: int | None = None, grace_seconds: float = 0.0) -> 
         os._exit(1)
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+class Lifeline:
+    """The child's end of a lifeline, which is held from the moment that the child unpickles it.
+
+    First among a spawned process's arguments it is held before the others are unpickled, and with that before the modules that
+    they need are imported: seconds, in which the parent can be killed and the child stopped.
+    """
+
+    def __init__(self, end: Connection, grace_seconds: float):
+        self.end, self.grace_seconds = end, grace_seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _held, (self.end, self.grace_seconds)
+
+
+def _held(end: Connection, grace_seconds: float) -> Lifeline:
+    end_with_parent(end.fileno(), grace_seconds)
+    return Lifeline(end, grace_seconds)
 
 
 # ---------------------------------------------------------------------------------------------------- the parent's side

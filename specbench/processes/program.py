@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from specbench.measure.sensors.clock import memory_peak_bytes
 from specbench.measure.sensors.memory import process_peak_rss_bytes, process_rss_bytes
-from specbench.processes.child import end_with_parent
+from specbench.processes.child import Lifeline
 from specbench.processes.placement import Placement
 
 
@@ -75,12 +75,13 @@ def held_bytes(model: Any, program: Program) -> dict[str, int]:
     return {part: size for part, size in parts.items() if size is not None}
 
 
-def serve(pipe: Connection, lifeline: Connection, load: Callable[[], Any], program: Program, placement: Placement) -> None:
-    """The life of a worker's process: load, open, and one sample after the other until the word is to close."""
+def serve(lifeline: Lifeline, pipe: Connection, load: Callable[[], Any], program: Program, placement: Placement) -> None:
+    """The life of a worker's process: load, open, and one sample after the other until the word is to close.
+
+    lifeline: has been held since it was unpickled; first, since what is unpickled behind it imports torch.
+    """
     # Ctrl-C reaches the whole process group; the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not while the polite way is still open: `close` sends its word first and then lets go of the lifeline.
-    end_with_parent(lifeline.fileno(), grace_seconds=1.0)
     try:
         placement.apply()
         pipe.send(("stage", "loading its model"))

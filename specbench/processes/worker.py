@@ -19,7 +19,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from specbench.processes.child import death, stop
+from specbench.processes.child import Lifeline, death, stop
 from specbench.processes.interrupts import without_interrupts
 from specbench.processes.placement import Placement
 from specbench.processes.program import Program, ProgramError, WorkerError, serve
@@ -57,7 +57,8 @@ class Worker:
         lifeline, self._lifeline = context.Pipe(duplex=False)
         self._process = context.Process(
             target=serve,
-            args=(child_pipe, lifeline, load, program, placement),
+            # Some grace, since `close` sends its word first and then lets go of the lifeline.
+            args=(Lifeline(lifeline, grace_seconds=1.0), child_pipe, load, program, placement),
             name=f"specbench-{role}",
             daemon=True,
         )
