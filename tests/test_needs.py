@@ -32,6 +32,24 @@ def test_a_target_that_cannot_do_it_is_refused_before_a_folder_exists(tmp_path: 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["method=layerskip", "method.exit_layer=12"], r"pair\.target=.*it has 12 layers.*method\.exit_layer below 12"),
+        (["method=mirror_sd", "method.exit_layer=99"], r"pair\.target=.*it has 12 layers.*method\.exit_layer below 12"),
+        (["method=pipespec", "method.stages=[draft,'target:13']"], r"method\.stages=.*target:13.*the target has 12 layers"),
+        (["method@baseline=pipespec", "baseline.stages=[no/such/model]"], r"method\.stages=.*no/such/model"),
+    ],
+)
+def test_what_reaches_beyond_the_target_is_refused_before_a_folder_exists(options: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        prepare(composed("data.source=standin", *options))
+
+
+def test_the_last_layer_but_one_is_an_exit() -> None:
+    prepare(composed("data.source=standin", "method=layerskip", "method.exit_layer=11", "method@baseline=mirror_sd"))
+
+
 METHODS = "specbench.methods."
 LOOKED_UP: list[tuple[str, dict[str, str | None], str]] = [
     ("heads.medusa.Medusa", {}, r"method\.heads=None: .* has none of its own; train medusa heads"),

@@ -21,7 +21,6 @@ from specbench.method import (
     EMPTY,
     Chain,
     Choice,
-    ConfigError,
     Drafter,
     DraftTree,
     Evidence,
@@ -62,12 +61,12 @@ class LayerSkip(Method):
 class ExitDraft(Drafter):
     """A `Source` on the target's own session: its lower layers run ahead, and verification takes their hidden states over."""
 
-    needs = Needs(layers=True)
     source, form = "first layers", "chain"
     num_forwards = 0
 
     def __init__(self, exit_layer: int | None, stop: Stop):
         self.exit_layer, self.stop, self.shape = exit_layer, stop, Chain()
+        self.needs = Needs(layers=(exit_layer or 1) + 1)  # one is left to verify with
 
     @property
     def max_nodes(self) -> int:
@@ -77,8 +76,7 @@ class ExitDraft(Drafter):
         target, total = setting.target, setting.target.model.num_cache_layers
         assert isinstance(target, Session)
         self.target, self.exit = target, self.exit_layer or max(1, total // 3)
-        if self.exit >= total:
-            raise ConfigError("method.exit_layer", self.exit, f"the target has {total} layers: leave it one to verify with")
+        assert self.exit < total, "a need"
         self.choice = Choice(setting.runtime.law, setting.rule, target.model.vocab_size, target.model.device)
 
     def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:

@@ -37,7 +37,9 @@ class Needs:
 
     draft: "none", "local" (in the target's process) or "worker" (in a process of its own, which the schedule starts).
     taps: which of transformers' hidden_states the target's forwards leave behind (-1: the LM head's input).
-    riders, layers, fork: what the target must be able to do beside trees (`Target.can`).
+    riders, layers, fork: what the target must be able to do beside trees (`Target.can`); layers: how many it must have at least
+    where it is run layer by layer.
+    stages: models beside the pair's own, by names that `pair.stages` knows.
     scope: how long state lives: a sample, or a pass over the prompts ("session": their order is part of the result, and
     reports say so; every pass begins with `Part.reset`).
     """
@@ -45,9 +47,10 @@ class Needs:
     draft: Literal["none", "local", "worker"] = "none"
     taps: tuple[int, ...] = ()
     riders: bool = False
-    layers: bool = False
+    layers: int = 0
     fork: bool = False
     scope: Literal["sample", "session"] = "sample"
+    stages: tuple[str, ...] = ()
 
     def __or__(self, other: Needs) -> Needs:
         assert "none" in (self.draft, other.draft) or self.draft == other.draft, "one draft, in one place"
@@ -55,9 +58,10 @@ class Needs:
             draft=self.draft if other.draft == "none" else other.draft,
             taps=tuple(dict.fromkeys((*self.taps, *other.taps))),
             riders=self.riders or other.riders,
-            layers=self.layers or other.layers,
+            layers=max(self.layers, other.layers),
             fork=self.fork or other.fork,
             scope="session" if "session" in (self.scope, other.scope) else "sample",
+            stages=tuple(dict.fromkeys((*self.stages, *other.stages))),
         )
 
     @property

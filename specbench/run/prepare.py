@@ -22,10 +22,12 @@ from specbench.pair.load import (
     context_length,
     load_tokenizer,
     pair_facts,
+    read_config,
     refuse_ids_without_rows,
     refuse_recomputed,
 )
 from specbench.pair.spec import specify
+from specbench.pair.stages import stage_loader
 from specbench.processes.placement import available_cores
 
 DEPTHS = ("draft_length", "max_lookahead", "max_depth")  # options of methods: tokens of a draft, one behind the other
@@ -99,18 +101,28 @@ def fitting_pair(config: RunConfig, methods: Sequence[Method]) -> PairSpec:
 
 def refuse_unmet_needs(methods: Sequence[Method], pair: PairSpec) -> None:
     """Raise UnfitError for a pair without the draft model that a method needs, a target that cannot give what it needs beside
-    hidden states, which all have, or nothing where a method's options must name something (heads, a datastore); ConfigError
-    where what they name is not there."""
+    hidden states, which all have, too few layers, or nothing where a method's options must name something (heads, a
+    datastore); ConfigError where what they name is not there."""
     target = pair.target
     if pair.draft is None and any(method.needs.draft != "none" for method in methods):
         raise UnfitError("pair.draft", None, "the method drafts with a model: name one")
     for method in methods:
         method.look_up(target)
-    wanted = frozenset[str]().union(*(method.needs.of_target for method in methods)) - {"taps"}
+    needs = [method.needs for method in methods]  # not joined: one may draft here and the other in a process of its own
+    wanted = frozenset[str]().union(*(need.of_target for need in needs)) - {"taps"}
     missing = wanted - abilities(target) if wanted else frozenset[str]()
     if missing:
         remedy = f"it cannot give {', '.join(sorted(missing))}, which the method needs: choose another target or method"
         raise UnfitError("pair.target", target.name, remedy)
+    least = max(need.layers for need in needs)
+    layers = read_config(target).get_text_config(decoder=True).num_hidden_layers if least else 0
+    if layers < least:
+        remedy = f"it has {layers} layers, one of which is left to verify with: take method.exit_layer below {layers}"
+        raise UnfitError("pair.target", target.name, remedy)
+    load = stage_loader(pair)
+    for stage in {stage: None for need in needs for stage in need.stages}:
+        assert load is not None, "stages need a draft too"
+        load(stage)
 
 
 def refuse_endless_drafts(config: RunConfig, context: int | None) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from specbench.config.options import ConfigError
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.tree import DraftTree
 from specbench.measure.sensors.clock import now
@@ -127,15 +126,12 @@ class MirrorDraftSide(DraftSide):
 
 
 class Mirrored(Foreseeing):
-    """exit_layer: None for half of the target's layers. num_candidates: told at every place of a draft. The rest: `Foreseeing`.
-
-    Raises ConfigError (method.exit_layer) for an exit behind the last layer.
-    """
+    """exit_layer: None for half of the target's layers. num_candidates: told at every place. The rest: `Foreseeing`."""
 
     name = "mirrored"
-    needs = Needs(draft="worker", layers=True)
 
     def __init__(self, draft_length: int, num_candidates: int, exit_layer: int | None, fallback: str, draft_cores: int):
+        self.needs = Needs(draft="worker", layers=(exit_layer or 1) + 1)  # one is left behind the exit
         super().__init__(draft_length, num_candidates, fallback, 1.0, draft_cores)
         self.budget = (1 + draft_length) * num_candidates
         self.num_candidates, self.exit_layer = num_candidates, exit_layer
@@ -147,8 +143,7 @@ class Mirrored(Foreseeing):
     def open(self, setting: Setting) -> None:
         total = setting.target.model.num_cache_layers
         self.exit = self.exit_layer or max(1, total // 2)
-        if self.exit >= total:
-            raise ConfigError("method.exit_layer", self.exit, f"the target has {total} layers: leave it one behind the exit")
+        assert self.exit < total, "a need"
         super().open(setting)
 
     def make_draft_side(self, setting: Setting) -> MirrorDraftSide:

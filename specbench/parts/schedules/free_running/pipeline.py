@@ -8,7 +8,7 @@ from pathlib import Path
 from specbench.config.options import ConfigError
 from specbench.config.specs import ModelSpec
 from specbench.engine.request import Request
-from specbench.parts.contracts import Setting
+from specbench.parts.contracts import Needs, Setting
 from specbench.parts.schedules.free_running.draft import DraftReport, DraftSide
 from specbench.parts.schedules.free_running.relay import Relay, RelayReport
 from specbench.parts.schedules.free_running.schedule import FreeRunning
@@ -26,6 +26,7 @@ class Pipeline(FreeRunning):
     def __init__(self, stages: Sequence[str], waits_for: int, max_lookahead: int, stale: str, draft_cores: int, stop: object):
         super().__init__(waits_for, max_lookahead, stale, draft_cores, stop)
         self.stages, self.num_workers = list(stages), len(stages)
+        self.needs = type(self).needs | Needs(stages=tuple(stages))
         self._names: list[str] = []
         self._counted: dict[str, float] = {}
 
