@@ -55,15 +55,30 @@ class Profile:
             raise ConfigError("acceptance", "", "give a rate, several by run length, a pattern or a run folder")
 
     def text(
-        self, sample_id: str, turn: int, prompt_length: int, limit: int, seed: int, known: Mapping[int, bool] | None = None
+        self,
+        sample_id: str,
+        turn: int,
+        prompt_length: int,
+        limit: int,
+        seed: int,
+        known: Mapping[int, bool] | None = None,
+        foreseen: Mapping[int, bool] | None = None,
     ) -> Text:
-        """A text of full length. known: positions that are not drawn, because it was seen what they are."""
-        draw, right, rank, run = random.Random(f"{seed}/{sample_id}/{turn}"), [True], [1], 0
+        """A text of full length. known, foreseen: positions that are not drawn, because it was seen what they are."""
+        known, foreseen = known or {}, foreseen or {}
+        draw, right, rank, run = (
+            random.Random(f"{seed}/{sample_id}/{turn}"),
+            [True],
+            [1 if foreseen.get(0, True) else MAX_RANK],
+            0,
+        )
         for position in range(1, limit):
             chance, place = draw.random(), 2
             while draw.random() >= self.rank_rate and place < MAX_RANK:
                 place += 1
-            stands = (known or {}).get(position, chance < self.rates[min(run, len(self.rates) - 1)])
+            if position in foreseen:
+                place = 2 if foreseen[position] else MAX_RANK
+            stands = known.get(position, foreseen.get(position, chance < self.rates[min(run, len(self.rates) - 1)]))
             right.append(stands)
             rank.append(1 if stands else place)
             run = run + 1 if stands else 0
@@ -96,6 +111,19 @@ def judged(columns: RoundColumns, limit: int) -> dict[int, bool]:
             found[position + accepted] = False
         position += emitted
     return {place: right for place, right in found.items() if place < limit}
+
+
+def foreseen(columns: RoundColumns) -> dict[int, bool]:
+    """By position of a target's own token: whether a foreseeing draft had prepared for it (phase `hit` or `miss`).
+
+    What was prepared stands high in the draft's list, what was not does not, or time did not suffice for it. 0: the prefill's.
+    """
+    found, position = {}, 0
+    for phase, emitted in zip(columns["phase"], columns["num_emitted"], strict=True):
+        if phase in ("hit", "miss"):
+            found[position] = phase == "hit"
+        position += emitted
+    return found
 
 
 def measured_profile(sequences: Iterable[Mapping[int, bool]], longest: int = 8) -> Profile:
@@ -131,7 +159,8 @@ def recorded_texts(
     profile = measured_profile(known.values())
     texts = []
     for record in own:
-        drawn = profile.text(record.sample_id, record.turn, len(record.prompt_ids), limit, seed, known[record.key])
+        facts = (record.sample_id, record.turn, len(record.prompt_ids), limit, seed)
+        drawn = profile.text(*facts, known[record.key], foreseen(rounds[record.key]))
         length = len(record.output_ids)
         texts.append(
             Text(

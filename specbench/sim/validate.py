@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class Check:
         return 100 * (simulated / real - 1)
 
 
+def as_settled(node: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run had: those that were left to it as it settled them by its own measurement."""
+    return {key: facts.get(key, value) if value in (None, "auto") else value for key, value in node.items()}
+
+
 def check(folder: str, devices: str, seed: int) -> Check:
     """Play a run again. Raises ConfigError for a folder that is no finished measured run of a method with a baseline."""
     try:
@@ -64,7 +69,9 @@ def check(folder: str, devices: str, seed: int) -> Check:
     texts, _ = recorded_texts(both, rounds, config.decoding.max_new_tokens, seed)
     costs = load_costs(devices, specify(config.pair, config.engine.attention))
     with quiet():
-        played: dict[str, Played] = {arm: play(getattr(config, arm), costs, texts, arm) for arm in ("method", "baseline")}
+        facts = run.get("method_facts", {})
+        nodes = {arm: as_settled(getattr(config, arm), facts.get(arm, {})) for arm in ("method", "baseline")}
+        played: dict[str, Played] = {arm: play(node, costs, texts, arm) for arm, node in nodes.items()}
     real = {record.key: record.decode_seconds or 0.0 for record in samples}
     return Check(
         folder,
