@@ -19,19 +19,24 @@ from specbench.analysis.read.frames import load
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.specs import ModelSpec, PairSpec
+from specbench.engine.request import Outcome
 from specbench.measure.records import store
+from specbench.measure.records.events import Round
 from specbench.measure.theory.formulas import emitted_sequential
 from specbench.measure.theory.played import Times, free_running, lockstep, lockstep_seconds
+from specbench.pair.spec import specify
 from specbench.processes.mailbox import PeerLost
 from specbench.run import resume
 from specbench.sim import folders
 from specbench.sim.acceptance import MAX_RANK, Profile, Text, judged, measured_profile, pattern_text, recorded_texts
+from specbench.sim.around import seconds_around
 from specbench.sim.compare import Cell, crossing, largest_that_pays, texts_of
 from specbench.sim.costs import ALONE, BESIDE, TURNS, CostError, Costs, Grid, Link, Roofline, Size
 from specbench.sim.hardware import load_costs, preset_costs, preset_names
 from specbench.sim.options import parse
 from specbench.sim.play import Played, play
 from specbench.sim.session import EOS, Script
+from specbench.sim.validate import as_settled
 from specbench.sim.world import SimSlot, World
 from specbench.track.mirror import tracked_run
 
@@ -76,6 +81,28 @@ def test_plain_decoding_takes_a_forward_per_token() -> None:
     played = of("autoregressive", flat(0.004, 0.001), texts(0.5, number=3))
     assert played.decode_seconds == pytest.approx(3 * 199 * 0.004, rel=1e-9)
     assert played.busy_seconds["target"] == pytest.approx(played.decode_seconds, rel=1e-6)
+
+
+def test_what_a_schedule_does_around_a_forward_is_charged_with_it() -> None:
+    """Of the schedule it was measured with, and of no other; as `seconds_around` finds it in what was played."""
+    keys = {"sequential, draft none": {"target": 0.001}, "lockstep, draft worker": {"target": 0.0004, "draft": 0.0002}}
+    bare, dear = flat(0.004, 0.001), replace(flat(0.004, 0.001), around=keys)
+    some = texts(0.5, number=2)
+    assert of("autoregressive", dear, some).decode_seconds == pytest.approx(2 * 199 * 0.005, rel=1e-9)
+    assert of("amusd", dear, some).decode_seconds == of("amusd", bare, some).decode_seconds
+    assert folders.costs_sha256(dear) != folders.costs_sha256(bare)
+    played = of("pearl", dear, some, "draft_length=2")
+    blocks = sum(len(outcome.rounds) for outcome in played.outcomes)
+    assert played.decode_seconds == pytest.approx(blocks * 0.0044, rel=1e-3)
+
+
+def test_what_is_around_a_forward_is_neither_computed_nor_waited() -> None:
+    times = {"draft_seconds": 0.5, "verify_seconds": 2.0, "wait_seconds": 0.25}
+    rounds = [Round(3.0 * n, 3.0 * n + 3, 0, 0, 1, **times) for n in range(2)]
+    spans = [(0.0, 1.0, "idle"), (1.25, 2.25, "draft"), (2.5, 3.5, "discarded_draft"), (3.5, 4.0, "idle")]
+    outcome = Outcome([1, 2, 3], "length", 1.0, 6.0, rounds, spans=spans)
+    assert seconds_around([outcome]) == {"target": pytest.approx(0.25), "draft": pytest.approx(0.25)}
+    assert seconds_around([replace(outcome, spans=[])]) == {"target": pytest.approx(0.25)}
 
 
 @pytest.mark.parametrize(("rate", "length"), [(0.5, 1), (0.8, 4), (0.9, 8)])
@@ -240,10 +267,13 @@ def test_every_preset_can_be_used_and_a_broken_one_is_named() -> None:
 def test_recorded_rounds_say_which_drafts_were_right() -> None:
     """Three stood; then none and the first fell; then a whole draft of two, whose bonus nobody judged."""
     columns = {"num_drafted": [4, 2, 2, 0], "num_accepted": [3, 0, 2, 0], "num_emitted": [4, 1, 3, 1]}
+    columns["num_discarded"] = [1, 2, 0, 0]
     found = judged(columns, 99)
     assert found == {1: True, 2: True, 3: True, 4: False, 5: False, 6: True, 7: True}
     profile = measured_profile([found])
     assert profile.rates[0] == pytest.approx(2 / 3) and profile.rates[1] == 1.0 and profile.rates[3] == 0.0
+    free = judged(columns | {"num_discarded": [9, 5, 6, 0]}, 99)  # a draft that ran on went back behind the third, not the last
+    assert free == found | {8: False, 9: True}
 
 
 def test_a_run_played_again_has_the_rounds_that_it_had(tmp_path: Path) -> None:
@@ -257,6 +287,29 @@ def test_a_run_played_again_has_the_rounds_that_it_had(tmp_path: Path) -> None:
     assert [r.num_accepted for o in first.outcomes for r in o.rounds] == [
         r.num_accepted for o in second.outcomes for r in o.rounds
     ]
+
+
+def test_a_foreseeing_run_played_again_foresees_what_it_did(tmp_path: Path) -> None:
+    """Whose candidates the target's tokens were, its phases say; without them others are drawn."""
+    config = composed("method=ssd", "method.budget=3", f"runs_dir={tmp_path}")
+    costs = flat(0.009, 0.001)
+    some = [Profile((0.6,), rank_rate=0.3).text(f"s/{i}", 0, 10, 60, 0) for i in range(4)]
+    folder = simulated_run(config, costs, some)
+    samples, rounds = store.read_samples(folder), store.read_rounds(folder)
+
+    def phases(of_texts: list[Text]) -> list[str]:
+        return [r.phase for o in of("ssd", costs, of_texts, "budget=3").outcomes for r in o.rounds]
+
+    assert phases(recorded_texts(samples, rounds, 60, seed=9)[0]) == phases(some)
+    for columns in rounds.values():
+        columns["phase"] = [""] * len(columns["phase"])
+    assert phases(recorded_texts(samples, rounds, 60, seed=9)[0]) != phases(some)
+
+
+def test_a_run_is_played_with_what_it_settled_by_itself() -> None:
+    node = {"_target_": "x", "draft_length": "auto", "budget": None, "stop": None, "fallback": "draft"}
+    settled = as_settled(node, {"draft_length": 16, "budget": 8, "fallback": "lookup", "target_seconds": 0.1})
+    assert settled == node | {"draft_length": 16, "budget": 8}
 
 
 def test_acceptance_as_it_is_written() -> None:
@@ -353,3 +406,23 @@ def test_the_command_ends_in_a_table_a_figure_and_folders(tmp_path: Path, capsys
     assert all(store.read_run(line["folder"])["source"] == "simulated" for line in said["lines"])
     assert main(["validate", "devices=h100", said["lines"][0]["folder"]]) == 2
     assert "name a finished run that was measured" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_this_machines_costs_are_measured_and_can_be_used(tmp_path: Path) -> None:
+    """Real forwards in real processes; every curve, a message's way, and what each schedule does around its forwards."""
+    from specbench.sim.__main__ import main
+
+    path = tmp_path / "costs.json"
+    small = ["pair=builtin", "engine=eager", "seconds=1", "rows=1,5", "contexts=16,48", "methods=speculative,pearl"]
+    assert main(["measure", f"out={path}", *small]) == 0
+    pair = specify(composed("method=pearl", "pair=builtin").pair)
+    costs = load_costs(str(path), pair)
+    assert set(costs.curves) == {("target", ALONE), *((role, mode) for role in ("target", "draft") for mode in (TURNS, BESIDE))}
+    assert set(costs.around) == {f"sequential, draft {where}" for where in ("none", "local")} | {"lockstep, draft worker"}
+    assert set(costs.around["lockstep, draft worker"]) == {"target", "draft"}
+    for around in costs.around.values():
+        assert 0 < around["target"] < costs.curve("target", BESIDE).seconds(1, 48)
+    assert costs.curve("target", TURNS).seconds(5, 16) > costs.curve("draft", TURNS).seconds(1, 16)
+    assert 0 < costs.link.latency_seconds < 0.01
+    assert of("pearl", costs, texts(0.7, number=1, tokens=20), "draft_length=3").decode_seconds > 0

@@ -126,7 +126,8 @@ def measure(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
     refuse_folders(folders)
     from specbench.sim.measure import measure as measured
 
-    return {"costs": str(measured(options, configuration(rest)[0]))}
+    config, nodes = configuration(rest, *options.methods)
+    return {"costs": str(measured(options, config, {"baseline": config.baseline, **nodes}))}
 
 
 def validate(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:

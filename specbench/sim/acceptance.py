@@ -100,15 +100,19 @@ def pattern_text(
 def judged(columns: RoundColumns, limit: int) -> dict[int, bool]:
     """What a sample's rounds say of its positions: drafts that stood were right, the first that fell was wrong.
 
-    Nobody judged the place of a bonus token behind a draft that stood as a whole, nor what a plain round emitted.
+    Of the place of a bonus token behind a draft that stood as a whole, and of a plain round's, nobody said anything, but where
+    the draft runs on meanwhile (it threw away more than was shown): contradicted there, it went back.
     """
     found: dict[int, bool] = {}
     position = 1
-    for drafted, accepted, emitted in zip(columns["num_drafted"], columns["num_accepted"], columns["num_emitted"], strict=True):
+    names = ("num_drafted", "num_accepted", "num_emitted", "num_discarded")
+    rounds = list(zip(*(columns[name] for name in names), strict=True))
+    runs_on = any(discarded > drafted - accepted for drafted, accepted, _, discarded in rounds)
+    for drafted, accepted, emitted, discarded in rounds:
         for place in range(position, position + accepted):
             found[place] = True
-        if accepted < drafted and emitted == accepted + 1:
-            found[position + accepted] = False
+        if emitted == accepted + 1 and (accepted < drafted or runs_on):
+            found[position + accepted] = accepted == drafted and not discarded
         position += emitted
     return {place: right for place, right in found.items() if place < limit}
 

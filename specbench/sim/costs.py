@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -144,7 +144,8 @@ class Costs:
 
     A forward costs differently by its company, the mode: ALONE (no draft at work), TURNS (both in one process, each pushing the
     other's weights out of the caches), BESIDE (both at once, each on devices or cores of its own). prefill: of prompts, by
-    role. facts: what run.json says of where this is from.
+    role. around: what a schedule does around each forward, in seconds, by its key (`around.key_of`) and role; of others nothing
+    is known, and they are charged nothing. facts: what run.json says of where this is from.
     """
 
     label: str
@@ -154,6 +155,7 @@ class Costs:
     link: Link
     num_devices: int
     facts: Mapping[str, object]
+    around: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def curve(self, role: str, mode: str) -> Curve:
         """Raises CostError for a role and mode that nothing is known of."""

@@ -146,4 +146,4 @@ def read_costs(path: Path, pair: PairSpec | None = None) -> Costs:
             if name != spec.name:
                 raise ConfigError(f"pair.{spec.role}", spec.name, f"{path} was measured with {name}: choose that pair")
     facts = {"devices": path.name, **{name: stored.get(name) for name in ("pair", "machine", "measured_at", "threads")}}
-    return Costs(label, "measured", curves, prefill, link, num_devices, facts)
+    return Costs(label, "measured", curves, prefill, link, num_devices, facts, stored.get("around", {}))

@@ -1,15 +1,16 @@
 """This machine's costs for one pair: forwards as a round makes them, alone, in turns with the draft, and beside it.
 
 A target's forward is timed with the verdict and what is kept of it, a draft's with the choice of its token, each behind a
-context and in the company that it has in a run: cache and bandwidth belong to whoever was there last. The median counts.
+context and in the company that it has in a run: cache, bandwidth and cores belong to whoever was there last, or is there now.
+All company takes turns, for a machine's speed drifts within seconds and speed-ups are ratios. The median counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,133 +20,45 @@ from typing import Any
 from specbench.config.say import say
 from specbench.config.schema import RunConfig
 from specbench.config.specs import PairSpec
-from specbench.engine.sampling import SamplingLaw
-from specbench.engine.target import open_session, open_target
-from specbench.engine.tree import DraftTree, Verdict
 from specbench.measure.records import provenance
 from specbench.measure.records.jsonfile import write_atomically
-from specbench.measure.sensors.clock import clock_for, now
+from specbench.measure.sensors.clock import now
+from specbench.method import create_method
 from specbench.pair.backend import choose_backend
 from specbench.pair.load import check_pair, draft_loader, load_model, load_tokenizer
 from specbench.pair.spec import specify
-from specbench.parts.rules.rule import RULES
 from specbench.processes.mailbox import DONE, Mailbox
 from specbench.processes.placement import Placement, available_cores, split
 from specbench.processes.worker import Worker
 from specbench.run.arms import thread_candidates
+from specbench.sim.around import around_forwards, key_of
 from specbench.sim.costs import ALONE, BESIDE, TURNS
+from specbench.sim.forwards import CHAIN, Forwards, Points
 from specbench.sim.hardware import FORMAT, names_of
 from specbench.sim.options import SimConfig
 
 DRAFT_ROWS = (1, 2, 4, 8, 16, 32)  # ssd grows that many branches at once
-CHAIN = 4  # draft forwards in a row, as a round has them
-PREFILL_ROWS = (8, 32, 128, 512, 1024)
-MIN_TURNS, WARM_TURNS = 5, 1
+MIN_TURNS = 6
 PINGS = 400
-GREEDY = SamplingLaw()
-
-Step = Callable[[], float]
-"""Do it once; the seconds that count."""
-
-
-class Forwards:
-    """Timed forwards of one model behind several contexts, each on a session of its own."""
-
-    def __init__(self, model: Any, contexts: Sequence[int], room: int, is_target: bool):
-        self.model, self.clock, self.is_target = model, clock_for(str(model.device)), is_target
-        length = model.context_length
-        self.contexts = [c for c in contexts if length is None or c + room <= length] or [max(1, (length or 2 * room) - room)]
-        self.sessions: dict[int, Any] = {}
-        for context in self.contexts:
-            self.sessions[context] = session = open_target(model) if is_target else open_session(model)
-            session.start(context + room + CHAIN)
-            session.feed(self.ids(context), last_only=True)
-
-    def ids(self, count: int, start: int = 0) -> list[int]:
-        return [(37 * (start + i) + 11) % self.model.vocab_size for i in range(count)]
-
-    def timed(self, action: Callable[[], Any]) -> float:
-        self.clock.synchronize()
-        stamps = [self.clock.stamp()]
-        action()
-        stamps.append(self.clock.stamp())
-        return self.clock.seconds(stamps)[1]
-
-    def verify(self, rows: int, context: int) -> float:
-        """A target's round: forward over pending and drafts, verdict, what is kept."""
-        session, tree = self.sessions[context], DraftTree(self.ids(rows - 1, context))
-        session.pending = self.ids(1)[0]
-
-        def round_() -> None:
-            evidence = session.forward(tree)
-            RULES["greedy_match"].judge(tree, evidence, GREEDY, 1, 0, None)
-            session.commit(Verdict((), (session.pending,)))
-
-        seconds = self.timed(round_)
-        session.rollback(context)
-        return seconds
-
-    def draft(self, rows: int, context: int) -> float:
-        """A draft forward: of more than one row by itself, of one row the mean of a chain."""
-        session, count = self.sessions[context], CHAIN if rows == 1 else 1
-
-        def chain() -> None:
-            for number in range(count):
-                logits = session.feed(self.ids(rows, context + number), last_only=True)
-                GREEDY.choose(logits, [number + 1], 0)
-
-        seconds = self.timed(chain)
-        session.rollback(context)
-        return seconds / count
-
-    def step(self, rows: int, context: int) -> float:
-        return self.verify(rows, context) if self.is_target else self.draft(rows, context)
-
-    def prefill(self) -> list[list[float]]:
-        """Points of whole prompts, on sessions of their own."""
-        length, session = self.model.context_length, open_target(self.model) if self.is_target else open_session(self.model)
-        points = []
-        for rows in (r for r in PREFILL_ROWS if length is None or r <= length):
-            times = []
-            for _ in range(4):
-                session.start(rows)
-                times.append(self.timed(lambda rows=rows: session.feed(self.ids(rows), last_only=True).argmax(-1).tolist()))  # type: ignore[misc]
-            points.append([rows, 0, 1, statistics.median(times[1:])])
-        return points
-
-
-def measured(
-    forwards: Forwards, rows: Sequence[int], seconds: float, before: Callable[[int], Any] = lambda context: None
-) -> Any:
-    """Points [rows, context, 1, seconds] for about so long. before: what was there last, called with the context, not timed.
-
-    Every turn does every point once, in an order of its own: the speed of a machine drifts.
-    """
-    places = [(r, c) for r in rows for c in forwards.contexts]
-    times: dict[tuple[int, int], list[float]] = {place: [] for place in places}
-    draw, start, turn = random.Random(0), now(), 0
-    while turn < MIN_TURNS + WARM_TURNS or now() - start < seconds:
-        for place in draw.sample(places, len(places)):
-            before(place[1])
-            spent = forwards.step(*place)
-            if turn >= WARM_TURNS:
-                times[place].append(spent)
-        turn += 1
-    return [[r, c, 1, statistics.median(values)] for (r, c), values in times.items()]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """An order to the draft's process: measure for so long, or (0) answer messages."""
+    """An order to the draft's process, until a message says DONE: forwards of so many rows, or (none) answers to messages.
 
-    seconds: float
+    counts: its times do; else it is company.
+    """
+
+    rows: tuple[int, ...]
+    counts: bool
 
 
 class Probe:
-    """A `Program` that measures the draft in its own process, or answers messages until one says DONE."""
+    """A `Program`: the draft at work in its own process. Between two of its points it looks for a message and sends one."""
 
     def __init__(self, mailbox: Mailbox, contexts: Sequence[int]):
         self.mailbox, self.contexts = mailbox, contexts
+        self.points: dict[Ask, Points] = {}
 
     def open(self, model: Any) -> None:
         self.forwards = Forwards(model, self.contexts, max(DRAFT_ROWS), is_target=False)
@@ -154,35 +67,56 @@ class Probe:
         self.order = order
         self.seen = self.mailbox.committed.version()  # now: the first message may be there before `run` is
 
-    def run(self) -> Any:
-        if self.order.seconds:
-            return measured(self.forwards, DRAFT_ROWS, self.order.seconds)
-        inbox, seen = self.mailbox.committed, self.seen
+    def run(self) -> list[list[float]]:
+        """What was found so far for these rows, in all orders."""
+        rows, inbox = self.order.rows, self.mailbox.committed
+        points = self.points.setdefault(self.order, Points(self.forwards, rows))
         while True:
-            while not inbox.wait(seen, 1.0):
+            while inbox.version() == self.seen and not (rows or inbox.wait(self.seen, 1.0)):
                 pass
-            message = inbox.read(0)
-            seen = message.version
-            if message.flag == DONE:
-                return None
-            self.mailbox.drafts.publish(0, message.epoch, 0, message.tokens)
+            if inbox.version() != self.seen:
+                message = inbox.read(0)
+                self.seen = message.version
+                if message.flag == DONE:
+                    return points.found()
+            if rows:
+                points.next()
+            self.mailbox.drafts.publish(0, 0, 0, [1])
 
 
-def message_seconds(mailbox: Mailbox, worker: Worker) -> float:
-    """Half of a message's way there and back, the median."""
-    worker.prepare(Ask(0.0))
-    worker.go()
-    times, seen = [], mailbox.drafts.version()
-    for _ in range(PINGS):
-        start = now()
-        mailbox.committed.publish(0, 0, 0, [1, 2])
-        while not mailbox.drafts.wait(seen, 1.0):
-            worker.check()
-        seen = mailbox.drafts.read(0).version
-        times.append(now() - start)
-    mailbox.committed.publish(0, 0, 0, [], flag=DONE)
-    worker.result()
-    return statistics.median(times) / 2
+class Neighbour:
+    """The draft's process, at work beside what is done within `asked`. found: its points, when the last `asked` is left."""
+
+    def __init__(self, mailbox: Mailbox, worker: Worker):
+        self.mailbox, self.worker = mailbox, worker
+        self.found: list[list[float]] = []
+
+    @contextmanager
+    def asked(self, *rows: int, counts: bool = False) -> Iterator[None]:
+        self.worker.prepare(Ask(rows, counts))
+        self.worker.go()
+        try:
+            yield
+        finally:
+            self.mailbox.committed.publish(0, 0, 0, [], flag=DONE)
+            self.found = self.worker.result()
+
+    def news(self, seen: int) -> int:
+        """The version of its next message behind `seen`."""
+        while not self.mailbox.drafts.wait(seen, 1.0):
+            self.worker.check()
+        return self.mailbox.drafts.version()
+
+    def message_seconds(self) -> float:
+        """Half of a message's way there and back, the median."""
+        times, seen = [], self.mailbox.drafts.version()
+        with self.asked():
+            for _ in range(PINGS):
+                start = now()
+                self.mailbox.committed.publish(0, 0, 0, [1, 2])
+                seen = self.news(seen)
+                times.append(now() - start)
+        return statistics.median(times) / 2
 
 
 @contextmanager
@@ -201,65 +135,84 @@ def fastest(device: str, configured: int | None, seconds_of: Callable[[], float]
     return min(found, key=lambda count: found[count])
 
 
-def measure(options: SimConfig, config: RunConfig) -> Path:
+def measure(options: SimConfig, config: RunConfig, nodes: Mapping[str, Any]) -> Path:
     """Measure and write `options.out`. Raises ConfigError for a pair without a draft or with a part that cannot be cut back."""
     pair = specify(config.pair, config.engine.attention)
     pair, instead = choose_backend(check_pair(pair, load_tokenizer(pair.target)), config.engine.backend)
     if instead is not None:
         say(instead)
     path = Path(options.out if options.out.endswith(".json") else f"{options.out}.json")
-    found = measure_pair(options, config, pair)
+    found = measure_pair(options, config, pair, nodes)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(found, indent=1) + "\n")
     return path
 
 
-def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec) -> dict[str, Any]:
-    """The contents of a file of costs."""
+def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a file of costs. nodes: methods whose schedules are run for what they do around their forwards."""
     say(f"measuring {pair.name} for about {options.seconds:g} s: nothing else should run")
     device, room = pair.target.device, max(options.rows)
-    target = Forwards(load_model(pair.target, pair.vocab_size), options.contexts, room, is_target=True)
-    share, first = options.seconds / 5, target.contexts[0]
-    curves: list[dict[str, Any]] = []
-    threads: dict[str, int] = {}
-
-    def add(role: str, mode: str, points: Any) -> None:
-        curves.append({"role": role, "mode": mode, "points": points})
-
-    threads[ALONE] = fastest(device, config.engine.threads, lambda: target.verify(1, first))
-    with placed(threads[ALONE]):
-        add("target", ALONE, measured(target, options.rows, share))
-        prefill = {"target": target.prefill()}
+    models = {"target": load_model(pair.target, pair.vocab_size)}
+    target = Forwards(models["target"], options.contexts, room, is_target=True)
+    first = target.contexts[0]
+    threads = {ALONE: fastest(device, config.engine.threads, lambda: target.verify(1, first))}
+    curves = {("target", ALONE): Points(target, options.rows)}
+    prefill, found = {"target": target}, dict[tuple[str, str], Any]()
     link, num_devices = {"latency_seconds": 0.0}, 1
-    if pair.draft is not None:
-        draft = Forwards(load_model(pair.draft, pair.draft_vocab_size), options.contexts, max(DRAFT_ROWS), is_target=False)
-        own = draft.contexts
+    with contextlib.ExitStack() as stack:
+        if pair.draft is not None:
+            models["draft"] = load_model(pair.draft, pair.draft_vocab_size)
+            prefill["draft"] = draft = Forwards(models["draft"], options.contexts, max(DRAFT_ROWS), is_target=False)
 
-        def near(context: int) -> int:
-            return min(own, key=lambda c: abs(c - context))
+            def draft_near(context: int) -> float:
+                return draft.draft(1, min(draft.contexts, key=lambda c: abs(c - context)))
 
-        threads[TURNS] = fastest(
-            device, config.engine.threads, lambda: CHAIN * draft.draft(1, near(first)) + target.verify(CHAIN + 1, first)
-        )
-        with placed(threads[TURNS]):
-            add("target", TURNS, measured(target, options.rows, share, lambda context: draft.draft(1, near(context))))
-            add("draft", TURNS, measured(draft, DRAFT_ROWS, share, lambda context: target.verify(CHAIN + 1, first)))
-            prefill["draft"] = draft.prefill()
-        del draft
-        mailbox = Mailbox.shared(8)
-        here, there = split(device, pair.draft.device, 1)
-        threads[BESIDE] = here.threads
-        worker = Worker("draft", draft_loader(pair), Probe(mailbox, options.contexts), there, config.engine.timeout_seconds)  # type: ignore[arg-type]
-        try:
+            threads[TURNS] = fastest(
+                device, config.engine.threads, lambda: CHAIN * draft_near(first) + target.verify(CHAIN + 1, first)
+            )
+            curves |= {
+                ("target", TURNS): Points(target, options.rows, draft_near),
+                ("draft", TURNS): Points(draft, DRAFT_ROWS, lambda context: target.verify(CHAIN + 1, first)),
+                ("target", BESIDE): Points(target, options.rows),
+            }
+            here, there = split(device, pair.draft.device, 1)
+            threads[BESIDE] = here.threads
+            mailbox = Mailbox.shared(8)
+            program = Probe(mailbox, options.contexts)
+            worker = Worker("draft", draft_loader(pair), program, there, config.engine.timeout_seconds)  # type: ignore[arg-type]
+            stack.callback(worker.close)
+            beside = Neighbour(mailbox, worker)
+            num_devices = len({device, pair.draft.device})
+        turns, start = 0, now()
+        while turns < MIN_TURNS or now() - start < options.seconds:
+            for (_, mode), points in curves.items():
+                if mode != BESIDE:
+                    with placed(threads[mode]):
+                        points.turn()
+                    continue
+                with here.applied():
+                    with beside.asked(1):  # as free-running and lockstep drafts are at work: row by row, without an end
+                        points.turn()
+                    found["draft", BESIDE] = []
+                    for rows in ((1,), DRAFT_ROWS[1:]):  # a chain's forwards are in the company of their like
+                        with beside.asked(*rows, counts=True):
+                            seen = mailbox.drafts.version()
+                            while mailbox.drafts.version() < seen + len(DRAFT_ROWS) * len(draft.contexts):
+                                target.verify(CHAIN + 1, first)
+                                worker.check()
+                        found["draft", BESIDE] += beside.found
+            turns += 1
+        found |= {key: points.found() for key, points in curves.items()}
+        with placed(threads[ALONE]):
+            prefills = {role: forwards.prefill() for role, forwards in prefill.items()}
+        if pair.draft is not None:
             with here.applied():
-                worker.prepare(Ask(share))
-                worker.go()
-                add("target", BESIDE, measured(target, options.rows, share))
-                add("draft", BESIDE, worker.result())
-                link["latency_seconds"] = message_seconds(mailbox, worker)
-        finally:
-            worker.close()
-        num_devices = len({device, pair.draft.device})
+                link["latency_seconds"] = beside.message_seconds()
+    around: dict[str, dict[str, float]] = {}
+    for node in nodes.values():
+        method = create_method(node)
+        if key_of(method) not in around and (pair.draft is not None or method.needs.draft == "none"):
+            around[key_of(method)] = around_forwards(method, pair, models, threads, config.engine.timeout_seconds)
     facts = provenance.collect()
     machine = {name: facts["machine"].get(name) for name in ("cpu_model", "logical_cores")}
     gpus = [gpu.get("name") for gpu in facts["gpus"]] if device.startswith("cuda") else []
@@ -272,6 +225,7 @@ def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec) -> dict[
         "threads": threads,
         "num_devices": num_devices,
         "link": link,
-        "prefill": prefill,
-        "curves": curves,
+        "prefill": prefills,
+        "curves": [{"role": role, "mode": mode, "points": points} for (role, mode), points in found.items()],
+        "around": around,
     }

@@ -15,6 +15,7 @@ from specbench.engine.sampling import SamplingLaw
 from specbench.measure.sensors.clock import told_by
 from specbench.method import Method, create_method
 from specbench.sim.acceptance import Text
+from specbench.sim.around import key_of
 from specbench.sim.costs import ALONE, BESIDE, TURNS, Costs
 from specbench.sim.session import EOS, Script, SimModel, Stage
 from specbench.sim.world import World
@@ -73,8 +74,10 @@ def opened(node: Mapping[str, Any], costs: Costs, limit: int, key: str = "method
     world = World(costs.link)
     stage = Stage(world.charge)
 
+    around = costs.around.get(key_of(method), {})
+
     def model(role: str) -> SimModel:
-        return SimModel(role, stage, costs.curve(role, mode), costs.prefill[role])
+        return SimModel(role, stage, costs.curve(role, mode), costs.prefill[role], around.get(role, 0.0))
 
     target = model("target")
     draft = None if mode == ALONE else model("draft")

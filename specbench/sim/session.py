@@ -60,12 +60,18 @@ class Stage:
 
 
 class SimModel(Model):
-    """A `Model` that was never loaded. role: target or draft."""
+    """A `Model` that was never loaded. role: target or draft. around_seconds: of the schedule, charged with each forward."""
 
-    def __init__(self, role: str, stage: Stage, curve: Curve, prefill: Curve):
+    def __init__(self, role: str, stage: Stage, curve: Curve, prefill: Curve, around_seconds: float = 0.0):
         plan = MaskPlan((FULL,), None)
         super().__init__(None, VOCAB_SIZE, plan, True, 1, VOCAB_SIZE, is_draft=role == "draft", opens=self.open)
-        self.stage, self.curve, self.prefill_curve = stage, curve, prefill
+        self.stage, self.curve, self.prefill_curve, self.around_seconds = stage, curve, prefill, around_seconds
+
+    def charge(self, rows: int, past: int) -> None:
+        if past:
+            self.stage.charge(self.curve.seconds(rows, past) + self.around_seconds)
+        else:
+            self.stage.charge(self.prefill_curve.seconds(rows, past))
 
     def open(self) -> SimSession:
         return SimSession(self)
@@ -105,8 +111,7 @@ class SimSession:
         past, rows, model = self.length, len(ids), self.model
         assert rows > 0, "nothing to feed"
         assert past + rows <= self.capacity, f"{past + rows} rows where {self.capacity} were reserved"
-        curve = model.curve if past else model.prefill_curve
-        self.stage.charge(curve.seconds(rows, past))
+        model.charge(rows, past)
         self._last_start, self.length = past, past + rows
         if parents is not None and depths is None:
             depths = []
@@ -139,7 +144,7 @@ class SimSession:
         depths = [0 if parent < 0 else self._row_depths[parent] + 1 for parent in parents]
         self.row_parents += parents
         self._row_depths += depths
-        self.stage.charge(self.model.curve.seconds(len(ids), past))
+        self.model.charge(len(ids), past)
         self.length = past + len(ids)
         if script is None:
             return torch.zeros(len(ids), VOCAB_SIZE)

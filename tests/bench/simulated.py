@@ -1,10 +1,12 @@
-"""How far the virtual clock is from this machine: measure its costs, run the schedules, play the same runs again, compare.
+"""How far the virtual clock is from this machine: measure its costs, run a schedule, measure again, play the run, compare.
 
-    python tests/bench/simulated.py [--seconds 90] [--methods amusd,pearl,ssd] [--data humaneval,mt_bench] [name=value ...]
+    python tests/bench/simulated.py [--seconds 30] [--methods amusd,pearl] [--data humaneval,mt_bench] [name=value ...]
 
 Run it on a machine that does nothing else; name=value are options of `python -m specbench` for the costs and for every run
-(pair, engine, data.limit, decoding.max_new_tokens, measure.repeats). A table is printed, and one JSON line. The exit status is
-1 where a simulated speed-up is further than `--percent` from the measured one: 5 is the goal.
+(pair, engine, data.limit, decoding.max_new_tokens, measure.repeats), rows and contexts of the costs alone. Every run is played
+on the costs that were measured right before it and on those right behind it, and the mean of both counts, for a machine's speed
+drifts; of the run itself nothing is taken but its acceptance, prompts and options. A table is printed, and one JSON line. The
+exit status is 1 where a simulated speed-up is further than `--percent` from the measured one: 5 is the goal.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_COSTS = ("pair", "engine")  # what the costs depend on
+OF_BOTH, OF_COSTS = ("pair", "engine"), ("rows", "contexts")  # what the costs depend on, and what is nothing to a run
 
 
 def said(*arguments: str) -> dict[str, Any]:
@@ -32,20 +34,29 @@ def said(*arguments: str) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=90.0)
-    parser.add_argument("--methods", default="amusd,pearl,ssd")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--methods", default="speculative,amusd,pearl,ssd")
     parser.add_argument("--data", default="humaneval,mt_bench")
     parser.add_argument("--percent", type=float, default=5.0)
-    parser.add_argument("--costs", type=Path, help="measured before, instead of measuring now")
+    parser.add_argument("--costs", type=Path, help="a folder where the costs are left")
     given, options = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as folder:
-        own = [option for option in options if option.split("=")[0].split(".")[0] in OF_COSTS]
-        costs = str(given.costs or Path(folder) / "costs.json")
-        if given.costs is None:
-            said("specbench.sim", "measure", f"out={costs}", f"seconds={given.seconds:g}", *own)
-        jobs = [(data, method) for data in given.data.split(",") for method in given.methods.split(",")]
-        runs = [said("specbench", f"method={method}", f"data={data}", *options) for data, method in jobs]
-        checks = said("specbench.sim", "validate", f"devices={costs}", *(run["run_folder"] for run in runs))["runs"]
+    of = {option: option.split("=")[0].split(".")[0] for option in options}
+    own = [option for option in options if of[option] in OF_BOTH + OF_COSTS]
+    options = [option for option in options if of[option] not in OF_COSTS]
+    jobs = [(data, method) for data in given.data.split(",") for method in given.methods.split(",")]
+    runs, checks = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.costs or temporary
+        measuring = ["specbench.sim", "measure", f"seconds={given.seconds:g}", f"methods={given.methods}", *own]
+        costs = [said(*measuring, f"out={folder}/0.json")["costs"]]
+        for data, method in jobs:
+            runs.append(said("specbench", f"method={method}", f"data={data}", *options))
+            costs.append(said(*measuring, f"out={folder}/{len(costs)}.json")["costs"])
+        for number, run in enumerate(runs):
+            validating = ["specbench.sim", "validate", run["run_folder"]]
+            before, behind = (said(*validating, f"devices={one}")["runs"][0] for one in costs[number : number + 2])
+            checks.append({key: (value + behind[key]) / 2 if "simulated" in key else value for key, value in before.items()})
+            checks[-1]["each"] = [one["simulated_baseline_seconds"] / one["simulated_seconds"] for one in (before, behind)]
     found = []
     print(f"{'data':14}{'method':14}{'simulated':>10}{'measured':>10}{'interval':>18}{'error %':>9}{'rounds %':>9}")
     for (data, method), run, check in zip(jobs, runs, checks, strict=True):
