@@ -27,7 +27,9 @@ from specbench.sim.play import Played
 
 def costs_sha256(costs: Costs) -> str:
     """Of the curves themselves: two machines of one name need not cost the same."""
-    shown: dict[str, Any] = {"link": repr(costs.link), "devices": costs.num_devices, "around": costs.around}
+    shown: dict[str, Any] = {"link": repr(costs.link), "devices": costs.num_devices}
+    if costs.around:
+        shown["around"] = costs.around
     for (role, mode), curve in costs.curves.items():
         shown[f"{role} {mode}"] = curve.points if isinstance(curve, Grid) else repr(curve)
     for role, curve in costs.prefill.items():

@@ -23,7 +23,7 @@ from specbench.config.specs import PairSpec
 from specbench.measure.records import provenance
 from specbench.measure.records.jsonfile import write_atomically
 from specbench.measure.sensors.clock import now
-from specbench.method import create_method
+from specbench.method import Method, create_method
 from specbench.pair.backend import choose_backend
 from specbench.pair.load import check_pair, draft_loader, load_model, load_tokenizer
 from specbench.pair.spec import specify
@@ -36,6 +36,7 @@ from specbench.sim.costs import ALONE, BESIDE, TURNS
 from specbench.sim.forwards import CHAIN, Forwards, Points
 from specbench.sim.hardware import FORMAT, names_of
 from specbench.sim.options import SimConfig
+from specbench.sim.play import refuse_what_cannot_be_simulated
 
 DRAFT_ROWS = (1, 2, 4, 8, 16, 32)  # ssd grows that many branches at once
 MIN_TURNS = 6
@@ -136,20 +137,26 @@ def fastest(device: str, configured: int | None, seconds_of: Callable[[], float]
 
 
 def measure(options: SimConfig, config: RunConfig, nodes: Mapping[str, Any]) -> Path:
-    """Measure and write `options.out`. Raises ConfigError for a pair without a draft or with a part that cannot be cut back."""
+    """Measure and write `options.out`. nodes: of methods, by name. Raises ConfigError for one that cannot be simulated."""
     pair = specify(config.pair, config.engine.attention)
     pair, instead = choose_backend(check_pair(pair, load_tokenizer(pair.target)), config.engine.backend)
     if instead is not None:
         say(instead)
     path = Path(options.out if options.out.endswith(".json") else f"{options.out}.json")
-    found = measure_pair(options, config, pair, nodes)
+    methods: dict[str, Method] = {}
+    for node in nodes.values():
+        method = create_method(node)
+        refuse_what_cannot_be_simulated(node, method)
+        if pair.draft is not None or method.needs.draft == "none":
+            methods.setdefault(key_of(method), method)
+    found = measure_pair(options, config, pair, methods)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(found, indent=1) + "\n")
     return path
 
 
-def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, nodes: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of a file of costs. nodes: methods whose schedules are run for what they do around their forwards."""
+def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, methods: Mapping[str, Method]) -> dict[str, Any]:
+    """The contents of a file of costs. methods: by `key_of`, run for what their schedules do around their forwards."""
     say(f"measuring {pair.name} for about {options.seconds:g} s: nothing else should run")
     device, room = pair.target.device, max(options.rows)
     models = {"target": load_model(pair.target, pair.vocab_size)}
@@ -208,11 +215,8 @@ def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, nodes: M
         if pair.draft is not None:
             with here.applied():
                 link["latency_seconds"] = beside.message_seconds()
-    around: dict[str, dict[str, float]] = {}
-    for node in nodes.values():
-        method = create_method(node)
-        if key_of(method) not in around and (pair.draft is not None or method.needs.draft == "none"):
-            around[key_of(method)] = around_forwards(method, pair, models, threads, config.engine.timeout_seconds)
+    timeout = config.engine.timeout_seconds
+    around = {key: around_forwards(method, pair, models, threads, timeout) for key, method in methods.items()}
     facts = provenance.collect()
     machine = {name: facts["machine"].get(name) for name in ("cpu_model", "logical_cores")}
     gpus = [gpu.get("name") for gpu in facts["gpus"]] if device.startswith("cuda") else []
