@@ -345,6 +345,30 @@ class DriftingArm:
         return types.SimpleNamespace(error=None, decode_seconds=seconds, num_emitted=10), []
 
 
+@pytest.mark.parametrize(("num_prompts", "decode_seconds", "times"), [(1, 0.02, 13), (2, 0.1, 2), (1, 0.0, 20), (3, 0.3, 1)])
+def test_a_choice_of_thread_counts_rests_on_some_decoding(
+    num_prompts: int, decode_seconds: float, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of a small pair is over in 20 ms, which chose by chance; what a method keeps of one is not what is compared."""
+    monkeypatch.setattr("specbench.run.arms.thread_candidates", lambda *_: [1, 2])
+    arm: Any = DriftingArm()
+    resets: list[int] = []
+    arm.method = types.SimpleNamespace(placement=None, reset=lambda: resets.append(len(arm.tried)))
+    arm.run = lambda request, **_: (
+        arm.tried.append(request),
+        (types.SimpleNamespace(error=None, decode_seconds=decode_seconds, num_emitted=10), []),
+    )[1]
+    prompts: Any = list(range(num_prompts))
+    warm_up(arm, prompts, None)
+    turns = [0, *prompts * times]
+    assert arm.tried == [prompt for prompt in turns for _ in (1, 2)]
+    assert resets == [2 * (1 + num_prompts * n) for n in range(1, times)]
+    arm.tried.clear()
+    monkeypatch.setattr("specbench.run.arms.thread_candidates", lambda *_: [2])
+    warm_up(arm, prompts, None)
+    assert arm.tried == [0, *prompts], "nothing to choose"
+
+
 @pytest.mark.parametrize("better", [1, 2])
 def test_thread_counts_take_turns_in_the_warm_up(better: int, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [better, 3 - better]  # whichever comes first: tried one after the other, the first would win on this machine

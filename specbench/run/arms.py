@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from specbench.processes.program import WorkerError
 from specbench.run.hooks import RAISED, MethodError, Watchdog, name_of, told
 
 CLOCK_SLACK_SECONDS = 0.01  # between two clocks, and an accelerator's own
+TRIAL_SECONDS, MOST_TRIALS = 0.25, 20  # of decoding behind a choice of thread counts, and times that a prompt is run for it
 LEAST_ON_CLOCK = 0.8  # of the time that decoding takes from outside: caches are laid out and prompts announced off the clock
 
 
@@ -132,13 +134,18 @@ def warm_up(arm: Arm, requests: Sequence[Request], threads: int | None) -> dict[
 
     A method that shares cores with its workers has settled that itself. The counts take turns prompt by prompt, in an order
     that goes round: a machine whose speed drifts would otherwise favour the count that was tried at the better time. The first
-    prompt is run once more at the start, unmeasured: first-use costs (allocator, kernels, lazy imports) belong to nobody.
+    prompt is run once more at the start, unmeasured: first-use costs (allocator, kernels, lazy imports) belong to nobody. Where
+    the prompts are over before a choice can rest on them they are run again, what the method kept of them forgotten.
     """
     settled = arm.method.placement
     candidates = [settled.threads] if settled else thread_candidates(arm.device, threads)
     cores = arm.placement.cores
     seconds, tokens = dict.fromkeys(candidates, 0.0), dict.fromkeys(candidates, 0)
-    for index, request in enumerate([*requests[:1], *requests]):
+    for index, request in enumerate(itertools.chain(requests[:1], *[requests] * (MOST_TRIALS if len(candidates) > 1 else 1))):
+        if index > len(requests) and index % len(requests) == 1 % len(requests):
+            if min(seconds.values()) >= TRIAL_SECONDS:
+                break
+            arm.method.reset()
         first = index % len(candidates)
         for count in [*candidates[first:], *candidates[:first]]:
             arm.placement = settled or Placement(cores, count)
