@@ -500,7 +500,7 @@ def test_a_draft_and_heads_over_frequent_ids_are_trained_on_chats_and_run(
     monkeypatch.setattr(chats, "prompt_ids", lambda options, tokenizer, folder: ids)
     options = TrainSettings(
         work=str(tmp_path / "work"), text="chat", chat_tokens=2000, generate_rows=32, new_tokens=24, threads=1, compile="off",
-        optimizer="adam", autocast=False, device="cpu",
+        optimizer="adam", autocast=False, device="cpu", weight_bits=4,
     )  # fmt: skip
     part = PartSettings(kind="draft", layers=1, copy_layers=[0], tokens=8000, length=64, rows=4, num_ids=40, init="layers")
     settings = Settings("chain", PairConfig(target=str(pair / "target")), options, {"chain": part})

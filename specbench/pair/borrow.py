@@ -50,6 +50,7 @@ def load_borrowing(spec: ModelSpec) -> Any:
     from safetensors.torch import load_file
     from transformers import AutoConfig
 
+    from specbench.engine import blocks
     from specbench.engine.layers import empty
     from specbench.engine.reduced import ReducedHead
 
@@ -57,7 +58,7 @@ def load_borrowing(spec: ModelSpec) -> Any:
     folder = local_folder(spec.lender)
     assert folder is not None, "the target is on this machine: its files were compared"
     try:
-        state = load_file(Path(spec.path) / WEIGHTS)
+        state = blocks.unpacked(load_file(Path(spec.path) / WEIGHTS))
         ids = state.pop(IDS).long()
         borrowed = dict(_tensors(folder, (_EMBEDDING, _HEAD)))
         embedding = borrowed[_EMBEDDING]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from specbench.train.chats import ChatBatches, chat_folder, write_chats
 from specbench.train.corpus.prepare import prepare
 from specbench.train.distill import OwnTextBatches, check_head, prompt_texts
 from specbench.train.loop import BatchSource, LossFunction, Schedule, choose_device, train, use_autocast
-from specbench.train.settings import Settings, TrainSettings
+from specbench.train.rounded import rounded
+from specbench.train.settings import FOUR_BITS, Settings, TrainSettings
 from specbench.train.target import device_of
 from specbench.train.tokens import PackedBatches, load_streams
 
@@ -96,7 +98,8 @@ def fit(
         shape="cosine" if part.kind in ("heads", "acceptance_head") else "plateau",
     )
     checkpoint = Path(options.work) / name / "checkpoint.pt"
-    history, complete = train(model, loss, batches, schedule, checkpoint, options.resume, name)
+    with rounded(model) if options.weight_bits == FOUR_BITS else contextlib.nullcontext():
+        history, complete = train(model, loss, batches, schedule, checkpoint, options.resume, name)
     return vars(history), complete
 
 
@@ -112,6 +115,7 @@ def facts_of(
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "history": history,
         "heldout_loss": None,
+        "weight_bits": settings.train.weight_bits,
         "seed": settings.train.seed,
     }
 

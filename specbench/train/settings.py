@@ -9,6 +9,8 @@ from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
 from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS
 
+FOUR_BITS = 4  # train.weight_bits; see `engine.blocks`
+
 
 @dataclass
 class PartSettings:
@@ -62,6 +64,7 @@ class TrainSettings:
     optimizer: str = "muon"
     compile: str = "auto"
     mantissa_bits: int = 7
+    weight_bits: int = 16
     autocast: bool | str = "auto"
     shares: dict[str, float] = field(default_factory=lambda: {"functions": 0.5, "code": 0.25, "docs": 0.25})
     source: str = "machine"
@@ -116,6 +119,9 @@ def settings_from(plain: dict[str, Any]) -> Settings:
     bits = (plain.get("train") or {}).get("mantissa_bits", BFLOAT16_MANTISSA_BITS)
     if bits not in range(1, BFLOAT16_MANTISSA_BITS + 1):
         raise ConfigError("train.mantissa_bits", bits, f"choose 1 to {BFLOAT16_MANTISSA_BITS}, the bits that bfloat16 has")
+    weight_bits = (plain.get("train") or {}).get("weight_bits", 16)
+    if weight_bits not in (FOUR_BITS, 16):
+        raise ConfigError("train.weight_bits", weight_bits, "choose 16 (bfloat16) or 4 (blocks of four bits, trained as such)")
     return Settings(
         part=plain["part"],
         pair=PairConfig(**(plain.get("pair") or {})),

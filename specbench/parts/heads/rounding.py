@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from specbench.engine import blocks
+
 BFLOAT16_MANTISSA_BITS = 7
 
 
@@ -23,6 +25,14 @@ def round_mantissa(values: Tensor, bits: int) -> Tensor:
 
 
 def rounded_state(model: nn.Module, mantissa_bits: int = BFLOAT16_MANTISSA_BITS) -> dict[str, Tensor]:
-    """A model's state as it is stored: bfloat16 on the CPU, `mantissa_bits` of mantissa kept."""
-    state = model.state_dict().items()
-    return {name: round_mantissa(value.detach().to("cpu", torch.bfloat16), mantissa_bits) for name, value in state}
+    """A model's state as it is stored, on the CPU: matrices of four bits in their blocks (`blocks.unpacked` reads them), the
+    rest as bfloat16, `mantissa_bits` of mantissa kept."""
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        value = value.detach().cpu()
+        made = blocks.found(value.float()) if blocks.fits(value) and value.dtype == torch.float32 else None
+        if made is not None and torch.equal(made.offset.half().float(), made.offset):
+            state |= blocks.packed(name, made)
+        else:
+            state[name] = round_mantissa(value.to(torch.bfloat16), mantissa_bits)
+    return state

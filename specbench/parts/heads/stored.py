@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from specbench.config.options import ConfigError
+from specbench.engine import blocks
 from specbench.parts.described import read_description
 from specbench.parts.heads.base import AnyHeads, Heads, TargetParts, build_heads
 from specbench.parts.heads.files import KEY, find_heads, target_hash
@@ -26,7 +27,7 @@ IDS = "reduced_ids"  # beside the weights, of heads that guess among some ids: i
 
 
 def save_heads(heads: Heads, folder: Path, mantissa_bits: int = BFLOAT16_MANTISSA_BITS) -> None:
-    """Write bfloat16 safetensors (mantissa_bits: see `rounding.round_mantissa`) and `heads.json`.
+    """Write safetensors (`rounding.rounded_state`) and `heads.json`.
 
     Raises RuntimeError if two parameters share memory.
     """
@@ -77,14 +78,14 @@ def load_heads(
         if own != theirs:
             raise ConfigError(key, name, f"trained for a target of {what} {own}; {whose} has {theirs}")
     try:
-        state = load_file(folder / WEIGHTS)
+        state = blocks.unpacked(load_file(folder / WEIGHTS))
         if IDS in state:
             target = target.over(state.pop(IDS))
         heads = build_heads(cls, target, stored["options"])
         heads.load_state_dict(state)
     except ConfigError:
         raise
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ConfigError(key, name, f"weights do not fit {DESCRIPTION}: {' '.join(str(error).split())[:200]}") from error
     for part, weight in heads.named_parameters():
         if not weight.isfinite().all():

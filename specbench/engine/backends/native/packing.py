@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LANES, UNIT, BLOCK = 16, 64, 32
+from specbench.engine import blocks
+from specbench.engine.blocks import BLOCK
+
+LANES, UNIT = 16, 64
 FLOATS, HALVES, FOUR_BITS, EIGHT_BITS = range(4)
 BYTES = {FLOATS: 4.0, HALVES: 2.0, FOUR_BITS: 24 / BLOCK, EIGHT_BITS: 36 / BLOCK}  # a weight
 _LOOK = 64  # outputs that are tried before the whole matrix is
@@ -29,22 +32,18 @@ def pack(weight: Tensor, smaller: bool = True) -> tuple[int, Tensor]:
 
 def _four_bits(weight: Tensor) -> list[Tensor] | None:
     """Scale [outputs, blocks], offset, words of eight q [outputs, blocks, 4]; None: it is not of the kind."""
-    blocks = weight.unflatten(1, (-1, BLOCK))
-    offset, most = blocks.amin(-1), blocks.amax(-1)
-    scale = ((most - offset) / 15).half().float()
-    q = ((blocks - offset[..., None]) / scale.clamp(min=1e-30)[..., None]).round_().clamp_(0, 15)
-    if not torch.equal(q * scale[..., None] + offset[..., None], blocks):
-        return None
-    whole = q.to(torch.uint8)
-    return [scale, offset, (whole[..., 0::2] | whole[..., 1::2] << 4).view(torch.int32)]
+    found = blocks.found(weight)
+    return (
+        None if found is None else [found.scale, found.offset, (found.q[..., 0::2] | found.q[..., 1::2] << 4).view(torch.int32)]
+    )
 
 
 def _eight_bits(weight: Tensor) -> list[Tensor] | None:
     """Scale [outputs, blocks] and words of four q [outputs, blocks, 8]; None: it is not of the kind."""
-    blocks = weight.unflatten(1, (-1, BLOCK))
-    scale = (blocks.abs().amax(-1) / 127).half().float()
-    q = (blocks / scale.clamp(min=1e-30)[..., None]).round_().clamp_(-127, 127)
-    return [scale, q.to(torch.int8).view(torch.int32)] if torch.equal(q * scale[..., None], blocks) else None
+    inputs = weight.unflatten(1, (-1, BLOCK))
+    scale = (inputs.abs().amax(-1) / 127).half().float()
+    q = (inputs / scale.clamp(min=1e-30)[..., None]).round_().clamp_(-127, 127)
+    return [scale, q.to(torch.int8).view(torch.int32)] if torch.equal(q * scale[..., None], inputs) else None
 
 
 def _in_units(parts: list[Tensor]) -> Tensor:

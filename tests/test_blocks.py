@@ -1,0 +1,92 @@
+"""Matrices in blocks of four bits: rounding, finding, storing, and training with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from specbench.config.options import ConfigError
+from specbench.engine import blocks
+from specbench.engine.backends.native.packing import FOUR_BITS, HALVES, pack
+from specbench.parts.heads.rounding import rounded_state
+from specbench.train.rounded import rounded
+from specbench.train.settings import settings_from
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1e-4, 0.02, 1.0, 30.0]), st.sampled_from([0.0, 0.01, -0.5]))
+def test_a_rounded_matrix_is_found_stored_and_read_to_the_bit(seed: int, size: float, shift: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = size * (torch.randn(6, 96, generator=generator) + shift)
+    made = blocks.nearest(weight)
+    spread = weight.unflatten(1, (-1, 32)).amax(-1) - weight.unflatten(1, (-1, 32)).amin(-1)
+    error = (made.weight - weight).abs().unflatten(1, (-1, 32)).amax(-1)
+    assert (error <= spread * (0.5 / 15 + 0.002) + size * 2e-3).all(), "half a step, and what half precision loses"
+    again = blocks.found(made.weight)
+    assert again is not None and all(torch.equal(a, b) for a, b in zip(again, made, strict=True))
+    stored = blocks.packed("w", made) | {"b": torch.ones(3)}
+    assert sum(part.nbytes for name, part in stored.items() if name != "b") == weight.numel() * 5 // 8
+    read = blocks.unpacked(stored)
+    assert set(read) == {"w", "b"} and torch.equal(read["w"], made.weight)
+    assert pack(made.weight)[0] == FOUR_BITS
+
+
+def test_a_matrix_that_was_never_rounded_is_not_found() -> None:
+    """The twin, by a single number; and what lacks a part of a matrix is no state."""
+    weight = blocks.nearest(torch.randn(4, 64)).weight
+    weight[2, 40] *= 1.0001
+    assert blocks.found(weight) is None
+    assert not blocks.fits(torch.zeros(4, 40)) and not blocks.fits(torch.zeros(64))
+    stored = blocks.packed("w", blocks.nearest(torch.randn(4, 64)))
+    with pytest.raises(KeyError):
+        blocks.unpacked({name: part for name, part in stored.items() if name != "w.scale"})
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.odd = nn.Linear(64, 32), nn.Linear(32, 7)
+        self.frozen = nn.Linear(32, 32).requires_grad_(False)
+        self.zero = nn.Linear(32, 32)
+        nn.init.zeros_(self.zero.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.frozen(self.inner(x))
+        out: torch.Tensor = self.odd(y + self.zero(y))
+        return out
+
+
+def test_training_sees_rounded_weights_and_leaves_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Two()
+    before, frozen = model.inner.weight.detach().clone(), model.frozen.weight.clone()
+    with rounded(model):
+        assert blocks.found(model.inner.weight.detach()) is not None, "the forward's weights are rounded"
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        x, wanted, losses = torch.randn(16, 64), torch.randn(16, 7), []
+        for _ in range(60):
+            loss = (model(x) - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    after = float((model(x) - wanted).square().mean().detach())
+    assert after < 0.7 * losses[0] and after == pytest.approx(losses[-1], rel=0.1), "what was trained is what is left"
+    assert not torch.equal(model.inner.weight, before) and torch.equal(model.frozen.weight, frozen)
+    assert type(model.inner) is nn.Linear and dict(model.named_parameters()).keys() == dict(Two().named_parameters()).keys()
+    state = rounded_state(model)
+    stored = {name.removesuffix(".q4") for name in state if name.endswith(".q4")}
+    assert {"inner.weight", "zero.weight", "odd.weight"} == stored, "seven outputs are whole blocks too"
+    read = blocks.unpacked(state)
+    assert torch.equal(read["inner.weight"], model.inner.weight) and read["inner.bias"].dtype == torch.bfloat16
+    assert pack(read["frozen.weight"].float())[0] == HALVES
+
+
+def test_other_widths_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train\.weight_bits=8: choose 16"):
+        settings_from({"part": "draft", "train": {"weight_bits": 8}})
