@@ -14,7 +14,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from specbench.config.options import ConfigError
 from specbench.engine import sampling
-from specbench.engine.sampling import SamplingLaw, keyed_gumbel, keyed_uniforms, noise_key
+from specbench.engine.sampling import SamplingLaw, greatest, keyed_gumbel, keyed_uniforms, noise_key
 
 KEY = noise_key(0, "HumanEval/0", 0)
 
@@ -309,3 +309,18 @@ def test_choices_differ_by_seed_sample_turn_and_position():
     keys = [noise_key(0, "a", 0), noise_key(1, "a", 0), noise_key(0, "b", 0), noise_key(0, "a", 1)]
     choices = {law.choose(logits, [position], key)[0] for key in keys for position in range(3)}
     assert len(choices) >= 11  # twelve draws of a thousand: one coincidence may pass
+
+
+@pytest.mark.parametrize("vocab_size", [24, 4096, 5001])
+def test_the_greatest_ids_are_those_of_a_sort(vocab_size: int) -> None:
+    """With columns of ids and without, of all rows and of some; what is removed comes last, and a NaN first."""
+    scores = torch.randn((9, vocab_size), generator=torch.Generator().manual_seed(0))
+    scores[2, 5:] = -math.inf
+    for rows in (None, [3, 0, 8, 2]):
+        values, ids = greatest(scores, 8, rows)
+        wanted = scores if rows is None else scores[rows]
+        assert torch.equal(values, wanted.sort(dim=-1, descending=True).values[:, :8])
+        assert torch.equal(wanted.gather(1, ids), values) and all(len({*row}) == 8 for row in ids.tolist())
+    scores[1, vocab_size // 2] = math.nan
+    assert greatest(scores, 8)[1][1, 0] == vocab_size // 2
+    assert [len(row) for row in greatest(scores[:, :6], 8)[1]] == [6] * 9

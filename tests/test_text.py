@@ -21,7 +21,7 @@ from specbench.methods.text.rasd import FusedDraft, Rasd
 from specbench.methods.text.sam import Sam
 from specbench.methods.text.stand import RankTree, Stand
 from specbench.methods.text.suffix import Suffix, SuffixDraft
-from specbench.methods.text.token_recycling import BY_DEPTH, RecycledDraft, TokenRecycling, likeliest, template
+from specbench.methods.text.token_recycling import BY_DEPTH, RecycledDraft, TokenRecycling, template
 from specbench.parts.drafts.kept import KeptTexts
 from specbench.parts.shapes.likeliest import Likeliest
 from specbench.run import costs
@@ -141,14 +141,6 @@ def test_the_template_has_the_papers_levels_and_smaller_ones_are_parts_of_it() -
     for size in (1, 7, 40):
         assert set(template(size)) <= set(nodes) and len(template(size)) == size
         assert all(node[:-1] in {(), *template(size)} for node in template(size))
-
-
-@pytest.mark.parametrize("vocab_size", [24, 4096, 5001])
-def test_the_likeliest_ids_are_those_of_a_sort(vocab_size: int) -> None:
-    logits = torch.randn((9, vocab_size), generator=torch.Generator().manual_seed(0))
-    rows = [3, 0, 8]
-    assert likeliest(logits, 8, rows).tolist() == logits[rows].argsort(dim=-1, descending=True)[:, :8].tolist()
-    assert likeliest(logits.double(), 8, rows).tolist() == likeliest(logits, 8, rows).tolist(), "as on other devices"
 
 
 def test_every_row_is_recycled_and_the_committed_one_wins() -> None:

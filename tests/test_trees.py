@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,7 @@ from specbench.config.compose import compose
 from specbench.config.create import create_part
 from specbench.config.options import ConfigError
 from specbench.engine.tree import Contract, DraftTree
-from specbench.method import Drawn, Method, Stop, branching_nodes
+from specbench.method import Choice, Drawn, Method, Stop, branching_nodes
 from specbench.methods.trees.dyspec import Growing
 from specbench.methods.trees.rsd import StochasticBeam, gumbel_below
 from specbench.parts.rules.coins import TorchRng
@@ -61,8 +62,7 @@ class Coins:
     def laws(self, logits: Tensor) -> Tensor:
         return AT_ONE.probabilities(logits)
 
-    def weights(self, logits: Tensor, position: int) -> Tensor:
-        return self.laws(logits)
+    race = Choice.race
 
     def draw(self, logits: Tensor) -> tuple[int, Tensor]:
         law = self.laws(logits)[0]
@@ -87,8 +87,8 @@ class Best:
 
     draws = False
 
-    def weights(self, logits: Tensor, position: int) -> Tensor:
-        return AT_ONE.probabilities(logits)
+    def scores(self, logits: Tensor, position: int) -> Tensor:
+        return logits
 
 
 def drawn_by(shape: Any, depth: int, stop: Stop | None = None):
@@ -187,15 +187,13 @@ def test_the_order_of_ids_is_seen_to_be_wrong():
 
 def test_noise_below_a_maximum_is_gumbel_noise_on_that_condition():
     """The formula as published, the maximum itself included, and -inf where there is no probability."""
-    log_prob = torch.tensor([[0.2, 0.5, 0.3, 0.0], [0.7, 0.1, 0.1, 0.1]], dtype=torch.float64).log()
-    largest = torch.tensor([0.3, -1.7], dtype=torch.float64)
-    found = gumbel_below(log_prob, largest, torch.Generator().manual_seed(3))
-    free = log_prob - torch.empty_like(log_prob).exponential_(generator=torch.Generator().manual_seed(3)).log()
-    top = free.max(dim=1, keepdim=True).values
-    plain = -((-largest[:, None]).exp() - (-top).exp() + (-free).exp()).log()
-    assert torch.allclose(found, plain, atol=1e-9, equal_nan=True)
-    assert found.max(dim=1).values.tolist() == pytest.approx(largest.tolist())
-    assert found[0, 3] == -torch.inf
+    for law, largest in (([0.2, 0.5, 0.3, 0.0], 0.3), ([0.7, 0.1, 0.1, 0.1], -1.7)):
+        log_prob = torch.tensor(law, dtype=torch.float64).log()
+        free = log_prob - torch.empty_like(log_prob).exponential_(generator=torch.Generator().manual_seed(3)).log()
+        found = gumbel_below(free.tolist(), largest)
+        plain = -(math.exp(-largest) - (-free.max()).exp() + (-free).exp()).log()
+        assert found == pytest.approx(plain.tolist(), abs=1e-9) and max(found) == largest
+        assert (found[3] == -math.inf) is (law[3] == 0.0)
 
 
 # ------------------------------------------------------------------------------------------------------------------ Sequoia

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specbench.engine.sampling import greatest
 from specbench.method import (
     Choice,
     Contract,
@@ -229,8 +230,8 @@ class StandDraft(Drafter):
         verdict = feedback.verdict
         rows = feedback.evidence.logits[verdict.rows]
         laws = rows.float().softmax(-1) if self.law.greedy else self.law.probabilities(rows)
-        best = laws.topk(min(self.table.width, laws.shape[1]), dim=-1)
-        for values, ids, token in zip(best.values.tolist(), best.indices.tolist(), verdict.tokens, strict=True):
+        best = greatest(laws, self.table.width)
+        for values, ids, token in zip(best[0].tolist(), best[1].tolist(), verdict.tokens, strict=True):
             order = self._order(self.table.find(self.tokens[-self.table.max_ngram :]), len(self.tokens) - self.prompt_length)
             self.tree.add(order.index(token) if token in order else None)
             self.table.learn(self.tokens[-self.table.max_ngram :], {i: p for i, p in zip(ids, values, strict=True) if p > 0.0})

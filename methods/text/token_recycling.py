@@ -14,13 +14,10 @@ stands on several rows of a forward a committed row wins, and the last of equals
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor
 
+from specbench.engine.sampling import greatest
 from specbench.method import (
     Drafter,
     DraftTree,
@@ -39,8 +36,6 @@ from specbench.parts.shapes.static import Node, node_probabilities, parents_of
 
 BY_DEPTH = (8, 21, 25, 15, 8, 3)
 WIDTH = 8
-_SPAN = 16
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 _SHARES = [1.0 / (rank + 1) ** 2 for rank in range(WIDTH)]
 SHARES = [[share / sum(_SHARES) for share in _SHARES]] * len(BY_DEPTH)
 
@@ -60,29 +55,6 @@ def template(num_nodes: int) -> list[Node]:
     )
 
 
-def likeliest(logits: Tensor, count: int, rows: Sequence[int]) -> IntArray:
-    """The ids [len(rows), count] of the greatest of logits [all rows, vocab], best first.
-
-    On the CPU every `_SPAN`-th id is one column: the greatest are in the columns of the greatest maxima, or behind the last
-    column. A third to a tenth of topk's time; the maxima are taken of all rows, for a copy of some costs more.
-    """
-    vocab_size, chosen = logits.shape[1], np.array(rows)
-    if not logits.is_cpu or logits.dtype != torch.float32 or vocab_size < 4 * count * _SPAN:
-        ids: IntArray = logits.topk(count, dim=-1).indices.cpu().numpy()[chosen]
-        return ids
-    width = vocab_size // _SPAN
-    maxima = logits[:, : width * _SPAN].unflatten(-1, (_SPAN, width)).amax(dim=1)  # over whole vectors
-    columns = maxima[chosen].topk(count, dim=-1, sorted=False).indices.numpy()
-    candidates = (np.arange(_SPAN)[:, None] * width + columns[:, None, :]).reshape(len(rows), -1)
-    if vocab_size % _SPAN:
-        rest = np.broadcast_to(np.arange(width * _SPAN, vocab_size), (len(rows), vocab_size % _SPAN))
-        candidates = np.concatenate([candidates, rest], axis=1)
-    found, row = logits.numpy()[chosen[:, None], candidates], np.arange(len(rows))[:, None]
-    best = found.argpartition(-count, axis=1)[:, -count:]
-    best = best[row, (-found[row, best]).argsort(axis=1)]
-    return candidates[row, best]
-
-
 class TokenRecycling(Method):
     """num_nodes: of the template, at most 80. scope: session (the matrix lasts) | sample.
 
@@ -96,7 +68,7 @@ class TokenRecycling(Method):
 
 
 class RecycledDraft(Drafter):
-    """successors [vocab, width]: the likeliest next tokens, best first; -1 where nobody wrote yet."""
+    """successors [vocab + 1, width]: the likeliest next tokens, best first; -1 where nobody wrote yet, as in the last row."""
 
     source, form = "the target's own top tokens", "static tree"
     successors = np.empty((0, WIDTH), dtype=np.int32)
@@ -112,8 +84,11 @@ class RecycledDraft(Drafter):
         model = setting.runtime.target
         if model.tree_refusal is not None:
             self.nodes = [node for node in self.nodes if not any(node)]
-        self.parents = parents_of(self.nodes)
-        self.successors = np.full((model.vocab_size, min(WIDTH, model.vocab_size)), -1, dtype=np.int32)
+        self.parents = np.array(parents_of(self.nodes))
+        depths = [len(node) for node in self.nodes]
+        self.levels = [slice(depths.index(depth), depths.index(depth) + depths.count(depth)) for depth in sorted({*depths})]
+        self.ranks = np.array([node[-1] for node in self.nodes])
+        self.successors = np.full((model.vocab_size + 1, WIDTH), -1, dtype=np.int32)
 
     def reset(self) -> None:
         self.successors.fill(-1)
@@ -124,30 +99,22 @@ class RecycledDraft(Drafter):
         self.pending = first_token
 
     def propose(self, max_depth: int) -> DraftTree:
-        rows: dict[int, list[int]] = {}
-        place = {-1: -1}  # of the template's nodes that are drafted
-        tokens: list[int] = []
-        parents: list[int] = []
-        for number, (node, above) in enumerate(zip(self.nodes, self.parents, strict=True)):
-            if len(node) > max_depth:
-                break
-            if above not in place:
-                continue
-            token = tokens[place[above]] if above >= 0 else self.pending
-            if token not in rows:
-                rows[token] = self.successors[token].tolist()
-            if node[-1] < len(rows[token]) and rows[token][node[-1]] >= 0:
-                place[number] = len(tokens)
-                tokens.append(rows[token][node[-1]])
-                parents.append(place[above])
-        return DraftTree(tokens, None if parents == list(range(-1, len(tokens) - 1)) else parents)
+        tokens = np.full(len(self.nodes) + 1, -1)  # of the template; -1: it is not drafted, and nothing is below it
+        tokens[-1] = self.pending  # above the first level
+        for level in self.levels[:max_depth]:
+            tokens[level] = self.successors[tokens[self.parents[level]], self.ranks[level]]
+        drafted = tokens[:-1] >= 0
+        place = np.append(drafted.cumsum() - 1, -1)
+        parents = place[self.parents[drafted]].tolist()
+        return DraftTree(tokens[:-1][drafted].tolist(), None if parents == list(range(-1, len(parents) - 1)) else parents)
 
     @torch.inference_mode()
     def observe(self, feedback: Feedback) -> None:
         verdict, logits = feedback.verdict, feedback.evidence.logits
         read = [self.pending, *feedback.tree.tokens]
         latest = {token: row for row, token in enumerate(read)} | {read[row]: row for row in verdict.rows}
-        self.successors[list(latest)] = likeliest(logits, self.successors.shape[1], list(latest.values()))
+        found = greatest(logits, WIDTH, list(latest.values()))[1].cpu().numpy()
+        self.successors[list(latest), : found.shape[1]] = found
         self.pending = verdict.extra
 
     def memory_bytes(self) -> dict[str, int]:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from specbench.config.options import ABOVE_ZERO
@@ -36,6 +37,7 @@ from specbench.method import (
     number,
     whole,
 )
+from specbench.parts.shapes.dynamic import likeliest
 
 ROOT = -1
 
@@ -70,14 +72,19 @@ class DySpec(Method):
 
 @dataclass(order=True)
 class Place:
-    """Where a token can be added, the best first. rest: what is left of the parent's law; None until it is expanded."""
+    """Where a token can be added, the best first.
+
+    children: below the parent as they are taken, the first being this place's, each with its probability in `law`; None until
+    the parent is expanded. left: what older siblings have left of the law.
+    """
 
     negative_value: float
     number: int  # of equals the older
     parent: int = field(compare=False)
     depth: int = field(compare=False)  # of the token
     law: Tensor | None = field(default=None, compare=False)
-    rest: Tensor | None = field(default=None, compare=False)
+    children: Sequence[tuple[int, float]] | None = field(default=None, compare=False)
+    left: float = field(default=1.0, compare=False)
 
 
 class Growing(Shape):
@@ -111,29 +118,49 @@ class Growing(Shape):
                 logits = source.next([tokens[node] for node in nodes], [given[parents[node]] for node in nodes])
                 for node in nodes:
                     given[node] = len(given) - 1
-            for row, place in zip(logits, places, strict=True):
-                place.law = choice.weights(row[None], position + place.depth - 1)[0]
-                place.rest = place.law.double()
+            # Places that are expanded together are of one depth. The order of all draws at once is that of one after another,
+            # and no decision sees a token before its place is filled.
+            drawn, laws = ranked_children(choice, logits, position + places[0].depth - 1, self.num_nodes - len(tokens))
+            for row, (place, children) in enumerate(zip(places, drawn, strict=True)):
+                place.children, place.law = children, None if laws is None else laws[row]
 
         while (here or below) and len(tokens) < self.num_nodes:
             if not here:
                 here, below = below, []
                 heapq.heapify(here)
-            if here[0].rest is None:  # as many of a level as can be filled, in one forward
+            if here[0].children is None:  # as many of a level as can be filled, in one forward
                 expand(heapq.nsmallest(self.num_nodes - len(tokens), here) if by_level else here[:1])
             place = heapq.heappop(here)
-            assert place.rest is not None and place.law is not None
-            token = choice.draw_many(place.rest[None], 1, False)[0][0] if choice.draws else int(place.rest.argmax())
-            value, chance = -place.negative_value, float(place.rest[token] / place.rest.sum())
+            assert place.children
+            (token, probability), *younger = place.children
+            value, chance = -place.negative_value, min(probability / place.left, 1.0)
             node = len(tokens)
             tokens.append(token)
             parents.append(place.parent)
-            if choice.draws:
+            if place.law is not None:
                 laws.append(place.law)
-            rest = place.rest.index_fill(0, torch.tensor([token], device=place.rest.device), 0.0)
-            if value * (1.0 - chance) >= least and float(rest.sum()) > 0.0:
-                sibling = Place(-value * (1.0 - chance), next(counter), place.parent, place.depth, place.law, rest)
-                heapq.heappush(here, sibling)
+            if younger and value * (1.0 - chance) >= least and place.left > probability:
+                beside = Place(-value * (1.0 - chance), next(counter), place.parent, place.depth, place.law)
+                beside.children, beside.left = younger, place.left - probability
+                heapq.heappush(here, beside)
             if value * chance >= least and place.depth < max_depth:
                 heapq.heappush(below if by_level else here, Place(-value * chance, next(counter), node, place.depth + 1))
         return DraftTree(tokens, parents, Contract.WITHOUT_REPLACEMENT, laws) if choice.draws else DraftTree(tokens, parents)
+
+
+def ranked_children(
+    choice: Choice, logits: Tensor, position: int, count: int
+) -> tuple[list[list[tuple[int, float]]], Tensor | None]:
+    """At most `count` children of each row of logits [n, vocab], in the order to be tried, each with its probability there.
+
+    Also the laws [n, vocab_size] that they were drawn from, without replacement; None where the likeliest are taken.
+    """
+    if not choice.draws:
+        tokens, values = likeliest(choice.scores(logits, position), count)
+        ranked = [zip(row, map(math.exp, of_row), strict=True) for row, of_row in zip(tokens, values, strict=True)]
+        return [[child for child in row if child[1] > 0.0] for row in ranked], None
+    laws = choice.laws(logits)
+    drawn = choice.draw_many(laws, count, False)
+    rows = [row for row, tokens in enumerate(drawn) for _ in tokens]
+    probabilities = iter(laws[rows, [token for tokens in drawn for token in tokens]].tolist())
+    return [[(token, next(probabilities)) for token in tokens] for tokens in drawn], laws

@@ -12,11 +12,13 @@ of 6 to 30 nodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from specbench.engine.sampling import greatest
 from specbench.method import (
     Choice,
     Contract,
@@ -32,6 +34,7 @@ from specbench.method import (
     exact_rules,
     whole,
 )
+from specbench.parts.shapes.dynamic import likeliest
 
 ROOT = -1
 
@@ -81,41 +84,48 @@ class StochasticBeam(Shape):
         parents: list[int] = []
         laws: list[Tensor] = []
         logits, above = source.root(), [ROOT]  # the nodes of the rows of logits: numbered alike by the tree and by the source
-        # Of the rows' paths: log-probability and what it became by the draw, of which it is the largest that can come below.
-        log_prob = torch.zeros(1, dtype=torch.float64, device=logits.device)
-        perturbed = log_prob
+        paths = [(0.0, 0.0)]  # of the rows: log-probability, and what it became by the draw, the largest that can come below
         for level in range(max_depth):
-            law = choice.weights(logits, position + level)
-            below = log_prob[:, None] + law.double().log()  # log-probabilities of all children's paths
-            keys = gumbel_below(below, perturbed, choice.generator) if choice.draws else below
-            best = keys.flatten().topk(min(self.width, keys.numel()))
-            able = int((best.values > -torch.inf).sum())
-            places = best.indices[:able]
-            vocab_size = keys.shape[1]
-            rows, children = (places // vocab_size).tolist(), (places % vocab_size).tolist()
+            # A row's `width` best are enough: what noise becomes below the largest keeps its order.
+            law = choice.laws(logits) if choice.draws else None
+            if law is None:
+                children, log_probs = likeliest(choice.scores(logits, position + level), self.width)
+                free = log_probs
+            else:
+                race, ids = greatest(choice.race(law.double()), self.width)
+                free, log_probs = torch.stack([race, law.gather(1, ids).double()]).log().tolist()
+                children = ids.tolist()
+            found: list[tuple[float, float, int, int]] = []  # key, log-probability of the path, row, token
+            for row, (above_it, largest) in enumerate(paths):
+                keys = [above_it + value for value in free[row]]
+                keys = keys if law is None else gumbel_below(keys, largest)
+                found += [(k, above_it + p, row, t) for k, p, t in zip(keys, log_probs[row], children[row], strict=True)]
+            found = sorted((child for child in found if child[0] > -math.inf), key=lambda child: -child[0])[: self.width]
             first = len(tokens)
-            tokens += children
-            parents += [above[row] for row in rows]
-            laws += [law[row] for row in rows] if choice.draws else []
+            new, nodes = [token for *_, token in found], [above[row] for *_, row, _ in found]
+            tokens += new
+            parents += nodes
+            laws += [] if law is None else [law[row] for *_, row, _ in found]
             if level + 1 == max_depth:
                 break
-            logits = source.next(children, [above[row] for row in rows])
-            log_prob, perturbed = below.flatten()[places], best.values[:able]
+            logits = source.next(new, nodes)
+            paths = [(log_prob, key) for key, log_prob, _, _ in found]
             above = list(range(first, len(tokens)))
         form = parents if self.branches else None
         return DraftTree(tokens, form, Contract.WITHOUT_REPLACEMENT, laws) if choice.draws else DraftTree(tokens, form)
 
 
-def gumbel_below(log_prob: Tensor, largest: Tensor, generator: torch.Generator) -> Tensor:
-    """Gumbel noise around log_prob [n, vocab] on condition that the largest of a row is largest[row] (Kool et al., section 3).
+def gumbel_below(free: Sequence[float], largest: float) -> list[float]:
+    """Log-probabilities with Gumbel noise, on condition that the largest is `largest` (Kool et al., section 3).
 
-    -log(exp(-largest) - exp(-Z) + exp(-g)) with g the free draws and Z their maximum, in their appendix's stable form.
+    -log(exp(-largest) - exp(-Z) + exp(-g)), g being `free`, the free draws, Z their maximum, in their appendix's stable form.
     """
-    noise = torch.empty_like(log_prob).exponential_(generator=generator).log().neg()
-    free = log_prob + noise
-    gap = free - free.max(dim=1, keepdim=True).values
-    # log(1 - exp(gap)), -inf at the maximum itself
-    log_rest = torch.where(gap > -0.6931, gap.expm1().neg().log(), gap.exp().neg().log1p())
-    v = largest[:, None] - free + log_rest
-    kept = largest[:, None] - v.clamp(min=0.0) - v.abs().neg().exp().log1p()
-    return torch.where(log_prob > -torch.inf, kept, log_prob)
+    top, kept = max(free), []
+    for g in free:
+        if g == top or g == -math.inf:
+            kept.append(largest if g == top else g)
+            continue
+        gap = g - top  # and log(1 - exp(gap))
+        v = largest - g + (math.log(-math.expm1(gap)) if gap > -0.6931 else math.log1p(-math.exp(gap)))
+        kept.append(largest - max(v, 0.0) - math.log1p(math.exp(-abs(v))))
+    return kept

@@ -30,6 +30,7 @@ _MULTIPLIER_2 = 0x94D049BB133111EB
 _MAX63 = (1 << 63) - 1
 _UNIT = 2.0**-63
 NO_LAW = "the logits hold NaN or infinity: no token follows from them (broken weights, or a number format that overflowed)"
+_SPAN, _FEW = 16, 1 << 14  # of `greatest`: ids in a column, and numbers that are not worth a second look
 _BELOW_ONE = 1.0 - 2.0**-24  # the largest float32 below 1
 
 
@@ -125,6 +126,28 @@ def shares(scores: Tensor) -> Tensor:
     if not math.isfinite(float(law[..., 0].sum())):  # one NaN makes its whole row NaN
         raise ValueError(NO_LAW)
     return law
+
+
+def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    """The `count` greatest of each row of scores [n, V], best first, and their ids; of `rows` alone, in their order, if given.
+
+    As topk, of equals any. On the CPU every (V / 16)-th id is one column: the greatest are in the columns of the greatest
+    maxima, or behind the last column. A fifth of topk's time on 49,152 ids; the maxima are taken of all rows, for a copy of
+    some costs more.
+    """
+    vocab_size = scores.shape[1]
+    if not scores.is_cpu or scores.numel() < _FEW or vocab_size < 4 * count * _SPAN:
+        best = (scores if rows is None else scores[rows]).topk(min(count, vocab_size), dim=-1)
+        return best.values, best.indices
+    width = vocab_size // _SPAN
+    maxima = scores[:, : width * _SPAN].unflatten(-1, (_SPAN, width)).amax(dim=1)  # over whole vectors
+    chosen = torch.arange(len(scores)) if rows is None else torch.tensor(rows)
+    columns = (maxima if rows is None else maxima[chosen]).topk(count, dim=-1, sorted=False).indices
+    ids = (columns[:, None] + width * torch.arange(_SPAN)[:, None]).flatten(1)
+    if vocab_size % _SPAN:
+        ids = torch.cat([ids, torch.arange(width * _SPAN, vocab_size).expand(len(ids), -1)], dim=1)
+    best = scores.take(ids + vocab_size * chosen[:, None]).topk(count, dim=-1)
+    return best.values, ids.gather(1, best.indices)
 
 
 def noise_key(seed: int, sample_id: str, turn: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from specbench.engine.sampling import keyed_gumbel, shares
+from specbench.engine.sampling import greatest, keyed_gumbel
 from specbench.engine.tree import Contract
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class Choice:
         """The target's own noise at an output position, [vocab_size]: what it adds to its warped logits."""
         return keyed_gumbel(self.noise_key, [position], self.vocab_size, self.device)[0]
 
+    def race(self, q: Tensor) -> Tensor:
+        """q [n, vocab_size] over exponential noise: its logarithms are those of q, perturbed by Gumbel noise."""
+        return q / torch.empty_like(q).exponential_(generator=self.generator)
+
     def draw_many(self, q: Tensor, count: int, replacement: bool) -> list[list[int]]:
         """`count` tokens of each law q [n, vocab_size] in the order in which they were drawn; tokens of probability 0 never.
 
@@ -64,8 +68,7 @@ class Choice:
         """
         if replacement:
             return torch.multinomial(q, count, replacement=True, generator=self.generator).tolist()
-        race = q / torch.empty_like(q).exponential_(generator=self.generator)
-        values, tokens = race.topk(min(count, q.shape[1]), dim=-1)
+        values, tokens = greatest(self.race(q), count)
         able = (values > 0).sum(-1).tolist()
         return [row[:length] for row, length in zip(tokens.tolist(), able, strict=True)]
 
@@ -77,10 +80,3 @@ class Choice:
         if self.shares_noise:
             scores = scores + keyed_gumbel(self.noise_key, [position], logits.shape[1], logits.device)
         return scores
-
-    def weights(self, logits: Tensor, position: int) -> Tensor:
-        """What tokens are taken by, [n, V], rows that sum to 1: the laws to draw from, or what ranks them, for the largest.
-
-        Raises ValueError for logits that make no law (NaN, infinity).
-        """
-        return self.laws(logits) if self.draws else shares(self.scores(logits, position).float())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from specbench.engine.sampling import NO_LAW
+from specbench.engine.sampling import NO_LAW, greatest
 from specbench.engine.tree import DraftTree
 from specbench.parts.contracts import Shape
 
@@ -36,7 +36,7 @@ def likeliest(scores: Tensor, top_k: int) -> tuple[list[list[int]], list[list[fl
 
     scores: logits, warped or not; -inf removes a token. `top_k` above V gives all of them. Costs the host read of both.
     """
-    values, tokens = scores.float().log_softmax(dim=-1).topk(min(top_k, scores.shape[-1]), dim=-1)
+    values, tokens = greatest(scores.float().log_softmax(dim=-1), top_k)
     ranked: list[list[float]] = values.tolist()
     if any(row[0] != row[0] for row in ranked):  # NaN ranks first
         raise ValueError(NO_LAW)
