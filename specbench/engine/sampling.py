@@ -30,7 +30,7 @@ _MULTIPLIER_2 = 0x94D049BB133111EB
 _MAX63 = (1 << 63) - 1
 _UNIT = 2.0**-63
 NO_LAW = "the logits hold NaN or infinity: no token follows from them (broken weights, or a number format that overflowed)"
-_SPAN, _FEW = 16, 1 << 14  # of `greatest`: ids in a column, and numbers that are not worth a second look
+_SPAN, _FEW = 16, 1 << 16  # of `greatest`: ids in a column, and numbers that are not worth a second look
 _BELOW_ONE = 1.0 - 2.0**-24  # the largest float32 below 1
 
 
