@@ -136,18 +136,22 @@ def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> t
     some costs more.
     """
     vocab_size = scores.shape[1]
-    if not scores.is_cpu or scores.numel() < _FEW or vocab_size < 4 * count * _SPAN:
+    few = scores.numel() < _FEW or vocab_size < 4 * count * _SPAN
+    if few or not scores.is_cpu or scores.dtype not in (torch.float32, torch.float64):
         best = (scores if rows is None else scores[rows]).topk(min(count, vocab_size), dim=-1)
         return best.values, best.indices
     width = vocab_size // _SPAN
     maxima = scores[:, : width * _SPAN].unflatten(-1, (_SPAN, width)).amax(dim=1)  # over whole vectors
-    chosen = torch.arange(len(scores)) if rows is None else torch.tensor(rows)
-    columns = (maxima if rows is None else maxima[chosen]).topk(count, dim=-1, sorted=False).indices
-    ids = (columns[:, None] + width * torch.arange(_SPAN)[:, None]).flatten(1)
+    chosen = np.arange(len(scores)) if rows is None else np.array(rows)
+    columns = (maxima if rows is None else maxima[chosen]).topk(count, dim=-1, sorted=False).indices.numpy()
+    ids = (np.arange(_SPAN)[:, None] * width + columns[:, None]).reshape(len(chosen), -1)
     if vocab_size % _SPAN:
-        ids = torch.cat([ids, torch.arange(width * _SPAN, vocab_size).expand(len(ids), -1)], dim=1)
-    best = scores.take(ids + vocab_size * chosen[:, None]).topk(count, dim=-1)
-    return best.values, ids.gather(1, best.indices)
+        rest = np.broadcast_to(np.arange(width * _SPAN, vocab_size), (len(chosen), vocab_size % _SPAN))
+        ids = np.concatenate([ids, rest], axis=1)
+    found, row = scores.detach().numpy()[chosen[:, None], ids], np.arange(len(chosen))[:, None]
+    places = found.argpartition(-count, axis=1)[:, -count:]
+    places = places[row, found[row, places].argsort(axis=1)[:, ::-1]]  # NaN is the greatest of all
+    return torch.from_numpy(found[row, places]), torch.from_numpy(ids[row, places])
 
 
 def noise_key(seed: int, sample_id: str, turn: int) -> int:
