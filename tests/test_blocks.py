@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +27,7 @@ def test_a_rounded_matrix_is_found_stored_and_read_to_the_bit(seed: int, size: f
     assert (error <= spread * (0.5 / 15 + 0.002) + size * 2e-3).all(), "half a step, and what half precision loses"
     again = blocks.found(made.weight)
     assert again is not None and all(torch.equal(a, b) for a, b in zip(again, made, strict=True))
-    stored = blocks.packed("w", made) | {"b": torch.ones(3)}
+    stored = blocks.packed("w", made.weight) | {"b": torch.ones(3)}
     assert sum(part.nbytes for name, part in stored.items() if name != "b") == weight.numel() * 5 // 8
     read = blocks.unpacked(stored)
     assert set(read) == {"w", "b"} and torch.equal(read["w"], made.weight)
@@ -42,7 +40,8 @@ def test_a_matrix_that_was_never_rounded_is_not_found() -> None:
     weight[2, 40] *= 1.0001
     assert blocks.found(weight) is None
     assert not blocks.fits(torch.zeros(4, 40)) and not blocks.fits(torch.zeros(64))
-    stored = blocks.packed("w", blocks.nearest(torch.randn(4, 64)))
+    assert blocks.packed("w", weight) == {} and blocks.packed("w", torch.zeros(64)) == {}
+    stored = blocks.packed("w", blocks.nearest(torch.randn(4, 64)).weight)
     with pytest.raises(KeyError):
         blocks.unpacked({name: part for name, part in stored.items() if name != "w.scale"})
 
@@ -61,7 +60,7 @@ class Two(nn.Module):
         return out
 
 
-def test_training_sees_rounded_weights_and_leaves_them(tmp_path: Path) -> None:
+def test_training_sees_rounded_weights_and_leaves_them() -> None:
     torch.manual_seed(0)
     model = Two()
     before, frozen = model.inner.weight.detach().clone(), model.frozen.weight.clone()
@@ -87,6 +86,19 @@ def test_training_sees_rounded_weights_and_leaves_them(tmp_path: Path) -> None:
     assert pack(read["frozen.weight"].float())[0] == HALVES
 
 
-def test_other_widths_are_refused() -> None:
+def test_other_widths_are_refused_and_parts_that_are_stored_otherwise() -> None:
     with pytest.raises(ConfigError, match=r"train\.weight_bits=8: choose 16"):
         settings_from({"part": "draft", "train": {"weight_bits": 8}})
+    parts = {
+        "whole": {"kind": "draft"},
+        "target": {"kind": "target"},
+        "some": {"kind": "draft", "num_ids": 40},
+        "heads": {"kind": "heads"},
+    }
+    for name in parts:
+        settings = settings_from({"part": name, "parts": parts, "train": {"weight_bits": 4}})
+        if name in ("some", "heads"):
+            assert settings.chosen().kind == parts[name]["kind"]
+        else:
+            with pytest.raises(ConfigError, match=r"train\.weight_bits=4: .*heads and of drafts over some ids"):
+                settings.chosen()

@@ -321,6 +321,8 @@ def test_the_greatest_ids_are_those_of_a_sort(vocab_size: int) -> None:
         wanted = scores if rows is None else scores[rows]
         assert torch.equal(values, wanted.sort(dim=-1, descending=True).values[:, :8])
         assert torch.equal(wanted.gather(1, ids), values) and all(len({*row}) == 8 for row in ids.tolist())
+        assert torch.equal(greatest(scores.double(), 8, rows)[0].float(), values)
+        assert torch.equal(greatest(scores.bfloat16(), 8, rows)[0], wanted.bfloat16().topk(8).values), "as on other devices"
     scores[1, vocab_size // 2] = math.nan
     assert greatest(scores, 8)[1][1, 0] == vocab_size // 2
     assert [len(row) for row in greatest(scores[:, :6], 8)[1]] == [6] * 9

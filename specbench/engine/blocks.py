@@ -24,6 +24,11 @@ class FourBits(NamedTuple):
     q: Tensor
 
     @property
+    def nibbles(self) -> Tensor:
+        """q two by two, the first in the low bits, uint8 [outputs, blocks, 16]."""
+        return self.q[..., 0::2] | self.q[..., 1::2] << 4
+
+    @property
     def weight(self) -> Tensor:
         """float32 [outputs, inputs]."""
         return (self.q * self.scale[..., None] + self.offset[..., None]).flatten(1)
@@ -54,11 +59,12 @@ def _between(blocks: Tensor, offset: Tensor, most: Tensor) -> FourBits:
     return FourBits(scale, offset, q.to(torch.uint8))
 
 
-def packed(name: str, made: FourBits) -> dict[str, Tensor]:
-    """What is stored of a matrix, five bits a number. The offset must be of half precision."""
-    assert torch.equal(made.offset.half().float(), made.offset)
-    words = made.q[..., 0::2] | made.q[..., 1::2] << 4
-    return dict(zip((name + part for part in _PARTS), (words, made.scale.half(), made.offset.half()), strict=True))
+def packed(name: str, weight: Tensor) -> dict[str, Tensor]:
+    """What is stored of a matrix that is made of blocks with offsets of half precision, five bits a number; else nothing."""
+    made = found(weight) if fits(weight) and weight.dtype == torch.float32 else None
+    if made is None or not torch.equal(made.offset.half().float(), made.offset):
+        return {}
+    return dict(zip((name + part for part in _PARTS), (made.nibbles, made.scale.half(), made.offset.half()), strict=True))
 
 
 def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

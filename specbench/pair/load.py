@@ -146,6 +146,11 @@ def read_config(spec: ModelSpec) -> Any:
         raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}") from error
 
 
+def num_layers(spec: ModelSpec) -> int:
+    """By a model's configuration."""
+    return int(read_config(spec).get_text_config(decoder=True).num_hidden_layers)
+
+
 def check_pair(spec: PairSpec, target_tokenizer: Any) -> PairSpec:
     """Refuse an ill-matched pair before any weight is loaded; returns the spec with its vocabularies."""
     target_config = read_config(spec.target)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbench.config.options import ConfigError
 from specbench.config.specs import ModelSpec, PairSpec
-from specbench.pair.load import abilities, draft_loader, load_model, load_tokenizer, on_its_backend, read_config
+from specbench.pair.load import abilities, draft_loader, load_model, load_tokenizer, num_layers, on_its_backend, read_config
 from specbench.pair.packaged import title
 from specbench.pair.spec import BUILTIN, resolve_path
 from specbench.pair.vocabulary import common_vocabulary
@@ -37,7 +37,7 @@ def _stage(pair: PairSpec, name: str) -> tuple[str, Callable[[], Any]]:
     if name == "middle" and pair.target.name == f"{BUILTIN}target":
         name = f"{BUILTIN}draft_large"
     if name == "middle" or name.startswith("target:"):
-        total = read_config(pair.target).get_text_config(decoder=True).num_hidden_layers
+        total = num_layers(pair.target)
         wanted = str(max(1, total // 2)) if name == "middle" else name.removeprefix("target:")
         if not wanted.isdecimal() or not 1 <= int(wanted) <= total:
             raise ConfigError(KEY, name, f"the target has {total} layers: target:<1 to {total}>")

@@ -141,20 +141,28 @@ def warm_up(arm: Arm, requests: Sequence[Request], threads: int | None) -> dict[
     candidates = [settled.threads] if settled else thread_candidates(arm.device, threads)
     cores = arm.placement.cores
     seconds, tokens = dict.fromkeys(candidates, 0.0), dict.fromkeys(candidates, 0)
-    for index, request in enumerate(itertools.chain(requests[:1], *[requests] * (MOST_TRIALS if len(candidates) > 1 else 1))):
-        if index > len(requests) and index % len(requests) == 1 % len(requests):
-            if min(seconds.values()) >= TRIAL_SECONDS:
-                break
-            arm.method.reset()
-        first = index % len(candidates)
+    turns = itertools.count()
+
+    def run(request: Request) -> dict[int, SampleRecord]:
+        """With every count."""
+        records, first = {}, next(turns) % len(candidates)
         for count in [*candidates[first:], *candidates[:first]]:
             arm.placement = settled or Placement(cores, count)
-            record, _ = arm.run(request, repeat=-1, order=-1, category=None)
-            if record.error:
-                raise RuntimeError(f"the warm-up of the {arm.name} arm failed: {record.error}")
-            if index:
+            records[count], _ = arm.run(request, repeat=-1, order=-1, category=None)
+            if records[count].error:
+                raise RuntimeError(f"the warm-up of the {arm.name} arm failed: {records[count].error}")
+        return records
+
+    run(requests[0])
+    for trial in range(MOST_TRIALS if len(candidates) > 1 else 1):
+        if trial:
+            arm.method.reset()
+        for request in requests:
+            for count, record in run(request).items():
                 seconds[count] += record.decode_seconds or 0.0
                 tokens[count] += record.num_emitted or 0
+        if min(seconds.values()) >= TRIAL_SECONDS:
+            break
     measured = {count: seconds[count] / tokens[count] if tokens[count] else 0.0 for count in candidates}
     best = min(candidates, key=lambda count: measured[count])
     arm.placement = settled or Placement(cores, best)

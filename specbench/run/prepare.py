@@ -21,8 +21,8 @@ from specbench.pair.load import (
     check_pair,
     context_length,
     load_tokenizer,
+    num_layers,
     pair_facts,
-    read_config,
     refuse_ids_without_rows,
     refuse_recomputed,
 )
@@ -115,7 +115,7 @@ def refuse_unmet_needs(methods: Sequence[Method], pair: PairSpec) -> None:
         remedy = f"it cannot give {', '.join(sorted(missing))}, which the method needs: choose another target or method"
         raise UnfitError("pair.target", target.name, remedy)
     least = max(need.layers for need in needs)
-    layers = read_config(target).get_text_config(decoder=True).num_hidden_layers if least else 0
+    layers = num_layers(target) if least else 0
     if layers < least:
         remedy = f"it has {layers} layers, one of which is left to verify with: take method.exit_layer below {layers}"
         raise UnfitError("pair.target", target.name, remedy)

@@ -100,14 +100,20 @@ class Settings:
     allow_targets: list[str] = field(default_factory=list)  # part=heads: as a run's
 
     def chosen(self) -> PartSettings:
-        """The settings of the chosen part, with `train.*` overrides. Raises ConfigError for an unknown part."""
+        """The settings of the chosen part, with `train.*` overrides. Raises ConfigError for an unknown part, and one that
+        four bits cannot be kept of."""
         if self.part not in self.parts:
             raise ConfigError("part", self.part, f"choose one of {', '.join(sorted(self.parts))} or card")
         part = self.parts[self.part]
         changes = {
             name: getattr(self.train, name) for name in ("tokens", "layers", "num_ids") if getattr(self.train, name) is not None
         }
-        return PartSettings(**(vars(part) | changes))
+        chosen = PartSettings(**(vars(part) | changes))
+        in_blocks = chosen.kind in ("heads", "acceptance_head") or chosen.num_ids  # the rest is written by transformers
+        if self.train.weight_bits == FOUR_BITS and not in_blocks:
+            remedy = "blocks are kept of heads and of drafts over some ids (train.num_ids) alone: 16"
+            raise ConfigError("train.weight_bits", FOUR_BITS, remedy)
+        return chosen
 
 
 def settings_from(plain: dict[str, Any]) -> Settings:

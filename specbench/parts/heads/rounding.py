@@ -30,9 +30,5 @@ def rounded_state(model: nn.Module, mantissa_bits: int = BFLOAT16_MANTISSA_BITS)
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         value = value.detach().cpu()
-        made = blocks.found(value.float()) if blocks.fits(value) and value.dtype == torch.float32 else None
-        if made is not None and torch.equal(made.offset.half().float(), made.offset):
-            state |= blocks.packed(name, made)
-        else:
-            state[name] = round_mantissa(value.to(torch.bfloat16), mantissa_bits)
+        state |= blocks.packed(name, value) or {name: round_mantissa(value.to(torch.bfloat16), mantissa_bits)}
     return state

@@ -33,9 +33,7 @@ def pack(weight: Tensor, smaller: bool = True) -> tuple[int, Tensor]:
 def _four_bits(weight: Tensor) -> list[Tensor] | None:
     """Scale [outputs, blocks], offset, words of eight q [outputs, blocks, 4]; None: it is not of the kind."""
     found = blocks.found(weight)
-    return (
-        None if found is None else [found.scale, found.offset, (found.q[..., 0::2] | found.q[..., 1::2] << 4).view(torch.int32)]
-    )
+    return None if found is None else [found.scale, found.offset, found.nibbles.view(torch.int32)]
 
 
 def _eight_bits(weight: Tensor) -> list[Tensor] | None:

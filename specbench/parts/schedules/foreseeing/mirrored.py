@@ -131,7 +131,7 @@ class Mirrored(Foreseeing):
     name = "mirrored"
 
     def __init__(self, draft_length: int, num_candidates: int, exit_layer: int | None, fallback: str, draft_cores: int):
-        self.needs = Needs(draft="worker", layers=(exit_layer or 1) + 1)  # one is left behind the exit
+        self.needs = type(self).needs | Needs(layers=(exit_layer or 1) + 1)  # one is left behind the exit
         super().__init__(draft_length, num_candidates, fallback, 1.0, draft_cores)
         self.budget = (1 + draft_length) * num_candidates
         self.num_candidates, self.exit_layer = num_candidates, exit_layer
