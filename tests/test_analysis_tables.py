@@ -15,6 +15,7 @@ from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import comparisons, restrict
 from specbench.analysis.read.frames import load
 from specbench.analysis.show import check_tables, members, paper_tables, run_tables
+from specbench.analysis.show.captions import counted
 from specbench.analysis.show.cells import Cell, Column, Row, mark_best
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.render import escape_latex, to_html, to_latex, to_markdown
@@ -123,6 +124,11 @@ def test_captions_say_n_estimator_hardware_and_definitions(root: Path) -> None:
         for part in ("n = 16 prompts x 2 repeats", "baseline autoregressive", "Synthetic CPU", "ratio of totals", "bootstrap"):
             assert part in table.caption, (table.name, part)
         assert "greedy" in table.caption and "Bold" in table.caption
+
+
+@pytest.mark.parametrize(("span", "said"), [(1, "1 run"), ("1", "1 run"), (36, "36 runs"), ("1 to 3", "1 to 3 runs")])
+def test_one_of_a_kind_is_no_several(span: object, said: str) -> None:
+    assert counted(span, "run") == said
 
 
 def test_energy_table_splits_joules_per_token(root: Path) -> None:

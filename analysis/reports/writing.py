@@ -20,6 +20,7 @@ from specbench.analysis.show import (
 )
 from specbench.analysis.show.across import across_machines
 from specbench.analysis.show.answer import answer
+from specbench.analysis.show.captions import counted
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import Drawing
 
@@ -116,8 +117,9 @@ def opening(doc: Document, frames: Frames) -> None:
     runs = frames.runs
     data = ", ".join(dict.fromkeys(runs["data"]))
     doc.text(
-        f"{len(runs)} runs of {runs['method'].nunique()} methods on {data}; {len(frames.rounds):,} target forwards, "
-        f"{len(frames.samples):,} decoded samples. Every number comes from the stored records of these runs alone."
+        f"{counted(len(runs), 'run')} of {counted(runs['method'].nunique(), 'method')} on {data}; {len(frames.rounds):,} "
+        f"target forwards, {len(frames.samples):,} decoded samples. "
+        "Every number comes from the stored records of these runs alone."
     )
     standins = sorted({name for name, source in zip(runs["data"], runs["data_source"], strict=True) if source == "standin"})
     if standins:

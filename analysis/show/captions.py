@@ -59,7 +59,7 @@ def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) ->
     dtype = ", ".join(dict.fromkeys(str(value) for value in runs["dtype"]))
     engine = f"{conditions.get('engine.backend')} engine"
     return (
-        f"n = {prompts} prompts x {repeats_text(_range(runs['repeats']))}; baseline {conditions.get('baseline')}; {law}; "
+        f"n = {prompts} prompts x {counted(_range(runs['repeats']), 'repeat')}; baseline {conditions.get('baseline')}; {law}; "
         f"hardware: {hardware}, device {conditions.get('device')}, {dtype}, {engine}, batch size 1."
     )
 
@@ -69,9 +69,9 @@ def _range(values: Iterable[Any]) -> str:
     return "?" if not known else str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
-def repeats_text(span: str) -> str:
-    """`1 repeat`, `2 to 3 repeats`."""
-    return f"{span} repeat{'' if span == '1' else 's'}"
+def counted(span: object, noun: str) -> str:
+    """`1 repeat`, `2 to 3 repeats`, `36 runs`."""
+    return f"{span} {noun}{'' if str(span) == '1' else 's'}"
 
 
 _LONGEST = 120  # bytes: file systems end at 255
