@@ -177,7 +177,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", default="builtin", help="a YAML in conf/pair")
     parser.add_argument("--data", default="humaneval", help="a YAML in conf/data")
-    parser.add_argument("--identity", action="store_true", help="only whether eager and native give the same ids; no timing")
+    parser.add_argument("--identity", action="store_true", help="only whether native gives generate's ids; no timing")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=20)
@@ -192,7 +192,7 @@ def main() -> int:
     transformers_logging.set_verbosity_error()
     named, prompts, models, facts = contenders(options)
     if options.identity:
-        named = {name: named[name] for name in ("eager AR", "native AR", "native speculative")}
+        named = {name: named[name] for name in ("generate", "native AR", "native speculative")}
         differ = [number for number, prompt in enumerate(prompts) if len({tuple(run(prompt)) for run in named.values()}) > 1]
         print(
             f"{', '.join(named)}: same ids on {len(prompts) - len(differ)} of {len(prompts)} prompts of {options.data} {differ}"
