@@ -194,6 +194,11 @@ REFUSED = [
     (["method.gama=3"], "method.gama=3: unknown option", "method.draft_length"),
     (["method.look_ahead=3"], "method.look_ahead=3: unknown option", "did you mean method.max_lookahead?"),
     (["decoding.tempratur=1"], "decoding.tempratur=1: unknown option", "did you mean decoding.temperature?"),
+    (
+        ["method.stop=confidence", "method.stop.threshold=0.6"],
+        "method.stop.threshold=0.6: unknown",
+        "_target_: <class>, threshold: 0.6",
+    ),
     (["temperature=1"], "temperature=1: unknown option", "did you mean decoding.temperature?"),
     (["metod=amusd"], "metod=amusd: unknown option", "did you mean method?"),
     (["+foo=1"], "foo=1: unknown option", "method@baseline"),

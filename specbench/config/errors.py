@@ -58,7 +58,11 @@ def unknown(key: str, value: str | None, siblings: Iterable[str]) -> str:
     near = moved or [places[name] for name in difflib.get_close_matches(leaf, places, n=2, cutoff=0.7)]
     hint = f" did you mean {' or '.join(near)}?" if near else ""
     listed = ", ".join("method@baseline" if name == "baseline" else name for name in possible)
-    return f"{_assignment(key, value)}: unknown option;{hint} possible: {listed or 'none'}"
+    if not possible:
+        section = key.rpartition(".")[0]
+        node = f"{section}='{{_target_: <class>, {leaf}: {'<value>' if value is None else value}}}'"
+        return f"{_assignment(key, value)}: unknown option; {section} is one value, options of its own need a node: {node}"
+    return f"{_assignment(key, value)}: unknown option;{hint} possible: {listed}"
 
 
 def schema_keys() -> list[str]:
