@@ -28,16 +28,26 @@ from specbench.pair.spec import specify
 from specbench.processes.mailbox import PeerLost
 from specbench.run import resume
 from specbench.sim import folders
-from specbench.sim.acceptance import MAX_RANK, Profile, Text, judged, measured_profile, pattern_text, recorded_texts
+from specbench.sim.acceptance import (
+    MAX_RANK,
+    Profile,
+    Text,
+    in_chain,
+    judged,
+    measured_profile,
+    pattern_text,
+    rate_of,
+    recorded_texts,
+)
 from specbench.sim.around import seconds_around
 from specbench.sim.compare import Cell, crossing, largest_that_pays, texts_of
 from specbench.sim.costs import ALONE, BESIDE, TURNS, CostError, Costs, Grid, Link, Roofline, Size
 from specbench.sim.hardware import load_costs, preset_costs, preset_names
 from specbench.sim.options import parse
 from specbench.sim.play import Played, play
-from specbench.sim.session import EOS, Script
+from specbench.sim.session import EOS, Script, SimModel
 from specbench.sim.validate import as_settled
-from specbench.sim.world import SimSlot, World
+from specbench.sim.world import SimSlot, World, news_at
 from specbench.track.mirror import tracked_run
 
 PAIR = PairSpec(
@@ -52,9 +62,9 @@ def node(method: str, *options: str) -> Any:
     return composed(f"method={method}", *(f"method.{option}" for option in options)).method
 
 
-def flat(target: float, draft: float, row: float = 0.0, link: Link | None = None) -> Costs:
+def flat(target: float, draft: float, row: float = 0.0, link: Link | None = None, **stages: float) -> Costs:
     """Forwards that cost the same whatever the context, and a prefill that costs nothing to speak of."""
-    models = {"target": (target, row), "draft": (draft, 0.0)}
+    models = {"target": (target, row), "draft": (draft, 0.0)} | {name: (cost, 0.0) for name, cost in stages.items()}
     grids = {
         role: Grid(
             [[rows, 0, 1, first + more * (rows - 1)] for rows in (1, 64)]
@@ -147,6 +157,100 @@ def test_lockstep_takes_the_slower_side_of_every_step(pattern: str) -> None:
     assert played.decode_seconds == pytest.approx(lockstep_seconds(steps, times), rel=1e-6)
 
 
+# ------------------------------------------------------------------------------------------------ chains of drafts
+@pytest.mark.parametrize("pattern", ["never", "iid:0.3", "bursts:12+4"])
+def test_a_chain_of_one_draft_is_amusd(pattern: str) -> None:
+    """Round for round and second for second; a further stage makes it another schedule."""
+    from specbench.config.draft_errors import DraftErrors
+
+    some = [pattern_text(DraftErrors.parse(pattern), f"s/{i}", 0, 3, 60, 0) for i in range(2)]
+    costs = flat(0.00437, 0.001, 0.00005681, Link(2e-5), middle=0.002)
+    options = ("draft_length=2", "max_lookahead=9")
+    one, other = of("pipespec", costs, some, "stages=[draft]", *options), of("amusd", costs, some, *options)
+    for mine, theirs in zip(one.outcomes, other.outcomes, strict=True):
+        assert (mine.rounds, mine.decode_seconds) == (theirs.rounds, theirs.decode_seconds)
+    longer = of("pipespec", costs, in_chain(some, rate_of(some), (1.0,), 0), *options)
+    assert [o.rounds for o in longer.outcomes] != [o.rounds for o in other.outcomes]
+
+
+def played_by_hand(wrong: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, list[Any]], Outcome]:
+    """A chain of three, 10, 4 and 1.1 ms a forward, ten tokens: (start in ms, rows) of the forwards behind the prefill."""
+    found: dict[str, list[Any]] = {}
+
+    def charge(model: SimModel, rows: int, past: int) -> None:
+        world = model.stage.charge.__self__  # type: ignore[attr-defined]
+        if past:
+            found.setdefault(world.current.name, []).append((round(1e3 * world.now(), 3), rows))
+        charged(model, rows, past)
+
+    charged = SimModel.charge
+    monkeypatch.setattr(SimModel, "charge", charge)
+    right = tuple(position not in wrong for position in range(10))
+    text = Text("s/0", 0, 3, 10, 10, False, right, tuple(1 if r else 2 for r in right), ((True,) * 10,))
+    costs = flat(0.010, 0.0011, link=Link(1e-9), middle=0.004)
+    return found, of("pipespec", costs, [text], "draft_length=1").outcomes[0]
+
+
+def test_a_chain_of_three_plays_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, outcome = played_by_hand((), monkeypatch)
+    assert found["stage 0"] == [(pytest.approx(1.1 * n, abs=2e-3), 1) for n in range(8)]  # never stopped, to the last but one
+    # The middle has one draft, then what came meanwhile: two, and two more, as far as the output goes.
+    assert found["stage 1"] == [(pytest.approx(at, abs=2e-3), rows) for at, rows in ((1.1, 2), (5.1, 3), (9.1, 3))]
+    assert found["target"] == [(pytest.approx(at, abs=2e-3), rows) for at, rows in ((5.1, 3), (15.1, 6))]
+    assert outcome.decode_seconds == pytest.approx(0.0251, abs=2e-6)
+
+
+def test_a_contradiction_in_a_chain_plays_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draft errs at position 3: the middle sees it behind its second forward, and the target never hears of it."""
+    found, outcome = played_by_hand((3,), monkeypatch)
+    starts = [*(1.1 * n for n in range(8)), *(9.1 + 1.1 * n for n in range(5))]
+    assert found["stage 0"] == [(pytest.approx(at, abs=2e-3), 1) for at in starts]  # the cache goes back with it
+    assert found["stage 1"] == [(pytest.approx(at, abs=2e-3), rows) for at, rows in ((1.1, 2), (5.1, 3), (10.2, 2), (14.2, 3))]
+    assert found["target"] == [(pytest.approx(at, abs=2e-3), rows) for at, rows in ((5.1, 3), (15.1, 3), (25.1, 3))]
+    assert outcome.decode_seconds == pytest.approx(0.0351, abs=2e-6)
+    assert outcome.counted["stage_0_discarded"] == 6 and outcome.counted["stage_1_discarded"] == 0
+
+
+def test_the_models_of_a_chain_are_nested_and_have_their_rates() -> None:
+    some = in_chain(texts(0.6, number=20), 0.6, (0.8, 0.95), seed=1)
+    for text in some:
+        for fewer, more in zip((text.right, *text.behind), text.behind, strict=False):
+            assert all(b or not a for a, b in zip(fewer, more, strict=True))
+    for number, rate in enumerate((0.8, 0.95)):
+        share = sum(sum(t.behind[number][1:]) for t in some) / (20 * 199)
+        assert share == pytest.approx(rate, abs=0.03)
+    wrong = [place for place, right in enumerate(some[0].behind[0]) if not right]
+    said = [script.argmax(1)[wrong] for script in (Script(some[0]).target, *Script(some[0]).drafts[:2])]
+    assert (said[0] != said[1]).all() and (said[0] != said[2]).all() and (said[1] != said[2]).all()
+    with pytest.raises(ConfigError, match=r"stage_acceptance=0\.5: a model of a chain is right wherever"):
+        in_chain(some, 0.6, (0.5,), 0)
+
+
+def test_a_chain_shares_what_a_preset_has() -> None:
+    """A device each on a cluster; on two devices the stages share the draft's, on one all share."""
+    stages = ("draft", "middle")
+    alone = load_costs("cluster", PAIR, stages=stages)
+    assert alone.num_devices == 3 and load_costs("cluster", PAIR).num_devices == 2
+    for name, share in (("cluster", 1), ("2xh100", 2), ("h100", 3)):
+        costs = load_costs(name, PAIR, stages=stages)
+        for stage in stages:
+            ratio = costs.curve(stage, BESIDE).seconds(1, 0) / alone.curve(stage, ALONE).seconds(1, 0)
+            assert ratio == pytest.approx(share, rel=1e-6)
+    weights = [alone.curve(role, ALONE).size.parameters for role in ("target", "middle")]  # type: ignore[attr-defined]
+    assert weights[1] == pytest.approx(0.53e9 + (weights[0] - 0.53e9) / 2)
+    with pytest.raises(ConfigError, match=r"target:<1 to 32>"):
+        load_costs("cluster", PAIR, stages=("draft", "target:33"))
+    with pytest.raises(CostError, match="no costs of the middle beside"):
+        flat(1.0, 1.0).curve("middle", BESIDE)
+
+
+def test_a_chains_run_is_no_acceptance(tmp_path: Path) -> None:
+    config = composed("method=pipespec", f"runs_dir={tmp_path}")
+    folder = simulated_run(config, flat(0.009, 0.001, middle=0.003), in_chain(texts(0.7, number=2, tokens=20), 0.7, (0.9,), 0))
+    with pytest.raises(ConfigError, match="records no verdicts of its stages by position"):
+        texts_of(parse([])[0], str(folder))
+
+
 def test_pearl_measures_the_simulated_machine_and_not_this_one() -> None:
     played = of("pearl", flat(0.0071, 0.001), texts(0.9, number=1))
     facts = played.method.facts()
@@ -205,7 +309,7 @@ def test_messages_take_the_links_time_and_keep_their_order() -> None:
     slot = SimSlot(world, 8)
     slot.publish(1, 0, 0, [5, 6])
     slot.publish(1, 0, 2, [])
-    assert slot.read(0).tokens == [] and slot.news_at(0) == pytest.approx(0.5 + 10)
+    assert slot.read(0).tokens == [] and news_at(slot, 0) == pytest.approx(0.5 + 10)
     world.home.time = 11.0
     assert slot.read(0).tokens == [5, 6] and slot.version() == 2
 
@@ -259,7 +363,7 @@ def test_every_preset_can_be_used_and_a_broken_one_is_named() -> None:
         preset_costs("mine", {k: v for k, v in facts.items() if k != "link"}, PAIR)
     with pytest.raises(ConfigError, match=r"mine\.target\.bytes_per_second"):
         preset_costs("mine", facts | {"target": facts["target"] | {"bytes_per_second": "fast"}}, PAIR)
-    with pytest.raises(ConfigError, match="possible: 2xh100"):
+    with pytest.raises(ConfigError, match="possible: 2xh100, cluster"):
         load_costs("h1000", PAIR)
 
 
@@ -329,7 +433,7 @@ def test_acceptance_as_it_is_written() -> None:
     [
         ("eagle", (), "method"),
         ("suffix", (), "method"),
-        ("pipespec", (), "method.stages"),
+        ("pipespec", (), "stage_acceptance"),
         ("speculative", ("stop=confidence",), "method.stop"),
         ("speculative", ("rule=ratio",), "method.rule"),
         ("speculative", ("shape=dynamic",), "method.shape"),

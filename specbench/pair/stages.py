@@ -34,21 +34,31 @@ def _stage(pair: PairSpec, name: str) -> tuple[str, Callable[[], Any]]:
     assert load is not None and draft is not None, "without a draft nobody asks"
     if name == "draft":
         return draft.name, load
-    if name == "middle" and pair.target.name == f"{BUILTIN}target":
-        name = f"{BUILTIN}draft_large"
-    if name == "middle" or name.startswith("target:"):
-        total = num_layers(pair.target)
-        wanted = str(max(1, total // 2)) if name == "middle" else name.removeprefix("target:")
-        if not wanted.isdecimal() or not 1 <= int(wanted) <= total:
-            raise ConfigError(KEY, name, f"the target has {total} layers: target:<1 to {total}>")
+    model = meant(name, pair.target.name, partial(num_layers, pair.target))
+    if isinstance(model, int):
         if "layers" not in abilities(pair.target):
             raise ConfigError(KEY, name, f"{pair.target.name} cannot be run layer by layer: name a model")
         spec = replace(pair.target, role="draft", device=draft.device)
-        return f"{pair.target.name}, first {wanted} of {total} layers", partial(
-            _load_first_layers, spec, pair.vocab_size, int(wanted)
-        )
-    spec, rows = _named(pair, draft, name)
+        said = f"{pair.target.name}, first {model} of {num_layers(pair.target)} layers"
+        return said, partial(_load_first_layers, spec, pair.vocab_size, model)
+    spec, rows = _named(pair, draft, model)
     return spec.name, partial(load_model, spec, rows)
+
+
+def meant(name: str, target: str, num_layers: Callable[[], int]) -> str | int:
+    """What a stage's name other than `draft` stands for: a model's name, or the first so many of the target's layers.
+
+    target: its name. Raises ConfigError (method.stages) for layers that it has not.
+    """
+    if name == "middle" and target == f"{BUILTIN}target":
+        return f"{BUILTIN}draft_large"
+    if name != "middle" and not name.startswith("target:"):
+        return name
+    total = num_layers()
+    wanted = str(max(1, total // 2)) if name == "middle" else name.removeprefix("target:")
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= total:
+        raise ConfigError(KEY, name, f"the target has {total} layers: target:<1 to {total}>")
+    return int(wanted)
 
 
 def _named(pair: PairSpec, draft: ModelSpec, name: str) -> tuple[ModelSpec, int]:

@@ -52,16 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def configuration(rest: Sequence[str], *methods: str) -> tuple[RunConfig, dict[str, Any]]:
-    """The run's configuration, on the built-in pair unless told, and the nodes of methods with the options given for them."""
+    """The run's configuration, on the built-in pair unless told, and the nodes of methods, each with those of the options
+    given for methods that it has."""
     from specbench.config.compose import compose
 
-    config = compose(rest, pair="builtin")
-    nodes = {}
+    own = [word for word in rest if not word.startswith(("method=", "method."))]
+    chosen = {word: word.removeprefix("method.").partition("=")[0] for word in rest if word.startswith("method.")}
+    nodes, taken = {}, set[str]()
     for method in methods:
-        own = [word for word in rest if not word.startswith(("method=", "method."))]
-        chosen = [word for word in rest if word.startswith("method.")]
-        nodes[method] = compose([*own, f"method={method}", *chosen]).method
-    return config, nodes
+        node = compose([*own, f"method={method}"], pair="builtin").method
+        fitting = [word for word, key in chosen.items() if key.partition(".")[0] in node]
+        nodes[method] = compose([*own, f"method={method}", *fitting], pair="builtin").method if fitting else node
+        taken.update(fitting)
+    # What no method has is said to be unknown; without methods all is asked of the run's own.
+    left = [word for word in rest if word not in taken] if methods else rest
+    return compose(left, pair="builtin"), nodes
 
 
 def refuse_folders(folders: Sequence[str]) -> None:
@@ -77,7 +82,8 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
     from specbench.analysis.show.text import table_text
     from specbench.measure.records.store import is_run_folder
     from specbench.pair.spec import specify
-    from specbench.sim.compare import Bench, line_of, played_best, rate_of, with_length
+    from specbench.sim.acceptance import rate_of
+    from specbench.sim.compare import Bench, line_of, played_best, with_length
     from specbench.sim.folders import write
     from specbench.sim.report import Line, document, largest_share, pays_from
 
@@ -99,8 +105,8 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
             own = replace(config, method=dict(with_length(node, length)), method_name=method)
             name = "recorded" if recorded else f"acceptance-{options.acceptance}"
             folder = write(
-                own, pair, bench.costs(devices), {"method": played, "baseline": base},
-                data_name=name, acceptance=options.acceptance, seed=options.seed,
+                own, pair, bench.costs(devices, method), {"method": played, "baseline": base},
+                data_name=name, acceptance=options.acceptance_said, seed=options.seed,
             )  # fmt: skip
             total = sum(outcome.prefill_seconds + outcome.decode_seconds for outcome in played.outcomes)
             busy = {process: seconds / total for process, seconds in played.busy_seconds.items()}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from specbench.config.draft_errors import DraftErrors
 from specbench.config.options import ConfigError
@@ -25,6 +26,7 @@ class Text:
 
     right[i]: whether the draft has output position i (0 is the prefill's and nobody drafts it). rank[i]: the place of the
     target's token in the draft's list there, 1 where it is right. length: of the output; eos: whether an EOS ends it.
+    behind: of a chain of drafts, whose first is the draft, what each further one has right: see `in_chain`.
     """
 
     sample_id: str
@@ -35,6 +37,7 @@ class Text:
     eos: bool
     right: tuple[bool, ...]
     rank: tuple[int, ...]
+    behind: tuple[tuple[bool, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,34 @@ class Profile:
 
 
 MAX_RANK = 16
+
+
+def rate_of(texts: Sequence[Text]) -> float:
+    """Share of right drafts, over all positions that could be drafted."""
+    right = [stands for text in texts for stands in text.right[1 : text.length]]
+    return sum(right) / len(right) if right else float("nan")
+
+
+def in_chain(texts: Sequence[Text], first: float, rates: Sequence[float], seed: int) -> list[Text]:
+    """The texts for a chain of drafts: theirs, at the rate `first`, is the first one's, `rates` are those of the further ones.
+
+    Ours, for nobody published how the models of a chain agree: they are nested, each right wherever the one before it is, and
+    a seed decides where else, so that it comes to its rate; where several are wrong they say different tokens. Raises
+    ConfigError for rates that fall along the chain.
+    """
+    below, rights = first, [text.right for text in texts]
+    found: list[tuple[tuple[bool, ...], ...]] = [() for _ in texts]
+    for number, rate in enumerate(rates):
+        if rate < below:
+            remedy = f"a model of a chain is right wherever the one before it is ({below:.2f} of the tokens): let rates rise"
+            raise ConfigError("stage_acceptance", rate, remedy)
+        added = (rate - below) / (1.0 - below) if below < 1.0 else 0.0
+        for place, text in enumerate(texts):
+            draw = random.Random(f"{seed}/{text.sample_id}/{text.turn}/{number}")
+            rights[place] = tuple(stands or draw.random() < added for stands in rights[place])
+            found[place] += (rights[place],)
+        below = rate
+    return [replace(text, behind=behind) for text, behind in zip(texts, found, strict=True)]
 
 
 def pattern_text(
@@ -149,6 +180,12 @@ def measured_profile(sequences: Iterable[Mapping[int, bool]], longest: int = 8) 
         raise ConfigError("acceptance", "run folder", "no draft was judged in it: name a run of a method that drafts a chain")
     pooled = sum(stood) / sum(asked)
     return Profile(tuple(s / a if a else pooled for s, a in zip(stood, asked, strict=True)))
+
+
+def refuse_chain(run: Mapping[str, Any], key: str, folder: str) -> None:
+    """Raises ConfigError for the run of a chain of drafts: it holds what the target said of the last, of the others sums."""
+    if int(run.get("method_facts", {}).get("method", {}).get("num_processes", 2)) > 2:
+        raise ConfigError(key, folder, "a chain's run records no verdicts of its stages by position: name one with one draft")
 
 
 def recorded_texts(

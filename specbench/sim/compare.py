@@ -14,7 +14,8 @@ from specbench.config.draft_errors import DraftErrors
 from specbench.config.options import ConfigError
 from specbench.config.specs import PairSpec
 from specbench.measure.records import store
-from specbench.sim.acceptance import Profile, Text, pattern_text, recorded_texts
+from specbench.method import create_method
+from specbench.sim.acceptance import Profile, Text, in_chain, pattern_text, rate_of, recorded_texts, refuse_chain
 from specbench.sim.costs import Costs
 from specbench.sim.hardware import load_costs
 from specbench.sim.options import SimConfig
@@ -25,13 +26,21 @@ LENGTH = "draft_length"
 
 
 def texts_of(options: SimConfig, acceptance: str | float) -> list[Text]:
-    """Texts by an acceptance as it is written. Raises ConfigError for one that is none."""
-    written = str(acceptance)
+    """Texts by an acceptance as it is written, and by those of further stages. Raises ConfigError for one that is none."""
+    texts = first_texts(options, str(acceptance))
+    first = rate_of(texts)
+    with contextlib.suppress(ValueError):
+        first = float(acceptance)
+    return in_chain(texts, first, options.stage_acceptance, options.seed) if options.stage_acceptance else texts
+
+
+def first_texts(options: SimConfig, written: str) -> list[Text]:
     rates: tuple[float, ...] = ()
     names = [f"simulated/{number}" for number in range(options.samples)]
     size = (options.prompt_tokens, options.tokens, options.seed)
     if store.is_run_folder(written):
         run = store.read_run(written)
+        refuse_chain(run, "acceptance", written)
         limit = int(run["config"]["decoding"]["max_new_tokens"])
         texts, _ = recorded_texts(store.read_samples(written), store.read_rounds(written), limit, options.seed)
         return texts
@@ -43,7 +52,7 @@ def texts_of(options: SimConfig, acceptance: str | float) -> list[Text]:
         errors = DraftErrors.parse(written, "acceptance")
     except ConfigError as error:
         remedy = f"give a rate, rates by run length (0.8/0.7), a run folder, or a pattern: {error.remedy}"
-        raise ConfigError("acceptance", acceptance, remedy) from None
+        raise ConfigError("acceptance", written, remedy) from None
     return [pattern_text(errors, name, 0, *size) for name in names]
 
 
@@ -81,14 +90,16 @@ class Bench:
 
     def __init__(self, options: SimConfig, pair: PairSpec, nodes: Mapping[str, Node], baseline: Node):
         self.options, self.pair, self.nodes, self.baseline = options, pair, nodes, baseline
-        self._costs: dict[tuple[str, float | None], Costs] = {}
+        self.stages = {name: create_method(node).needs.stages for name, node in nodes.items()}
+        self._costs: dict[tuple[str, float | None, tuple[str, ...]], Costs] = {}
         self._texts: dict[str | float, list[Text]] = {}
         self._played: dict[tuple[str, str | float], Played] = {}
 
-    def costs(self, devices: str, share: float | None = None) -> Costs:
-        if (devices, share) not in self._costs:
-            self._costs[devices, share] = load_costs(devices, self.pair, share)
-        return self._costs[devices, share]
+    def costs(self, devices: str, method: str | None = None, share: float | None = None) -> Costs:
+        key = (devices, share, self.stages.get(method or "", ()))
+        if key not in self._costs:
+            self._costs[key] = load_costs(devices, self.pair, share, key[2])
+        return self._costs[key]
 
     def texts(self, acceptance: str | float) -> list[Text]:
         if acceptance not in self._texts:
@@ -106,7 +117,7 @@ class Bench:
     ) -> Played:
         node = self.nodes[method] if length is None else with_length(self.nodes[method], length)
         with quiet():
-            return play(node, self.costs(devices, share), self.texts(acceptance))
+            return play(node, self.costs(devices, method, share), self.texts(acceptance))
 
     def cell(self, devices: str, method: str, acceptance: str | float, length: int, share: float | None = None) -> Cell:
         played, base = self.play(devices, method, acceptance, length, share), self.base(devices, acceptance)
@@ -115,13 +126,15 @@ class Bench:
         return Cell(devices, label, method, given, length, share, rate, rate / base.tokens_per_second)
 
     def over_acceptance(self) -> list[Cell]:
-        """Every machine, method, acceptance and length, with the pair's own draft."""
+        """Every machine, method, acceptance and length, with the pair's own draft; no draft is better than a further stage."""
         o = self.options
+        most = min(o.stage_acceptance, default=1.0)
         return [
             self.cell(devices, method, acceptance, length)
             for devices in o.devices
             for method in self.nodes
             for acceptance in o.acceptances
+            if acceptance <= most
             for length in o.draft_lengths
         ]
 
@@ -191,12 +204,6 @@ def overtaking(
         return None
     at = crossing(rates, [mine[r].speedup for r in rates], [theirs[r].speedup for r in rates])
     return [mine[r] for r in rates], [theirs[r] for r in rates], at
-
-
-def rate_of(texts: Sequence[Text]) -> float:
-    """Share of right drafts, over all positions that could be drafted."""
-    right = [stands for text in texts for stands in text.right[1 : text.length]]
-    return sum(right) / len(right) if right else float("nan")
 
 
 def played_best(bench: Bench, devices: str, method: str, acceptance: str | float) -> tuple[int, Played]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import yaml
 from specbench.config.options import ABOVE_ZERO, ConfigError, number, one_of
 from specbench.config.paths import CONF_DIR
 from specbench.config.specs import ModelSpec, PairSpec, local_folder
+from specbench.pair.spec import resolve_path
+from specbench.pair.stages import KEY, meant
 from specbench.sim.costs import ALONE, BESIDE, TURNS, Costs, Curve, Grid, Link, Roofline, Size
 
 FORMAT = 1  # of a file of measured costs
@@ -28,12 +30,18 @@ _RATES = ("bytes_per_second", "flops_per_second")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's configuration says of its size."""
+    """What a model's configuration says of its size. head: parameters of the LM head, of all."""
 
     parameters: float
     layers: int
     kv_heads: int
     head_width: int
+    head: float
+
+    def first_layers(self, count: int) -> Shape:
+        """The model of its first layers and its LM head."""
+        layers = self.parameters - self.head
+        return replace(self, parameters=self.head + layers * count / self.layers, layers=count)
 
     def size(self, weight_bytes: float) -> Size:
         """Its cache is kept in 16 bits, whatever the weights are."""
@@ -59,16 +67,33 @@ def shape_of(spec: ModelSpec) -> Shape:
         head_width = config.get("head_dim") or width // heads
         attention = 2 * width * heads * head_width + 2 * width * kv_heads * head_width
         gated = attention + 3 * width * config["intermediate_size"]
-        return Shape(layers * gated + width * config["vocab_size"], layers, kv_heads, head_width)
+        head = width * config["vocab_size"]
+        return Shape(layers * gated + head, layers, kv_heads, head_width, head)
     except KeyError as error:
         remedy = f"its config.json has no {error.args[0]}: add the model to conf/sim/models.yaml"
         raise ConfigError(f"pair.{spec.role}", spec.name, remedy) from error
 
 
-def load_costs(devices: str, pair: PairSpec, draft_share: float | None = None) -> Costs:
+def stage_shape(pair: PairSpec, name: str) -> Shape:
+    """Of a stage of a chain of drafts, named as `method.stages` has it (`pair.stages`). Raises ConfigError (method.stages)."""
+    assert pair.draft is not None, "without a draft there is no chain"
+    if name == "draft":
+        return shape_of(pair.draft)
+    target = shape_of(pair.target)
+    model = meant(name, pair.target.name, lambda: target.layers)
+    if isinstance(model, int):
+        return target.first_layers(model)
+    try:
+        return shape_of(replace(pair.draft, name=model, path=resolve_path(model, "draft")))
+    except ConfigError as error:
+        raise ConfigError(KEY, name, error.remedy) from error
+
+
+def load_costs(devices: str, pair: PairSpec, draft_share: float | None = None, stages: Sequence[str] = ()) -> Costs:
     """The costs of a pair on a preset, or on the machine whose measured costs a JSON file holds.
 
-    draft_share: instead of the pair's draft one of so many of the target's parameters (presets only).
+    draft_share: instead of the pair's draft one of so many of the target's parameters (presets only). stages: names of a chain
+    of drafts (`stage_shape`), each a process of its own.
     Raises ConfigError for no such preset, a broken file, and a file that was measured with another pair.
     """
     if devices.endswith(".json"):
@@ -79,11 +104,17 @@ def load_costs(devices: str, pair: PairSpec, draft_share: float | None = None) -
     if not path.is_file():
         raise ConfigError("devices", devices, f"possible: {', '.join(preset_names())}, a YAML like these, a measured .json")
     facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return preset_costs(devices, facts, pair, draft_share)
+    return preset_costs(devices, facts, pair, draft_share, stages)
 
 
-def preset_costs(name: str, facts: Mapping[str, Any], pair: PairSpec, draft_share: float | None = None) -> Costs:
-    """Raises ConfigError for a preset that lacks something or gives a rate that is none."""
+def preset_costs(
+    name: str, facts: Mapping[str, Any], pair: PairSpec, draft_share: float | None = None, stages: Sequence[str] = ()
+) -> Costs:
+    """Raises ConfigError for a preset that lacks something or gives a rate that is none.
+
+    Stages of a chain are where the draft is, and each gets its part of all that it has, unless `each` says that every model
+    has a device like it for itself.
+    """
     try:
         weight_bytes, shared = facts["weight_bytes"], facts["shared"]
         for role in ROLES:
@@ -92,7 +123,8 @@ def preset_costs(name: str, facts: Mapping[str, Any], pair: PairSpec, draft_shar
         for rate in shared:
             one_of(f"{name}.shared", rate, *_RATES)
         link = Link(facts["link"]["latency_seconds"], facts["link"]["bytes_per_second"])
-        label, num_devices = str(facts["title"]), int(facts["num_devices"])
+        label, each, number_of = str(facts["title"]), bool(facts.get("each")), max(1, len(stages))
+        num_devices = 1 + number_of if each else int(facts["num_devices"])
     except (KeyError, TypeError) as error:
         raise ConfigError("devices", name, f"its description lacks or misplaces {error}") from error
     sizes = {"target": shape_of(pair.target).size(weight_bytes)}
@@ -100,13 +132,18 @@ def preset_costs(name: str, facts: Mapping[str, Any], pair: PairSpec, draft_shar
         sizes["draft"] = sizes["target"].scaled(draft_share)
     elif pair.draft is not None:
         sizes["draft"] = shape_of(pair.draft).size(weight_bytes)
+    for stage in stages:
+        if stage != "draft":
+            sizes[stage] = stage_shape(pair, stage).size(weight_bytes)
     curves: dict[tuple[str, str], Curve] = {}
     for role, size in sizes.items():
-        rates = {rate: float(facts[role][rate]) for rate in _RATES}
-        overhead = float(facts[role].get("overhead_seconds", 0.0))
-        halved = {rate: value / 2 if rate in shared else value for rate, value in rates.items()}
+        device = facts["target" if role == "target" else "draft"]
+        rates = {rate: float(device[rate]) for rate in _RATES}
+        overhead = float(device.get("overhead_seconds", 0.0))
+        here = 1 if role == "target" or each else number_of
+        part = {rate: value / (1 + number_of if rate in shared else here) for rate, value in rates.items()}
         curves |= {(role, mode): Roofline(size, **rates, overhead_seconds=overhead) for mode in (ALONE, TURNS)}
-        curves[role, BESIDE] = Roofline(size, **halved, overhead_seconds=overhead)
+        curves[role, BESIDE] = Roofline(size, **part, overhead_seconds=overhead)
     prefill = {role: curves[role, ALONE] for role in sizes}
     about = {"devices": name, "preset": dict(facts), "dtype": f"{8 * weight_bytes:g} bit"}
     return Costs(label, "roofline", curves, prefill, link, num_devices, about)

@@ -14,9 +14,9 @@ from specbench.sim.hardware import preset_names
 METHODS = ("speculative", "amusd", "pearl", "ssd", "dsi")  # of a comparison, where nothing is named
 
 
-def each(key: str, values: object, check: Callable[..., None], *limits: Any) -> None:
-    """Refuse all but tuples of at least one value that the checker takes."""
-    if not isinstance(values, tuple) or not values:
+def each(key: str, values: object, check: Callable[..., None], *limits: Any, none: bool = False) -> None:
+    """Refuse all but tuples of at least one value that the checker takes. none: or of no value."""
+    if not isinstance(values, tuple) or not (values or none):
         raise ConfigError(key, values, "give one value or several with commas between")
     for value in values:
         check(key, value, *limits)
@@ -28,13 +28,15 @@ _RATE = (number, 0.0, 1.0, "rates between 0 and 1")
 @dataclass
 class SimConfig:
     """acceptance: a rate; several by run length as 0.8/0.7/0.6; a pattern of wrong drafts (`iid:0.2`, `bursts:8+4`); a run
-    folder. acceptances, draft_lengths, draft_shares: what the comparison runs over; a share is of the target's parameters.
+    folder. stage_acceptance: of a chain's stages behind the first (`acceptance.in_chain`).
+    acceptances, draft_lengths, draft_shares: what the comparison runs over; a share is of the target's parameters.
     samples x tokens: texts of each cell. requests_per_second, num_requests, max_batch: of each replica that serves.
     """
 
     devices: tuple[str, ...] = option(None, each, text, "name a preset or a file of measured costs")
     methods: tuple[str, ...] = option(None, each, text, "name methods of conf/method")
     acceptance: str = option("0.8", text, "a rate, rates by run length (0.8/0.7), a pattern of wrong drafts, or a run folder")
+    stage_acceptance: tuple[float, ...] = option((), each, *_RATE, none=True)
     acceptances: tuple[float, ...] = option(None, each, *_RATE)
     draft_lengths: tuple[int, ...] = option(None, each, whole, 1)
     draft_shares: tuple[float, ...] = option(None, each, number, ABOVE_ZERO, 1.0, "shares above 0 and up to 1")
@@ -63,6 +65,10 @@ class SimConfig:
         self.requests_per_second = self.requests_per_second or (0.5, 1, 2, 4, 8, 16, 32, 64)
         self.rows = self.rows or (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17)
         self.contexts = self.contexts or (32, 128, 256, 512)
+
+    @property
+    def acceptance_said(self) -> str:
+        return ", then ".join([self.acceptance, *map(str, self.stage_acceptance)])
 
 
 def parse(arguments: Sequence[str]) -> tuple[SimConfig, list[str]]:

@@ -55,8 +55,6 @@ def refuse_what_cannot_be_simulated(node: Mapping[str, Any], method: Method, key
         raise ConfigError(
             key, node.get("_target_"), f"asks {', '.join(asked) or 'the text itself'} of the target: not simulated"
         )
-    if "stages" in node:
-        raise ConfigError(f"{key}.stages", node["stages"], "costs and acceptance are known of one draft: name another method")
     if method.rule not in (None, "greedy_match", "sample_match"):
         raise ConfigError(f"{key}.rule", method.rule, "acceptance is given, and not drawn: leave it null")
     if node.get("stop") not in WITHOUT_CONFIDENCE:
@@ -66,30 +64,40 @@ def refuse_what_cannot_be_simulated(node: Mapping[str, Any], method: Method, key
 
 
 @contextmanager
-def opened(node: Mapping[str, Any], costs: Costs, limit: int, key: str = "method") -> Iterator[tuple[Method, World, Stage]]:
-    """A method that holds a simulated pair. limit: tokens of the longest output. Raises ConfigError, CostError."""
+def opened(
+    node: Mapping[str, Any], costs: Costs, texts: Sequence[Text], key: str = "method"
+) -> Iterator[tuple[Method, World, Stage]]:
+    """A method that holds simulated models, which have the texts to say. Raises ConfigError, CostError."""
     method = create_method(node, key=key)
     refuse_what_cannot_be_simulated(node, method, key)
+    rates, further = min((len(text.behind) for text in texts), default=0), method.needs.stages[1:]
+    if rates < len(further):
+        remedy = f"one rate for each stage behind the first of the chain ({', '.join(further)}), as it was not recorded"
+        raise ConfigError("stage_acceptance", rates, remedy)
     mode = MODE_OF_DRAFT[method.needs.draft]
+    chain = method.needs.stages or ("draft",)
     world = World(costs.link)
     stage = Stage(world.charge)
 
     around = costs.around.get(key_of(method), {})
 
     def model(role: str) -> SimModel:
-        return SimModel(role, stage, costs.curve(role, mode), costs.prefill[role], around.get(role, 0.0))
+        place, kind = (None, role) if role == "target" else (chain.index(role), "draft")
+        curve = costs.curve(role, mode)
+        return SimModel(place, stage, curve, costs.prefill[role], around.get(kind, 0.0))
 
     target = model("target")
-    draft = None if mode == ALONE else model("draft")
+    draft = None if mode == ALONE else model(chain[0])
     specs = [ModelSpec(role, role, role, "float32", "cpu", None, "sdpa", False) for role in ("target", "draft")]
     runtime = Runtime(
         PairSpec("simulated", specs[0], None if draft is None else specs[1]),
         target,
         draft if mode == TURNS else None,
         SamplingLaw(),
-        limit,
+        max((text.limit for text in texts), default=1),
         frozenset({EOS}),
         load_draft=(lambda: draft) if mode == BESIDE else None,
+        load_stage=(lambda name: (name, lambda: model(name))) if mode == BESIDE else None,
         machine=world,
     )
     with told_by(world.now):
@@ -102,8 +110,7 @@ def opened(node: Mapping[str, Any], costs: Costs, limit: int, key: str = "method
 
 def play(node: Mapping[str, Any], costs: Costs, texts: Sequence[Text], key: str = "method") -> Played:
     """Decode every text with the method that a configuration node names. Raises ConfigError, CostError."""
-    limit = max((text.limit for text in texts), default=1)
-    with opened(node, costs, limit, key) as (method, world, stage):
+    with opened(node, costs, texts, key) as (method, world, stage):
         outcomes = []
         for text in texts:
             stage.script = Script(text)

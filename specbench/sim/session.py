@@ -24,8 +24,9 @@ BEHIND = 64  # positions beyond the longest output that a draft may look ahead
 class Script:
     """What target and draft say in one text, as logits [positions, VOCAB_SIZE] by output position.
 
-    Both depend on the position alone: what a draft says behind a wrong token of its own is thrown away with it. The draft's
-    logits fall from its favourite in steps of one, with the target's token at its rank and an EOS of its own nowhere.
+    All depend on the position alone: what a draft says behind a wrong token of its own is thrown away with it. The draft's
+    logits fall from its favourite in steps of one, with the target's token at its rank and an EOS of its own nowhere; so do
+    those of further drafts of a chain, each of which has a favourite of its own where it is wrong. drafts: of all, in order.
     """
 
     def __init__(self, text: Text):
@@ -38,10 +39,13 @@ class Script:
         self.tokens: list[int] = tokens.tolist()
         behind = (np.arange(VOCAB_SIZE) - tokens[:, None]) % VOCAB_SIZE  # 0 at the target's own token
         self.target = torch.from_numpy(np.where(behind == 0, 0.0, -1.0).astype(np.float32))
-        rank = np.array([*text.rank, *[1] * number][:number])
-        scores = np.where(behind == 0, -(rank[:, None] - 0.5), -behind.astype(float))
-        scores[:, EOS] = np.where(tokens == EOS, scores[:, EOS], -2.0 * VOCAB_SIZE)
-        self.draft = torch.from_numpy(scores.astype(np.float32))
+        self.drafts = []
+        for place, ranks in enumerate((text.rank, *([1 if right else 2 for right in stage] for stage in text.behind))):
+            rank = np.array([*ranks, *[1] * number][:number])
+            further = (behind - place) % VOCAB_SIZE
+            scores = np.where(behind == 0, -(rank[:, None] - 0.5), -np.where(further == 0, VOCAB_SIZE, further).astype(float))
+            scores[:, EOS] = np.where(tokens == EOS, scores[:, EOS], -2.0 * VOCAB_SIZE)
+            self.drafts.append(torch.from_numpy(scores.astype(np.float32)))
 
     @property
     def request(self) -> Request:
@@ -52,7 +56,7 @@ class Script:
 
 
 class Stage:
-    """What is on: the script of the sample under way, and the clock's hand. One for both models of a pair."""
+    """What is on: the script of the sample under way, and the clock's hand. One for all models of a pair."""
 
     def __init__(self, charge: Callable[[float], None]):
         self.charge = charge
@@ -60,12 +64,17 @@ class Stage:
 
 
 class SimModel(Model):
-    """A `Model` that was never loaded. role: target or draft. around_seconds: of the schedule, charged with each forward."""
+    """A `Model` that was never loaded. place: of a draft in its chain; None: the target. around_seconds: of the schedule,
+    charged with each forward."""
 
-    def __init__(self, role: str, stage: Stage, curve: Curve, prefill: Curve, around_seconds: float = 0.0):
+    def __init__(self, place: int | None, stage: Stage, curve: Curve, prefill: Curve, around_seconds: float = 0.0):
         plan = MaskPlan((FULL,), None)
-        super().__init__(None, VOCAB_SIZE, plan, True, 1, VOCAB_SIZE, is_draft=role == "draft", opens=self.open)
-        self.stage, self.curve, self.prefill_curve, self.around_seconds = stage, curve, prefill, around_seconds
+        super().__init__(None, VOCAB_SIZE, plan, True, 1, VOCAB_SIZE, is_draft=place is not None, opens=self.open)
+        self.place, self.stage = place, stage
+        self.curve, self.prefill_curve, self.around_seconds = curve, prefill, around_seconds
+
+    def says(self, script: Script) -> Tensor:
+        return script.target if self.place is None else script.drafts[self.place]
 
     def charge(self, rows: int, past: int) -> None:
         if past:
@@ -120,7 +129,7 @@ class SimSession:
         script = self.stage.script
         if script is None:  # a calibration: nobody looks at what it says
             return torch.zeros(1 if last_only else rows, VOCAB_SIZE)
-        logits, first = script.draft if model.is_draft else script.target, past + 1 - script.text.prompt_length
+        logits, first = model.says(script), past + 1 - script.text.prompt_length
         if depths is None:
             last = max(0, first + rows - 1)
             return logits[last : last + 1] if last_only else logits[max(0, first) : last + 1]
@@ -149,7 +158,7 @@ class SimSession:
         if script is None:
             return torch.zeros(len(ids), VOCAB_SIZE)
         first = self.trunk + 1 - script.text.prompt_length
-        return (script.draft if self.model.is_draft else script.target)[[max(0, first + depth) for depth in depths]]
+        return self.model.says(script)[[max(0, first + depth) for depth in depths]]
 
     def keep(self, rows: Sequence[int]) -> None:
         self.rollback(self.trunk + len(rows))

@@ -14,7 +14,7 @@ from specbench.config.schema import from_dict
 from specbench.measure.records import store
 from specbench.measure.records.events import SIMULATED
 from specbench.pair.spec import specify
-from specbench.sim.acceptance import recorded_texts
+from specbench.sim.acceptance import recorded_texts, refuse_chain
 from specbench.sim.compare import quiet
 from specbench.sim.hardware import load_costs
 from specbench.sim.play import Played, play
@@ -61,6 +61,7 @@ def check(folder: str, devices: str, seed: int) -> Check:
         raise ConfigError("validate", folder, f"no run to compare with: {error}") from error
     if run.get("source") == SIMULATED or run.get("status") != "success":
         raise ConfigError("validate", folder, "name a finished run that was measured")
+    refuse_chain(run, "validate", folder)
     config = from_dict(run["config"])
     done = {record.key for record in samples if record.decode_seconds is not None and record.num_rounds}
     both = [r for r in samples if r.arm == "method" and r.key in done and (*r.key[:3], "baseline") in done]

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from specbench.processes.mailbox import OPEN, LocalSlot, Mailbox, Message, PeerLost
+from specbench.processes.mailbox import OPEN, Either, LocalSlot, Mailbox, Message, PeerLost
 from specbench.processes.placement import Placement
 from specbench.processes.steps import Order, Progress
 from specbench.processes.worker import WorkerError
@@ -39,9 +39,18 @@ class Process:
             return math.inf
         if self.idle_since is None:
             return self.time
-        inbox = self.side.inbox
-        assert isinstance(inbox, SimSlot)
-        return max(self.time, inbox.news_at(self.side.seen_version))
+        return max(self.time, news_at(self.side.inbox, self.side.seen_version))
+
+
+def news_at(inbox: SimSlot | Either, seen_version: int) -> float:
+    """When a reader that has seen this version finds another: at once (0), at an arrival, or (infinity) not yet.
+
+    A stage in the middle of a chain reads two slots, whose versions it adds up.
+    """
+    slots = inbox.slots if isinstance(inbox, Either) else (inbox,)
+    if sum(slot.arrived for slot in slots) != seen_version:
+        return 0.0
+    return min(slot.next_arrival for slot in slots)
 
 
 class World:
@@ -98,7 +107,7 @@ class World:
         """The caller's process waits for news. Raises PeerLost when none can come."""
         assert self.current is self.home, f"{self.current.name} waits inside a step"
         self.catch_up()
-        while (arrival := slot.news_at(seen_version)) > self.home.time:
+        while (arrival := news_at(slot, seen_version)) > self.home.time:
             one = self._next()
             if one is not None and one.ready_at() < arrival:
                 self.step(one)
@@ -143,10 +152,13 @@ class SimSlot(LocalSlot):
         self.last_arrival = max(self.last_arrival, self.world.now() + seconds)
         self._under_way.append((self.last_arrival, (request, epoch, keep, tuple(tokens), flag)))
 
-    def news_at(self, seen_version: int) -> float:
-        """When a reader that has seen this version finds another: at once, at an arrival, or (infinity) not yet."""
-        if self._state.version != seen_version:
-            return 0.0
+    @property
+    def arrived(self) -> int:
+        """The version that its reader has come by."""
+        return self._state.version
+
+    @property
+    def next_arrival(self) -> float:
         return self._under_way[0][0] if self._under_way else math.inf
 
     def _arrive(self) -> None:
