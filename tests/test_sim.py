@@ -456,9 +456,10 @@ def test_the_targets_token_stands_at_its_rank_in_the_drafts_list() -> None:
     """With every rank, and with an EOS at the end: a wrong draft is wrong whatever the token."""
     text = Profile((0.5,), rank_rate=0.2).text("s", 0, 5, 3000, 0)
     script = Script(replace(text, eos=True))
-    above = (script.draft[:3000] > script.draft[range(3000), script.tokens[:3000]][:, None]).sum(1) + 1
+    draft = script.drafts[0]
+    above = (draft[:3000] > draft[range(3000), script.tokens[:3000]][:, None]).sum(1) + 1
     assert above.tolist() == list(text.rank) and set(text.rank) == set(range(1, MAX_RANK + 1))
-    assert script.tokens[2999] == EOS and (script.draft[:2999].argmax(1) != EOS).all()
+    assert script.tokens[2999] == EOS and (draft[:2999].argmax(1) != EOS).all()
 
 
 # ------------------------------------------------------------------------------------------------ folders
