@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from specbench.engine.ranks import likeliest
 from specbench.engine.tree import DraftTree
-from specbench.parts.shapes.dynamic import ROOT, Growth, keep_best, likeliest, next_frontier, renumber
+from specbench.parts.shapes.dynamic import ROOT, Growth, keep_best, next_frontier, renumber
 
 Law = Callable[[tuple[int, ...]], list[float]]  # path -> log-probability of each token after it
 

@@ -14,7 +14,9 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from specbench.config.options import ConfigError
 from specbench.engine import sampling
-from specbench.engine.sampling import SamplingLaw, greatest, keyed_gumbel, keyed_uniforms, noise_key
+from specbench.engine.backends.native import build
+from specbench.engine.ranks import greatest, likeliest, log_totals
+from specbench.engine.sampling import SamplingLaw, keyed_gumbel, keyed_uniforms, noise_key
 
 KEY = noise_key(0, "HumanEval/0", 0)
 
@@ -311,8 +313,17 @@ def test_choices_differ_by_seed_sample_turn_and_position():
     assert len(choices) >= 11  # twelve draws of a thousand: one coincidence may pass
 
 
+@pytest.fixture(params=["torch", "native", "portable"])
+def ranked_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who ranks: torch and numpy, as where no model runs natively, or the native engine's library."""
+    where: str = request.param
+    made = [] if where == "torch" else [build.library(None if where == "native" else where)]
+    monkeypatch.setattr(build, "loaded", made)
+    return where
+
+
 @pytest.mark.parametrize("vocab_size", [24, 8192, 9001])
-def test_the_greatest_ids_are_those_of_a_sort(vocab_size: int) -> None:
+def test_the_greatest_ids_are_those_of_a_sort(ranked_by: str, vocab_size: int) -> None:
     """With columns of ids and without, of all rows and of some; what is removed comes last, and a NaN first."""
     scores = torch.randn((9, vocab_size), generator=torch.Generator().manual_seed(0))
     scores[2, 5:] = -math.inf
@@ -326,3 +337,45 @@ def test_the_greatest_ids_are_those_of_a_sort(vocab_size: int) -> None:
     scores[1, vocab_size // 2] = math.nan
     assert greatest(scores, 8)[1][1, 0] == vocab_size // 2
     assert [len(row) for row in greatest(scores[:, :6], 8)[1]] == [6] * 9
+
+
+@pytest.mark.parametrize("vocab_size", [7, 24, 1000, 9001])
+def test_the_likeliest_tokens_and_their_log_probabilities(ranked_by: str, vocab_size: int) -> None:
+    """Of rows of a padded table; against float64. Of equals natively the smaller id, wherever in the row they stand."""
+    table = 4 * torch.randn((5, vocab_size + 9), generator=torch.Generator().manual_seed(1))
+    scores = table[:, :vocab_size]
+    scores[3, 3:] = -math.inf
+    law = scores.double().log_softmax(-1)
+    for rows in (None, [4, 3, 3]):
+        tokens, log_probs = likeliest(scores, 5, rows)
+        wanted = (law if rows is None else law[rows]).sort(dim=-1, descending=True, stable=True)
+        torch.testing.assert_close(torch.tensor(log_probs).double(), wanted.values[:, :5], atol=2e-6, rtol=1e-6)
+        able = wanted.values[:, :5] > -math.inf
+        assert torch.equal(torch.tensor(tokens)[able], wanted.indices[:, :5][able])
+    torch.testing.assert_close(torch.tensor(log_totals(scores, [1, 3])), scores[[1, 3]].logsumexp(-1))
+    if ranked_by != "torch":
+        coarse = torch.randint(3, (5, vocab_size), generator=torch.Generator().manual_seed(2)).float()
+        assert torch.equal(greatest(coarse, 6)[1], coarse.sort(dim=-1, descending=True, stable=True).indices[:, :6])
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 300, 999])
+def test_scores_that_make_no_law_are_not_ranked(ranked_by: str, broken: float, place: int) -> None:
+    scores = torch.zeros(3, 1000)
+    scores[1, place] = broken
+    assert likeliest(scores, 4, [0, 2])[1][0] == pytest.approx([-math.log(1000)] * 4)
+    for refused in (scores, torch.full((1, 1000), -math.inf)):
+        with pytest.raises(ValueError, match="no token follows"):
+            likeliest(refused, 4)
+    law = SamplingLaw()
+    assert law.choose(scores, [5], 0, [2]) == [0] and law.choose(scores[[0, 2]], [5, 6], 0) == [0, 0]
+    with pytest.raises(ValueError, match="no token follows"):
+        law.choose(scores, [5], 0, [1])
+
+
+def test_a_rows_choice_is_that_of_its_row_alone() -> None:
+    logits = torch.randn((6, 500), generator=torch.Generator().manual_seed(3))
+    for law in (SamplingLaw(), SamplingLaw(0.8, top_k=50)):
+        for rows in ([4], [5, 0, 0]):
+            positions = list(range(7, 7 + len(rows)))
+            assert law.choose(logits, positions, 11, rows) == law.choose(logits[rows], positions, 11)

@@ -7,8 +7,8 @@ version of the weights. The output stays the target's own whatever the draft has
 
 The draft is a copy of the pair's: other methods of the run see the pair's own. Its state lasts for a whole pass over the
 prompts, so their order is part of the result, and reports say so; rounds record the version that drafted them. Steps are taken
-between rounds, on the clock, and booked as `learn` (the paper takes them in idle time of a server). Of ours: lessons are
-gathered by number and not by requests, and `positions: all` also learns where the draft was right.
+between rounds, on the clock, and booked as `learn` (the paper takes them in idle time of a server, when its buffer exceeds a
+size or an age). Of ours: lessons are gathered by number alone, and `positions: all` also learns where the draft was right.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class OnlineDistillation(Adapter):
             raise ConfigError("pair.draft_errors", None, "a draft that follows a script cannot learn: leave it null")
         self.untaught = runtime.draft.module
         self.module = copy.deepcopy(self.untaught).requires_grad_(True)
-        self.vocab_size = runtime.draft.vocab_size
+        self.vocab_size, self.keeps_rows = runtime.draft.vocab_size, runtime.draft.accepts_logits_to_keep
         self._begin()
         return replace(runtime, draft=runtime.draft.with_module(self.module))
 
@@ -147,11 +147,15 @@ class OnlineDistillation(Adapter):
         device = next(self.module.parameters()).device
         with torch.inference_mode(False), torch.enable_grad():
             for ids, places, rows in texts:
-                said = self.module(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
-                said = said[places, : self.vocab_size]
+                # The LM head is the larger part of a small draft: it reads nothing before the first correction.
+                asked = {"logits_to_keep": len(ids) - min(places)} if self.keeps_rows else {}
+                said = self.module(input_ids=torch.tensor([ids], device=device), use_cache=False, **asked).logits[0]
+                said = said[[place - len(ids) for place in places], : self.vocab_size]
+                told = torch.cat(rows).clone().to(device)
                 known = said[0].isfinite()  # a reduced LM head says nothing of other ids, so it learns nothing of them
-                log_q = said[:, known].float().log_softmax(-1)
-                log_p = torch.cat(rows).clone().to(device)[:, known].float().log_softmax(-1)
+                if not known.all():
+                    said, told = said[:, known], told[:, known]
+                log_q, log_p = said.float().log_softmax(-1), told.float().log_softmax(-1)
                 loss = functional.kl_div(log_q, log_p, reduction="sum", log_target=True) / count
                 loss.backward()
         self.optimizer.step()

@@ -13,10 +13,12 @@ model with EAGLE-2's dynamic tree; theirs is EAGLE).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from specbench.engine.ranks import log_totals
 from specbench.method import (
     DraftTree,
     Dynamic,
@@ -67,13 +69,14 @@ class Rasd(Method):
 
 
 class FusedDraft(ModelDraft):
-    """said: what the model said after the pending token and after each node that it was asked about, by paths of tokens."""
+    """said: logits and row of what the model said after the pending token and each node that it was asked about, by paths."""
 
     source = "model and text"
 
     def __init__(self, shape: Shape, stop: Stop, num_retrieved: int, min_match: int, min_probability: float):
         super().__init__(shape, stop)
-        self.num_retrieved, self.min_match, self.min_probability = num_retrieved, min_match, min_probability
+        self.num_retrieved, self.min_match = num_retrieved, min_match
+        self.least = math.log(min_probability) if min_probability else -math.inf
 
     @property
     def max_nodes(self) -> int:
@@ -86,14 +89,14 @@ class FusedDraft(ModelDraft):
     def root(self) -> Tensor:
         logits = super().root()
         self.paths: list[tuple[int, ...]] = []
-        self.said: dict[tuple[int, ...], Tensor] = {(): logits[0]}
+        self.said: dict[tuple[int, ...], tuple[Tensor, int]] = {(): (logits, 0)}
         return logits
 
     def next(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
         logits = super().next(tokens, parents)
         new = [(*(self.paths[parent] if parent >= 0 else ()), token) for token, parent in zip(tokens, parents, strict=True)]
         self.paths += new
-        self.said |= dict(zip(new, logits, strict=True))
+        self.said |= {path: (logits, row) for row, path in enumerate(new)}
         return logits
 
     def propose(self, max_depth: int) -> DraftTree:
@@ -108,19 +111,21 @@ class FusedDraft(ModelDraft):
         """The drafted tree, and below its nodes what came through of the retrieved one."""
         assert tree.parents is not None
         tokens, parents = list(tree.tokens), list(tree.parents)
-        place: dict[tuple[int, ...], int] = {(): -1}
-        for node, parent in enumerate(parents):
-            place[(*_path(tokens, parents, parent), tokens[node])] = node
+        paths: list[tuple[int, ...]] = []
+        for token, parent in zip(tokens, parents, strict=True):
+            paths.append((*(paths[parent] if parent >= 0 else ()), token))
+        place = {path: node for node, path in enumerate(paths)} | {(): -1}
         came: dict[int, tuple[int, ...]] = {-1: ()}
-        laws: dict[tuple[int, ...], Tensor] = {}
+        least: dict[tuple[int, ...], float] = {}  # what a token's logit must be, by the path above it
         for node, (token, parent) in enumerate(zip(found.tokens, found.parents, strict=True)):
             above = came.get(parent)
             if above is None:
                 continue
             if above in self.said:
-                if above not in laws:
-                    laws[above] = self.said[above].float().softmax(-1).cpu()  # one read for all children
-                if token >= len(laws[above]) or float(laws[above][token]) < self.min_probability:
+                logits, row = self.said[above]
+                if above not in least:
+                    least[above] = log_totals(logits, [row])[0] + self.least
+                if token >= logits.shape[1] or logits[row, token].item() < least[above]:
                     continue
             came[node] = (*above, token)
             if came[node] not in place:
@@ -137,7 +142,3 @@ class FusedDraft(ModelDraft):
 
     def memory_bytes(self) -> dict[str, int]:
         return {**super().memory_bytes(), "text_index": self.index.nbytes}
-
-
-def _path(tokens: list[int], parents: list[int], node: int) -> tuple[int, ...]:
-    return () if node < 0 else (*_path(tokens, parents, parents[node]), tokens[node])

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specbench.engine.sampling import greatest
+from specbench.engine.ranks import likeliest
 from specbench.method import (
     Choice,
     Contract,
@@ -69,10 +69,13 @@ class NgramTable:
         return {}
 
     def learn(self, text: Sequence[int], law: dict[int, float]) -> None:
-        """The target's law behind a text, its likeliest tokens."""
+        """The target's law behind a text: at most `width` of its tokens, the likeliest first."""
         for size in range(1, min(self.max_ngram, len(text)) + 1):
             context = tuple(text[-size:])
             count, known = self.entries.get(context, (0, {}))
+            if not count:
+                self.entries[context] = (1, law)
+                continue
             share = 1.0 / (count + 1)
             mixed = {token: (1.0 - share) * p for token, p in known.items()}
             for token, p in law.items():
@@ -228,13 +231,13 @@ class StandDraft(Drafter):
 
     def observe(self, feedback: Feedback) -> None:
         verdict = feedback.verdict
-        rows = feedback.evidence.logits[verdict.rows]
-        laws = rows.float().softmax(-1) if self.law.greedy else self.law.probabilities(rows)
-        best = greatest(laws, self.table.width)
-        for values, ids, token in zip(best[0].tolist(), best[1].tolist(), verdict.tokens, strict=True):
+        logits, rows = feedback.evidence.logits, verdict.rows
+        scores, rows = (logits, rows) if self.law.greedy else (self.law.warp(logits[rows]), list(range(len(rows))))
+        for ids, values, token in zip(*likeliest(scores, self.table.width, rows), verdict.tokens, strict=True):
             order = self._order(self.table.find(self.tokens[-self.table.max_ngram :]), len(self.tokens) - self.prompt_length)
             self.tree.add(order.index(token) if token in order else None)
-            self.table.learn(self.tokens[-self.table.max_ngram :], {i: p for i, p in zip(ids, values, strict=True) if p > 0.0})
+            law = {i: math.exp(value) for i, value in zip(ids, values, strict=True) if value > -math.inf}
+            self.table.learn(self.tokens[-self.table.max_ngram :], law)
             self.tokens.append(token)
         self.noise = {place: row for place, row in self.noise.items() if place >= len(self.tokens) - self.prompt_length}
 

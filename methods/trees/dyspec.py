@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from specbench.config.options import ABOVE_ZERO
+from specbench.engine.ranks import likeliest
 from specbench.method import (
     Choice,
     ConfigError,
@@ -37,7 +38,6 @@ from specbench.method import (
     number,
     whole,
 )
-from specbench.parts.shapes.dynamic import likeliest
 
 ROOT = -1
 

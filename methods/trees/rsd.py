@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specbench.engine.sampling import greatest
+from specbench.engine.ranks import greatest, likeliest
 from specbench.method import (
     Choice,
     Contract,
@@ -34,7 +34,6 @@ from specbench.method import (
     exact_rules,
     whole,
 )
-from specbench.parts.shapes.dynamic import likeliest
 
 ROOT = -1
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from specbench.config.options import ConfigError
+from specbench.engine.ranks import NO_LAW
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads consecutive positions
@@ -29,8 +30,6 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9  # splitmix64's finaliser (Steele, Lea and Fl
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _MAX63 = (1 << 63) - 1
 _UNIT = 2.0**-63
-NO_LAW = "the logits hold NaN or infinity: no token follows from them (broken weights, or a number format that overflowed)"
-_SPAN, _FEW = 16, 1 << 16  # of `greatest`: ids in a column, and numbers that are not worth a second look
 _BELOW_ONE = 1.0 - 2.0**-24  # the largest float32 below 1
 
 
@@ -97,20 +96,22 @@ class SamplingLaw:
             return logits
         return self.warp(logits) + keyed_gumbel(noise_key, positions, logits.shape[-1], logits.device)
 
-    def choose(self, logits: Tensor, positions: Sequence[int], noise_key: int) -> list[int]:
-        """One token id per row of logits [n, V]; positions[i] is the position in the sequence that row i's token will take.
+    def choose(self, logits: Tensor, positions: Sequence[int], noise_key: int, rows: Sequence[int] | None = None) -> list[int]:
+        """One token id per row of logits [n, V], or per one of `rows`; positions[i] is where the i-th token will stand.
 
         Costs one host read. A row's choice depends on its own logits, its position and the key, not on the other rows.
         Raises ValueError for logits that make no law (NaN, infinity).
         """
-        assert logits.dim() == 2 and len(positions) == logits.shape[0], "one position per row"
-        scores = self.scores(logits, positions, noise_key)
+        assert logits.dim() == 2 and len(positions) == len(logits if rows is None else rows), "one position per row"
+        scores = self.scores(logits if rows is None or self.greedy else logits[rows], positions, noise_key)
+        rows = None if scores is not logits else rows
         # NaN counts as the largest: one in a row is what the row's argmax points at.
         if scores.is_cpu and scores.dtype == torch.float32:
-            rows = scores.detach().numpy()  # whose argmax is several times as fast as torch's
-            tokens = rows.argmax(-1).tolist()
-            heights = [rows.item(row, token) for row, token in enumerate(tokens)]
+            table = scores.detach().numpy()  # whose argmax is several times as fast as torch's
+            tokens = table.argmax(-1).tolist() if rows is None else [int(table[row].argmax()) for row in rows]
+            heights = [table.item(row, token) for row, token in zip(rows or range(len(tokens)), tokens, strict=True)]
         else:  # both in one read; ids are exact in float64
+            scores = scores if rows is None else scores[rows]
             best = scores.argmax(dim=-1, keepdim=True)
             tokens, heights = torch.cat([best.double(), scores.gather(-1, best).double()], dim=1).T.tolist()
             tokens = [int(token) for token in tokens]
@@ -126,32 +127,6 @@ def shares(scores: Tensor) -> Tensor:
     if not math.isfinite(float(law[..., 0].sum())):  # one NaN makes its whole row NaN
         raise ValueError(NO_LAW)
     return law
-
-
-def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-    """The `count` greatest of each row of scores [n, V], best first, and their ids; of `rows` alone, in their order, if given.
-
-    As topk, of equals any. On the CPU every (V / 16)-th id is one column: the greatest are in the columns of the greatest
-    maxima, or behind the last column. A fifth of topk's time on 49,152 ids; the maxima are taken of all rows, for a copy of
-    some costs more.
-    """
-    vocab_size = scores.shape[1]
-    few = scores.numel() < _FEW or vocab_size < 4 * count * _SPAN
-    if few or not scores.is_cpu or scores.dtype not in (torch.float32, torch.float64):
-        best = (scores if rows is None else scores[rows]).topk(min(count, vocab_size), dim=-1)
-        return best.values, best.indices
-    width = vocab_size // _SPAN
-    maxima = scores[:, : width * _SPAN].unflatten(-1, (_SPAN, width)).amax(dim=1)  # over whole vectors
-    chosen = np.arange(len(scores)) if rows is None else np.array(rows)
-    columns = (maxima if rows is None else maxima[chosen]).topk(count, dim=-1, sorted=False).indices.numpy()
-    ids = (np.arange(_SPAN)[:, None] * width + columns[:, None]).reshape(len(chosen), -1)
-    if vocab_size % _SPAN:
-        rest = np.broadcast_to(np.arange(width * _SPAN, vocab_size), (len(chosen), vocab_size % _SPAN))
-        ids = np.concatenate([ids, rest], axis=1)
-    found, row = scores.detach().numpy()[chosen[:, None], ids], np.arange(len(chosen))[:, None]
-    places = found.argpartition(-count, axis=1)[:, -count:]
-    places = places[row, found[row, places].argsort(axis=1)[:, ::-1]]  # NaN is the greatest of all
-    return torch.from_numpy(found[row, places]), torch.from_numpy(ids[row, places])
 
 
 def noise_key(seed: int, sample_id: str, turn: int) -> int:

@@ -5,8 +5,10 @@
 
 Not a test: it takes timings, so nothing else may run on the machine. Every method decodes the same prompts, methods in an order
 that goes round; a figure is the median over turns of (decode seconds - seconds inside forwards of target, draft and their
-layers) by rounds. Trained heads are no forwards here: what they compute counts as outside. Autoregressive decoding stands
-first: what every round costs that drafts nothing. Bound: `--most` milliseconds above it (exit status 1 where one is above).
+layers) by rounds. Trained heads are no forwards here: what they compute counts as outside. Lessons of a draft that learns are
+training (forwards, gradients and a step of the optimiser); they are printed beside it. Autoregressive decoding stands first:
+what every round costs that drafts nothing. Bound: `--most` milliseconds above it, lessons apart (exit status 1 where one is
+above).
 """
 
 from __future__ import annotations
@@ -111,26 +113,33 @@ def main() -> int:
     methods = {name: method for name in chosen if (method := opened(name, around)) is not None}
     inside = Inside()
     costs: dict[str, list[float]] = {name: [] for name in methods}
+    lessons: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(-1, options.turns):  # the first is not counted
         order = list(methods)
         order = [*order[turn % len(order) :], *order[: turn % len(order)]]
         for name in order:
             methods[name].reset()
-            seconds, rounds = 0.0, 0
+            seconds, rounds, taught = 0.0, 0, 0.0
             for number, ids in enumerate(prompts):
                 request = Request(str(number), 0, ids, options.tokens, around.eos_ids, noise_key=number)
                 outcome = methods[name].decode(request)
-                seconds += outcome.decode_seconds - inside.seconds
+                learned = sum(done.learn_seconds for done in outcome.rounds)
+                seconds += outcome.decode_seconds - inside.seconds - learned
+                taught += learned
                 rounds += len(outcome.rounds)
             if turn >= 0:
                 costs[name].append(1e3 * seconds / max(1, rounds))
+                lessons[name].append(1e3 * taught / max(1, rounds))
     base = statistics.median(costs[BASE])
     dear = []
     for name, values in costs.items():
         above = statistics.median(values) - base
-        print(f"{name:16} {statistics.median(values):7.3f} ms a round outside forwards, {above:+7.3f} beside {BASE}")
+        beside = f", {learned:.3f} of lessons" if (learned := statistics.median(lessons[name])) else ""
+        print(f"{name:16} {statistics.median(values):7.3f} ms a round outside forwards, {above:+7.3f} beside {BASE}{beside}")
         dear += [name] if above > options.most else []
-    print(json.dumps({"milliseconds": {name: statistics.median(values) for name, values in costs.items()}, "above": dear}))
+    found = {"milliseconds": costs, "lessons": lessons}
+    medians = {what: {name: statistics.median(values) for name, values in of.items()} for what, of in found.items()}
+    print(json.dumps({**medians, "above": dear}))
     return 1 if dear else 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from specbench.engine.ranks import likeliest
 from specbench.method import (
     EMPTY,
     Choice,
@@ -44,7 +45,6 @@ from specbench.methods.heads.eagle.heads import EagleHeads
 from specbench.parts.heads.files import shown
 from specbench.parts.heads.stored import look_up_heads, open_heads
 from specbench.parts.shapes.cost import measure_costs
-from specbench.parts.shapes.dynamic import likeliest
 from specbench.parts.shapes.static import fastest_tree, seconds_of_rows
 
 TAP = -1  # the LM head's input

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from specbench.engine.sampling import greatest, keyed_gumbel
+from specbench.engine.ranks import greatest
+from specbench.engine.sampling import keyed_gumbel
 from specbench.engine.tree import Contract
 
 if TYPE_CHECKING:

@@ -79,7 +79,7 @@ class _Asked(Sequence[int]):
             return [self[one] for one in range(*row.indices(len(self)))]
         row = range(len(self))[row]  # IndexError beyond the rows, and -1 is the last
         depth = len(path_to(self.tree, row - 1))
-        return self.law.choose(self.logits[row : row + 1], [self.position + depth], self.noise_key)[0]
+        return self.law.choose(self.logits, [self.position + depth], self.noise_key, [row])[0]
 
 
 _ANY = frozenset(Contract)

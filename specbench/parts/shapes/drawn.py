@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from specbench.config.options import ConfigError, whole
+from specbench.engine.ranks import likeliest
 from specbench.engine.tree import Contract, DraftTree
 from specbench.parts.contracts import Shape
-from specbench.parts.shapes.dynamic import ROOT, likeliest
+from specbench.parts.shapes.dynamic import ROOT
 from specbench.parts.shapes.static import Node, parents_of
 
 if TYPE_CHECKING:

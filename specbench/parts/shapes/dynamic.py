@@ -18,9 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from specbench.engine.sampling import NO_LAW, greatest
+from specbench.engine.ranks import likeliest
 from specbench.engine.tree import DraftTree
 from specbench.parts.contracts import Shape
 
@@ -29,18 +27,6 @@ if TYPE_CHECKING:
     from specbench.parts.drafts.choice import Choice
 
 ROOT = -1
-
-
-def likeliest(scores: Tensor, top_k: int) -> tuple[list[list[int]], list[list[float]]]:
-    """The `top_k` likeliest tokens of each row and their log-probabilities, best first; one row each per row of scores [w, V].
-
-    scores: logits, warped or not; -inf removes a token. `top_k` above V gives all of them. Costs the host read of both.
-    """
-    values, tokens = greatest(scores.float().log_softmax(dim=-1), top_k)
-    ranked: list[list[float]] = values.tolist()
-    if any(row[0] != row[0] for row in ranked):  # NaN ranks first
-        raise ValueError(NO_LAW)
-    return tokens.tolist(), ranked
 
 
 def next_frontier(first: int, scores: Sequence[float], top_k: int, num_nodes: int) -> list[int]:

@@ -23,6 +23,7 @@ INSTRUCTION_SETS = {
     "portable": (),
 }
 _TIMEOUT_SECONDS = 300
+loaded: list[ctypes.CDLL] = []  # what this process computes with; empty where no model of it runs here
 
 
 class CannotBuildError(Exception):
@@ -47,7 +48,10 @@ def library(instructions: str | None = None) -> ctypes.CDLL:
     made.sb_keep.argtypes = [pointer, pointer, pointer, whole, whole, pointer, whole]
     made.sb_linear.restype, made.sb_linear.argtypes = None, [pointer, pointer, whole, pointer, whole]
     made.sb_norm.restype, made.sb_norm.argtypes = None, [pointer, pointer, whole, whole, ctypes.c_float, pointer]
+    made.sb_ranks.restype = whole
+    made.sb_ranks.argtypes = [pointer, whole, whole, pointer, whole, whole, pointer, pointer, pointer, whole]
     made.sb_sizes.restype, made.sb_sizes.argtypes = whole, [whole]
+    loaded.append(made)
     return made
 
 

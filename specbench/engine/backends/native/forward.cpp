@@ -58,15 +58,8 @@ static inline float largest(Vec v) {
     for (int i = 1; i < 16; i++) best = v[i] > best ? v[i] : best;
     return best;
 }
-// e^x, a polynomial of degree 5 after taking out powers of two (the coefficients are those of Cephes' expf); NOWHERE gives 0.
-static inline Vec exponential(Vec x) {
-    Ints seen = x > spread(0.5f * NOWHERE);
-    x = x > spread(-87.3f) ? x : spread(-87.3f);
-    x = x < spread(88.0f) ? x : spread(88.0f);
-    Vec scaled = x * 1.44269504088896341f + 0.5f;
-    Ints power = __builtin_convertvector(scaled, Ints);
-    power += __builtin_convertvector(power, Vec) > scaled;
-    Vec whole = __builtin_convertvector(power, Vec);
+// e^x by 2^whole, a polynomial of degree 5 (the coefficients are those of Cephes' expf) in what is left of x.
+static inline Vec of_rest(Vec x, Vec whole) {
     x = x - whole * 0.693359375f;
     x = x + whole * 2.12194440e-4f;
     Vec y = spread(1.9875691500e-4f);
@@ -77,8 +70,17 @@ static inline Vec exponential(Vec x) {
     y = y * x + 5.0000001201e-1f;
     Vec square = x * x;
     y = y * square + x;
-    y = y + 1.0f;
-    y = y * (Vec)((power + 127) << 23);
+    return y + 1.0f;
+}
+// e^x; NOWHERE gives 0.
+static inline Vec exponential(Vec x) {
+    Ints seen = x > spread(0.5f * NOWHERE);
+    x = x > spread(-87.3f) ? x : spread(-87.3f);
+    x = x < spread(88.0f) ? x : spread(88.0f);
+    Vec scaled = x * 1.44269504088896341f + 0.5f;
+    Ints power = __builtin_convertvector(scaled, Ints);
+    power += __builtin_convertvector(power, Vec) > scaled;
+    Vec y = of_rest(x, __builtin_convertvector(power, Vec)) * (Vec)((power + 127) << 23);
     return (Vec)((Ints)y & seen);
 }
 
@@ -702,6 +704,98 @@ extern "C" void sb_linear(const Matrix* m, const float* x, int64_t rows, float* 
 
 extern "C" void sb_norm(const float* x, const float* w, int64_t rows, int64_t n, float eps, float* y) {
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * n, w, n, eps, y + r * n);
+}
+
+// ------------------------------------------------------------------------------------------------------------------- ranks
+struct Ranks {
+    const float* scores;
+    int64_t ld, outputs, count, k;  // `count` of the rows, each `ld` numbers behind the last
+    const int64_t* rows;            // which, or null for the first ones
+    float *values, *totals;         // totals: null where nobody asks
+    int64_t* ids;
+    std::atomic<bool> broken;       // a NaN was met
+};
+
+static inline bool any(Ints seen) {
+    uint64_t word[8], all = 0;
+    memcpy(word, &seen, sizeof seen);
+    for (uint64_t w : word) all |= w;
+    return all;
+}
+
+// The k greatest of a row, best first, of equals the smaller id first. False: there is a NaN.
+static bool greatest(const float* z, int64_t n, int64_t k, float* best, int64_t* ids) {
+    const int64_t VECS = 16;  // at one look
+    int64_t held = 0, i = 0;
+    Ints odd = {};
+    auto offer = [&](int64_t from, int64_t to) {
+        for (int64_t j = from; j < to; j++) {
+            const float v = z[j];
+            if (held == k && !(v > best[k - 1])) continue;
+            int64_t at = held < k ? held++ : k - 1;
+            for (; at > 0 && v > best[at - 1]; at--) { best[at] = best[at - 1]; ids[at] = ids[at - 1]; }
+            best[at] = v;
+            ids[at] = j;
+        }
+    };
+    for (; i + VECS * LANES <= n; i += VECS * LANES) {
+        Vec high[4];
+        for (int64_t a = 0; a < 4; a++) { high[a] = load(z + i + a * LANES); odd |= high[a] != high[a]; }
+        for (int64_t v = 4; v < VECS; v++) {
+            const Vec x = load(z + i + v * LANES);
+            odd |= x != x;
+            high[v % 4] = x > high[v % 4] ? x : high[v % 4];
+        }
+        if (held == k) {
+            const Vec bar = spread(best[k - 1]);
+            if (!any((high[0] > bar) | (high[1] > bar) | (high[2] > bar) | (high[3] > bar))) continue;
+        }
+        for (int64_t at = i; at < i + VECS * LANES; at += LANES)
+            if (held < k || any(load(z + at) > spread(best[k - 1]))) offer(at, at + LANES);
+    }
+    for (int64_t j = i; j < n; j++) if (z[j] != z[j]) return false;
+    offer(i, n);
+    return !any(odd);
+}
+
+// e^x of x up to 0 for a sum to which the greatest adds 1: what lies below e^-87 is that. The power of two is found by adding
+// 1.5 * 2^23, whose last bits then are the whole number, and is added to the exponent's bits.
+static inline Vec below_one(Vec x) {
+    x = x > spread(-87.0f) ? x : spread(-87.0f);
+    const Vec shifted = x * 1.44269504088896341f + 12582912.0f;
+    return (Vec)((Ints)of_rest(x, shifted - 12582912.0f) + ((Ints)shifted << 23));
+}
+
+// The logarithm of the sum of a row's exponentials, `top` being its greatest; NaN where they make no law.
+static float log_total(const float* z, int64_t n, float top) {
+    if (!std::isfinite(top)) return NAN;
+    Vec sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int a = 0; a < 4; a++) sums[a] += below_one(load(z + i + a * LANES) - top);
+    double sum = 0.0;
+    for (Vec& part : sums) for (int a = 0; a < LANES; a++) sum += part[a];
+    for (; i < n; i++) sum += std::exp((double)z[i] - top);
+    return (float)(top + std::log(sum));
+}
+
+static void ranks_team(void* given, Team team) {
+    Ranks& w = *(Ranks*)given;
+    int64_t first, last;
+    team.share(w.count, &first, &last);
+    for (int64_t r = first; r < last; r++) {
+        const float* z = w.scores + (w.rows ? w.rows[r] : r) * w.ld;
+        if (!greatest(z, w.outputs, w.k, w.values + r * w.k, w.ids + r * w.k)) w.broken = true;
+        else if (w.totals) w.totals[r] = log_total(z, w.outputs, w.values[r * w.k]);
+    }
+}
+
+// Whether no row holds a NaN; only then the answers are any.
+extern "C" int64_t sb_ranks(const float* scores, int64_t ld, int64_t outputs, const int64_t* rows, int64_t count, int64_t k,
+                            float* values, int64_t* ids, float* totals, int64_t threads) {
+    Ranks w = {scores, ld, outputs, count, k, rows, values, totals, ids, {false}};
+    pool().run(ranks_team, &w, outputs * count < 65536 ? 1 : (int)threads);
+    return !w.broken;
 }
 
 // Of the positions from `start` on keep `rows` (relative, ascending), packed together, in each layer.
