@@ -381,9 +381,13 @@ def test_thread_counts_take_turns_in_the_warm_up(better: int, monkeypatch: pytes
 
 def test_a_run_says_who_else_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watch, "cores_busy_elsewhere", lambda self: 1.25)
+    monkeypatch.setattr("specbench.run.arms.thread_candidates", lambda *_: [1, 2])
+    monkeypatch.setattr("specbench.run.arms.MOST_TRIALS", 1)
     summary = run(configured(tmp_path, data__limit=1))
-    assert any(text.startswith("other processes kept 1.2 of") for text in summary["warnings"])
-    assert read_run(only_folder(tmp_path))["watch"]["cores_busy_elsewhere"] == 1.25
+    said = [text.partition(" busy while ") for text in summary["warnings"] if text.startswith("other processes kept 1.2 of")]
+    assert [text[2] for text in said] == ["thread counts were chosen", "prompts were timed"]
+    watched = read_run(only_folder(tmp_path))["watch"]
+    assert watched["cores_busy_elsewhere"] == watched["cores_busy_in_warmup"] == 1.25
 
 
 def test_an_aa_run_measures_the_baseline_twice(tmp_path: Path) -> None:

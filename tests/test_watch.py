@@ -37,7 +37,8 @@ class FakeProc:
         (self.root / "stat").write_text("\n".join([*lines, "intr 5", ""]))
         for pid, seconds in self.own.items():
             (self.root / str(pid)).mkdir(exist_ok=True)
-            fields = ["S", *["0"] * 10, str(ticks(seconds - 1)), str(ticks(1)), *["0"] * 30]
+            times = [seconds - 1.5, 0.5, 0.5, 0.5]  # user, system, and those of children that have ended
+            fields = ["S", *["0"] * 10, *(str(ticks(part)) for part in times), *["0"] * 28]
             (self.root / str(pid) / "stat").write_text(f"{pid} (a (strange) name) {' '.join(fields)}")
 
     def run(self, seconds: float, own: float = 0.0, others: float = 0.0) -> None:

@@ -27,7 +27,7 @@ PHRASES: dict[str, tuple[str, ...]] = {  # regular expressions, the heaviest fir
         "^the method is lossy",
         r" samples failed \(",
         "cannot be verified; the run's data name is ",
-        "^other processes kept .* busy while prompts were timed",
+        "^other processes kept .* busy while ",
         "^other processes on device ",
         "^another run measured on ",
         " was in use by another run ",

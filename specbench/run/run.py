@@ -88,6 +88,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
     """Load, warm up, run all passes, judge, summarise. The store's status is success afterwards."""
     store = opened.store
     warnings: list[str] = []
+    disturbed: list[str] = []
     watchdog = Watchdog(10 * config.engine.timeout_seconds)  # a prefill on a CPU may take minutes
     try:
         say(f"{store.folder}: loading the models, then {len(prepared.warmup)} prompts to warm up")
@@ -99,22 +100,28 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
             placement = asked("placement", name, method, partial(getattr, method, "placement"))
             arms[name] = Arm(name, method, runtime.device, placement or Placement((), 1), watchdog)
         prompts = Prompts(config, prepared.tokenizer, runtime, prepared.context)
+        for name, arm in arms.items():
+            asked("pids", name, arm.method, arm.method.pids)
+        watch = watch_for(arms, prepared.pair, pair_uses_draft(prepared))
+        watch.start()
         chosen = warm_up_all(prompts, prepared.warmup, arms, config.engine.threads, opened.threads)
+        if any(len(facts["seconds_per_token_by_threads"]) > 1 for facts in chosen.values()):
+            disturbed += watch.warning_of_cores("thread counts were chosen")
+        busy_in_warmup = watch.cores_busy_elsewhere()
         facts = {name: asked("facts", name, method, method.facts) for name, method in prepared.methods.items()}
         scopes = {name: method.needs.scope for name, method in prepared.methods.items()}
         store.write_run({"method_facts": facts, "scopes": scopes})
         store.write_run({"device": runtime.device, "num_devices": num_devices(prepared), **opened.warmup_facts(chosen)})
         gc.collect()
         gc.freeze()  # what is loaded now lives to the end: the collector need not look at it inside timed loops
-        for name, arm in arms.items():
-            asked("pids", name, arm.method, arm.method.pids)
         watch = watch_for(arms, prepared.pair, pair_uses_draft(prepared))
         watch.start()
         run_passes(prompts, prepared.samples, arms, store, opened.finished, opened.session, watch.look)
-        disturbed = watch.warnings()
+        disturbed += watch.warnings()
         if config.pair.draft_errors is None:  # a draft that replays text gets it from the target before the clock starts
             disturbed += clock_warnings(arms.values())
-        store.write_run({"watch": watch.facts(), "method_facts_at_end": facts_at_end(prepared, warnings)})
+        seen = watch.facts() | {"cores_busy_in_warmup": busy_in_warmup}
+        store.write_run({"watch": seen, "method_facts_at_end": facts_at_end(prepared, warnings)})
         samples, rounds = read_samples(store.folder), read_rounds(store.folder)
         own = prepared.methods["method"]
         lossless = spared("no lossless verdict", own, partial(judge_output, prepared, runtime, samples), None, warnings)

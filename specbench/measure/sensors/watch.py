@@ -38,12 +38,12 @@ def busy_seconds(cores: Iterable[int], proc: Path = Path("/proc")) -> float | No
 
 
 def process_seconds(pid: int, proc: Path = Path("/proc")) -> float | None:
-    """User and system seconds of a process with all its threads; None when it is gone."""
+    """User and system seconds of a process with all its threads, and of its children that have ended; None when it is gone."""
     try:
         fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return sum(map(int, fields[11:15])) / _TICKS
 
 
 class Watch:
@@ -91,12 +91,16 @@ class Watch:
             return None
         return max(0.0, (busy1 - busy0) - (own1 - own0)) / (t1 - t0)
 
+    def warning_of_cores(self, meanwhile: str = "prompts were timed") -> list[str]:
+        """A line where others used the cores since `start`; what was done in that time, in words."""
+        elsewhere = self.cores_busy_elsewhere()
+        if elsewhere is None or elsewhere <= MAX_CORES_ELSEWHERE:
+            return []
+        return [f"other processes kept {elsewhere:.1f} of {len(self.cores)} cores busy while {meanwhile}"]
+
     def warnings(self) -> list[str]:
         """One line per disturbance, to stand beside the numbers."""
-        found: list[str] = []
-        elsewhere = self.cores_busy_elsewhere()
-        if elsewhere is not None and elsewhere > MAX_CORES_ELSEWHERE:
-            found.append(f"other processes kept {elsewhere:.1f} of {len(self.cores)} cores busy while prompts were timed")
+        found = self.warning_of_cores()
         for uuid, rows in self._rows.items():
             slowed = slowdowns(rows)
             if slowed is not None:
