@@ -41,7 +41,7 @@ from specbench.sim.acceptance import (
 )
 from specbench.sim.around import seconds_around
 from specbench.sim.compare import Cell, crossing, largest_that_pays, texts_of
-from specbench.sim.costs import ALONE, BESIDE, TURNS, CostError, Costs, Grid, Link, Roofline, Size
+from specbench.sim.costs import ALONE, TURNS, CostError, Costs, Grid, Link, Neighbours, Roofline, Size
 from specbench.sim.hardware import load_costs, preset_costs, preset_names
 from specbench.sim.options import parse
 from specbench.sim.play import Played, play
@@ -72,10 +72,10 @@ def flat(target: float, draft: float, row: float = 0.0, link: Link | None = None
         )
         for role, (first, more) in models.items()
     }
-    curves = {(role, mode): grids[role] for role in models for mode in (ALONE, TURNS, BESIDE)}
-    return Costs(
-        "flat", "measured", curves, dict.fromkeys(models, Grid([[1, 0, 1, 1e-9], [999, 0, 1, 1e-9]])), link or Link(), 2, {}
-    )
+    curves = {(role, mode): grids[role] for role in models for mode in (ALONE, TURNS)}
+    prefill = dict.fromkeys(models, Grid([[1, 0, 1, 1e-9], [999, 0, 1, 1e-9]]))
+    beside = {role: Neighbours((grid,) * 3) for role, grid in grids.items()}
+    return Costs("flat", "measured", curves, prefill, link or Link(), 2, {}, beside)
 
 
 def texts(rate: float, number: int = 4, tokens: int = 200, seed: int = 0) -> list[Text]:
@@ -234,14 +234,31 @@ def test_a_chain_shares_what_a_preset_has() -> None:
     for name, share in (("cluster", 1), ("2xh100", 2), ("h100", 3)):
         costs = load_costs(name, PAIR, stages=stages)
         for stage in stages:
-            ratio = costs.curve(stage, BESIDE).seconds(1, 0) / alone.curve(stage, ALONE).seconds(1, 0)
-            assert ratio == pytest.approx(share, rel=1e-6)
+            whole = alone.curve(stage, ALONE).seconds(1, 0)
+            assert costs.company(stage).seconds(1, 0, (3, 1)) == pytest.approx(share * whole, rel=1e-6)
+            assert costs.company(stage).seconds(1, 0, (0, 0)) == pytest.approx(whole, rel=1e-6)
+        beside = costs.company("target").seconds(1, 0, (1, 0)) / costs.curve("target", ALONE).seconds(1, 0)
+        assert beside == pytest.approx(2 if name == "h100" else 1)
     weights = [alone.curve(role, ALONE).size.parameters for role in ("target", "middle")]  # type: ignore[attr-defined]
     assert weights[1] == pytest.approx(0.53e9 + (weights[0] - 0.53e9) / 2)
     with pytest.raises(ConfigError, match=r"target:<1 to 32>"):
         load_costs("cluster", PAIR, stages=("draft", "target:33"))
     with pytest.raises(CostError, match="no costs of the middle beside"):
-        flat(1.0, 1.0).curve("middle", BESIDE)
+        flat(1.0, 1.0).company("middle")
+
+
+def test_a_forward_costs_what_its_company_does_at_the_time() -> None:
+    """Lockstep, all right, blocks of two: forwards of 9 and 1 ms take twice as long while both are at work; by hand."""
+
+    def costs(alone: float, beside: float) -> Neighbours:
+        return Neighbours(tuple(Grid([[r, c, 1, s] for r in (1, 64) for c in (0, 9999)]) for s in (alone, beside, beside)))
+
+    both = {"target": costs(0.009, 0.018), "draft": costs(0.001, 0.002)}
+    played = of("pearl", replace(flat(1.0, 1.0), beside=both), texts(1.0, number=1, tokens=61), "draft_length=2")
+    # Two drafts beside it take 4 ms, in which 4/18 of a verification are done; 14/18 of 9 ms are left, beside one that waits.
+    assert played.decode_seconds == pytest.approx(len(played.outcomes[0].rounds) * 0.011, rel=0.03)
+    assert played.outcomes[0].rounds[5].t_end - played.outcomes[0].rounds[5].t_start == pytest.approx(0.011, rel=1e-6)
+    assert played.busy_seconds["draft"] / len(played.outcomes[0].rounds) == pytest.approx(0.004, rel=0.05)
 
 
 def test_a_chains_run_is_no_acceptance(tmp_path: Path) -> None:
@@ -310,7 +327,7 @@ def test_messages_take_the_links_time_and_keep_their_order() -> None:
     slot.publish(1, 0, 0, [5, 6])
     slot.publish(1, 0, 2, [])
     assert slot.read(0).tokens == [] and news_at(slot, 0) == pytest.approx(0.5 + 10)
-    world.home.time = 11.0
+    world.time = 11.0
     assert slot.read(0).tokens == [5, 6] and slot.version() == 2
 
 
@@ -357,7 +374,7 @@ def test_every_preset_can_be_used_and_a_broken_one_is_named() -> None:
     for name in preset_names():
         costs = load_costs(name, PAIR)
         assert costs.curve("target", ALONE).seconds(1, 100) > costs.curve("draft", ALONE).seconds(1, 100)
-        assert costs.curve("target", BESIDE).seconds(1, 100) >= costs.curve("target", TURNS).seconds(1, 100)
+        assert costs.company("target").seconds(1, 100, (1,)) >= costs.curve("target", TURNS).seconds(1, 100)
     facts = yaml.safe_load((CONF_DIR / "sim" / "devices" / "h100.yaml").read_text())
     with pytest.raises(ConfigError, match="lacks or misplaces 'link'"):
         preset_costs("mine", {k: v for k, v in facts.items() if k != "link"}, PAIR)
@@ -523,11 +540,11 @@ def test_this_machines_costs_are_measured_and_can_be_used(tmp_path: Path) -> Non
     assert main(["measure", f"out={path}", *small]) == 0
     pair = specify(composed("method=pearl", "pair=builtin").pair)
     costs = load_costs(str(path), pair)
-    assert set(costs.curves) == {("target", ALONE), *((role, mode) for role in ("target", "draft") for mode in (TURNS, BESIDE))}
+    assert set(costs.curves) == {("target", ALONE), ("target", TURNS), ("draft", TURNS)} and len(costs.beside) == 2
     assert set(costs.around) == {f"sequential, draft {where}" for where in ("none", "local")} | {"lockstep, draft worker"}
     assert set(costs.around["lockstep, draft worker"]) == {"target", "draft"}
     for around in costs.around.values():
-        assert 0 < around["target"] < costs.curve("target", BESIDE).seconds(1, 48)
+        assert 0 < around["target"] < costs.company("target").seconds(1, 48, (1,))
     assert costs.curve("target", TURNS).seconds(5, 16) > costs.curve("draft", TURNS).seconds(1, 16)
     assert 0 < costs.link.latency_seconds < 0.01
     assert of("pearl", costs, texts(0.7, number=1, tokens=20), "draft_length=3").decode_seconds > 0

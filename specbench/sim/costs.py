@@ -7,12 +7,14 @@ A roofline (Williams, Waterman, Patterson 2009) takes the longer of moving the w
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 AXES = ("rows", "context", "batch")
 REACH = 1.5  # a grid answers up to so many times its largest point, along its last stretch
 
@@ -136,15 +138,58 @@ class Link:
 
 
 ALONE, TURNS, BESIDE = "alone", "turns", "beside"
+COMPANY = ("waiting", "row", "rows")  # what one beside may do: wait, a forward of one row, of several
+
+
+class Company(Protocol):
+    """Seconds of a forward beside others, of whom each is at work on so many rows (0: it waits); the target's come first."""
+
+    def seconds(self, rows: int, context: int, beside: Sequence[int]) -> float: ...
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Measured in each `COMPANY` of one other. Of several others, which nobody measured, it is the mean (ours)."""
+
+    curves: tuple[Curve, ...]
+
+    def seconds(self, rows: int, context: int, beside: Sequence[int]) -> float:
+        return sum(self.curves[min(other, 2)].seconds(rows, context) for other in beside) / len(beside)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A roofline whose `shared` rates are divided by all who are at work, and its others by those on the same device.
+
+    is_apart: it has a device of its own, as the target has; stages of a chain may have one together.
+    """
+
+    alone: Roofline
+    shared: frozenset[str]
+    is_apart: bool
+
+    def seconds(self, rows: int, context: int, beside: Sequence[int]) -> float:
+        at_work = sum(other > 0 for other in beside)
+        here = 0 if self.is_apart else sum(other > 0 for other in beside[1:])
+        parts = [1 + (at_work if rate in self.shared else here) for rate in RATES]
+        return _part(self.alone, *parts).seconds(rows, context)
+
+
+RATES = ("bytes_per_second", "flops_per_second")
+
+
+@functools.cache
+def _part(whole: Roofline, *parts: int) -> Roofline:
+    return replace(whole, **{rate: getattr(whole, rate) / part for rate, part in zip(RATES, parts, strict=True)})
 
 
 @dataclass(frozen=True)
 class Costs:
     """One pair on one machine. label: the machine's name; source: "roofline" or "measured"; num_devices: that the pair is on.
 
-    A forward costs differently by its company, the mode: ALONE (no draft at work), TURNS (both in one process, each pushing the
-    other's weights out of the caches), BESIDE (both at once, each on devices or cores of its own). prefill: of prompts, by
-    role. around: what a schedule does around each forward, in seconds, by its key (`around.key_of`) and role; of others nothing
+    A forward costs differently by its company: ALONE (no draft at work) and TURNS (both in one process, each pushing the other's
+    weights out of the caches) are modes of `curves`, and `beside` has what it costs where all are at once, each on devices or
+    cores of its own, by what the others do at that moment. prefill: of prompts, by role. around: what a schedule does around each forward, in seconds, by its key (`around.key_of`) and role; of others nothing
     is known, and they are charged nothing. facts: what run.json says of where this is from.
     """
 
@@ -155,11 +200,18 @@ class Costs:
     link: Link
     num_devices: int
     facts: Mapping[str, object]
+    beside: Mapping[str, Company] = field(default_factory=dict)  # by role
     around: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def curve(self, role: str, mode: str) -> Curve:
         """Raises CostError for a role and mode that nothing is known of."""
-        if (role, mode) not in self.curves:
-            known = ", ".join(f"{r} {m}" for r, m in self.curves)
-            raise CostError(f"{self.label}: no costs of the {role} {mode}; there are: {known or 'none'}")
-        return self.curves[role, mode]
+        return self._known({f"{r} {m}": curve for (r, m), curve in self.curves.items()}, f"{role} {mode}")
+
+    def company(self, role: str) -> Company:
+        """Raises CostError for a role that nothing is known of beside others."""
+        return self._known({f"{r} {BESIDE}": company for r, company in self.beside.items()}, f"{role} {BESIDE}")
+
+    def _known(self, there: Mapping[str, T], name: str) -> T:
+        if name not in there:
+            raise CostError(f"{self.label}: no costs of the {name}; there are: {', '.join(there) or 'none'}")
+        return there[name]

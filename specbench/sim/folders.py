@@ -20,7 +20,7 @@ from specbench.measure.records.events import SIMULATED, Round, SampleRecord
 from specbench.measure.records.store import RunStore
 from specbench.measure.summary import build_summary
 from specbench.run.arms import record_of
-from specbench.sim.costs import Costs, Grid
+from specbench.sim.costs import Costs, Grid, Neighbours
 from specbench.sim.hardware import models_of
 from specbench.sim.play import Played
 
@@ -30,10 +30,12 @@ def costs_sha256(costs: Costs) -> str:
     shown: dict[str, Any] = {"link": repr(costs.link), "devices": costs.num_devices}
     if costs.around:
         shown["around"] = costs.around
-    for (role, mode), curve in costs.curves.items():
-        shown[f"{role} {mode}"] = curve.points if isinstance(curve, Grid) else repr(curve)
-    for role, curve in costs.prefill.items():
-        shown[f"{role} prefill"] = curve.points if isinstance(curve, Grid) else repr(curve)
+    named: dict[str, Any] = {f"{role} {mode}": curve for (role, mode), curve in costs.curves.items()}
+    named |= {f"{role} prefill": curve for role, curve in costs.prefill.items()}
+    for role, company in costs.beside.items():
+        several = company.curves if isinstance(company, Neighbours) else (company,)
+        named |= {f"{role} beside {number}": curve for number, curve in enumerate(several)}
+    shown |= {name: curve.points if isinstance(curve, Grid) else repr(curve) for name, curve in named.items()}
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 

@@ -20,12 +20,26 @@ from specbench.config.paths import CONF_DIR
 from specbench.config.specs import ModelSpec, PairSpec, local_folder
 from specbench.pair.spec import resolve_path
 from specbench.pair.stages import KEY, meant
-from specbench.sim.costs import ALONE, BESIDE, TURNS, Costs, Curve, Grid, Link, Roofline, Size
+from specbench.sim.costs import (
+    ALONE,
+    BESIDE,
+    COMPANY,
+    RATES,
+    TURNS,
+    Company,
+    Costs,
+    Curve,
+    Grid,
+    Link,
+    Neighbours,
+    Roofline,
+    Sharing,
+    Size,
+)
 
-FORMAT = 1  # of a file of measured costs
+FORMAT = 2  # of a file of measured costs
 PRESETS = CONF_DIR / "sim" / "devices"
 ROLES = ("target", "draft")
-_RATES = ("bytes_per_second", "flops_per_second")
 
 
 @dataclass(frozen=True)
@@ -112,16 +126,15 @@ def preset_costs(
 ) -> Costs:
     """Raises ConfigError for a preset that lacks something or gives a rate that is none.
 
-    Stages of a chain are where the draft is, and each gets its part of all that it has, unless `each` says that every model
-    has a device like it for itself.
+    Stages of a chain are where the draft is and share it, unless `each` says that every model has a device like it for itself.
     """
     try:
         weight_bytes, shared = facts["weight_bytes"], facts["shared"]
         for role in ROLES:
-            for rate in _RATES:
+            for rate in RATES:
                 number(f"{name}.{role}.{rate}", facts[role][rate], ABOVE_ZERO, math.inf, "a number above 0")
         for rate in shared:
-            one_of(f"{name}.shared", rate, *_RATES)
+            one_of(f"{name}.shared", rate, *RATES)
         link = Link(facts["link"]["latency_seconds"], facts["link"]["bytes_per_second"])
         label, each, number_of = str(facts["title"]), bool(facts.get("each")), max(1, len(stages))
         num_devices = 1 + number_of if each else int(facts["num_devices"])
@@ -135,18 +148,17 @@ def preset_costs(
     for stage in stages:
         if stage != "draft":
             sizes[stage] = stage_shape(pair, stage).size(weight_bytes)
-    curves: dict[tuple[str, str], Curve] = {}
+    curves, beside = dict[tuple[str, str], Curve](), dict[str, Company]()
     for role, size in sizes.items():
         device = facts["target" if role == "target" else "draft"]
-        rates = {rate: float(device[rate]) for rate in _RATES}
+        rates = {rate: float(device[rate]) for rate in RATES}
         overhead = float(device.get("overhead_seconds", 0.0))
-        here = 1 if role == "target" or each else number_of
-        part = {rate: value / (1 + number_of if rate in shared else here) for rate, value in rates.items()}
-        curves |= {(role, mode): Roofline(size, **rates, overhead_seconds=overhead) for mode in (ALONE, TURNS)}
-        curves[role, BESIDE] = Roofline(size, **part, overhead_seconds=overhead)
+        alone = Roofline(size, **rates, overhead_seconds=overhead)
+        curves |= {(role, mode): alone for mode in (ALONE, TURNS)}
+        beside[role] = Sharing(alone, frozenset(shared), role == "target" or each)
     prefill = {role: curves[role, ALONE] for role in sizes}
     about = {"devices": name, "preset": dict(facts), "dtype": f"{8 * weight_bytes:g} bit"}
-    return Costs(label, "roofline", curves, prefill, link, num_devices, about)
+    return Costs(label, "roofline", curves, prefill, link, num_devices, about, beside)
 
 
 # ---------------------------------------------------------------------------------------------------- measured costs
@@ -171,6 +183,11 @@ def read_costs(path: Path, pair: PairSpec | None = None) -> Costs:
         }
         prefill = {role: Grid(points, f"{path.name}: {role} prefill") for role, points in stored["prefill"].items()}
         link = Link(stored["link"]["latency_seconds"], stored["link"].get("bytes_per_second") or math.inf)
+        beside = {
+            role: Neighbours(tuple(curves.pop((role, f"{BESIDE} {other}")) for other in COMPANY))
+            for role in ROLES
+            if (role, f"{BESIDE} {COMPANY[0]}") in curves
+        }
         label, num_devices, measured = stored["label"], stored["num_devices"], stored["pair"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
@@ -183,4 +200,4 @@ def read_costs(path: Path, pair: PairSpec | None = None) -> Costs:
             if name != spec.name:
                 raise ConfigError(f"pair.{spec.role}", spec.name, f"{path} was measured with {name}: choose that pair")
     facts = {"devices": path.name, **{name: stored.get(name) for name in ("pair", "machine", "measured_at", "threads")}}
-    return Costs(label, "measured", curves, prefill, link, num_devices, facts, stored.get("around", {}))
+    return Costs(label, "measured", curves, prefill, link, num_devices, facts, beside, stored.get("around", {}))

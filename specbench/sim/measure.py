@@ -32,13 +32,14 @@ from specbench.processes.placement import Placement, available_cores, split
 from specbench.processes.worker import Worker
 from specbench.run.arms import thread_candidates
 from specbench.sim.around import around_forwards, key_of
-from specbench.sim.costs import ALONE, BESIDE, TURNS
+from specbench.sim.costs import ALONE, BESIDE, COMPANY, TURNS
 from specbench.sim.forwards import CHAIN, Forwards, Points
 from specbench.sim.hardware import FORMAT, names_of
 from specbench.sim.options import SimConfig
 from specbench.sim.play import refuse_what_cannot_be_simulated
 
 DRAFT_ROWS = (1, 2, 4, 8, 16, 32)  # ssd grows that many branches at once
+ROWS_BESIDE = {f"{BESIDE} {other}": rows for other, rows in zip(COMPANY, ((), (1,), (CHAIN + 1,)), strict=True)}
 MIN_TURNS = 6
 PINGS = 400
 
@@ -47,11 +48,11 @@ PINGS = 400
 class Ask:
     """An order to the draft's process, until a message says DONE: forwards of so many rows, or (none) answers to messages.
 
-    counts: its times do; else it is company.
+    beside: in which company; "" where it is company itself, and its times do not count.
     """
 
     rows: tuple[int, ...]
-    counts: bool
+    beside: str
 
 
 class Probe:
@@ -88,13 +89,13 @@ class Probe:
 class Neighbour:
     """The draft's process, at work beside what is done within `asked`. found: its points, when the last `asked` is left."""
 
-    def __init__(self, mailbox: Mailbox, worker: Worker):
-        self.mailbox, self.worker = mailbox, worker
+    def __init__(self, mailbox: Mailbox, worker: Worker, num_contexts: int):
+        self.mailbox, self.worker, self.num_contexts = mailbox, worker, num_contexts
         self.found: list[list[float]] = []
 
     @contextmanager
-    def asked(self, *rows: int, counts: bool = False) -> Iterator[None]:
-        self.worker.prepare(Ask(rows, counts))
+    def asked(self, *rows: int, beside: str = "") -> Iterator[None]:
+        self.worker.prepare(Ask(rows, beside))
         self.worker.go()
         try:
             yield
@@ -102,11 +103,27 @@ class Neighbour:
             self.mailbox.committed.publish(0, 0, 0, [], flag=DONE)
             self.found = self.worker.result()
 
-    def news(self, seen: int) -> int:
-        """The version of its next message behind `seen`."""
+    def tell(self) -> None:
+        """A message; if it has nothing else to do it answers, and waits for the next as a schedule's draft does."""
+        self.mailbox.committed.publish(0, 0, 0, [1, 2])
+
+    def news(self) -> None:
+        """Wait for its next message, as a schedule's target does."""
+        seen = self.mailbox.drafts.version()
         while not self.mailbox.drafts.wait(seen, 1.0):
             self.worker.check()
-        return self.mailbox.drafts.version()
+
+    def turn(self, beside: str, meanwhile: Callable[[], Any]) -> list[list[float]]:
+        """Its points, each once more, while something is done here again and again; single rows in the company of their like."""
+        points = []
+        for rows in (DRAFT_ROWS[:1], DRAFT_ROWS[1:]):
+            with self.asked(*rows, beside=beside):
+                end = self.mailbox.drafts.version() + len(rows) * self.num_contexts
+                while self.mailbox.drafts.version() < end:
+                    meanwhile()
+                    self.worker.check()
+            points += self.found
+        return points
 
     def message_seconds(self) -> float:
         """Half of a message's way there and back, the median."""
@@ -114,8 +131,10 @@ class Neighbour:
         with self.asked():
             for _ in range(PINGS):
                 start = now()
-                self.mailbox.committed.publish(0, 0, 0, [1, 2])
-                seen = self.news(seen)
+                self.tell()
+                while self.mailbox.drafts.version() == seen:
+                    self.mailbox.drafts.wait(seen, 1.0)
+                seen = self.mailbox.drafts.version()
                 times.append(now() - start)
         return statistics.median(times) / 2
 
@@ -180,7 +199,7 @@ def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, methods:
             curves |= {
                 ("target", TURNS): Points(target, options.rows, draft_near),
                 ("draft", TURNS): Points(draft, DRAFT_ROWS, lambda context: target.verify(CHAIN + 1, first)),
-                ("target", BESIDE): Points(target, options.rows),
+                **{("target", mode): Points(target, options.rows, lambda _: beside.tell()) for mode in ROWS_BESIDE},
             }
             here, there = split(device, pair.draft.device, 1)
             threads[BESIDE] = here.threads
@@ -188,26 +207,22 @@ def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, methods:
             program = Probe(mailbox, options.contexts)
             worker = Worker("draft", draft_loader(pair), program, there, config.engine.timeout_seconds)  # type: ignore[arg-type]
             stack.callback(worker.close)
-            beside = Neighbour(mailbox, worker)
+            beside = Neighbour(mailbox, worker, len(draft.contexts))
             num_devices = len({device, pair.draft.device})
         turns, start = 0, now()
         while turns < MIN_TURNS or now() - start < options.seconds:
             for (_, mode), points in curves.items():
-                if mode != BESIDE:
+                if mode in threads:
                     with placed(threads[mode]):
                         points.turn()
                     continue
+                with here.applied(), beside.asked(*ROWS_BESIDE[mode]):
+                    points.turn()
+            for mode, rows in ROWS_BESIDE.items() if pair.draft is not None else ():
                 with here.applied():
-                    with beside.asked(1):  # as free-running and lockstep drafts are at work: row by row, without an end
-                        points.turn()
-                    found["draft", BESIDE] = []
-                    for rows in ((1,), DRAFT_ROWS[1:]):  # a chain's forwards are in the company of their like
-                        with beside.asked(*rows, counts=True):
-                            seen = mailbox.drafts.version()
-                            while mailbox.drafts.version() < seen + len(DRAFT_ROWS) * len(draft.contexts):
-                                target.verify(CHAIN + 1, first)
-                                worker.check()
-                        found["draft", BESIDE] += beside.found
+                    found["draft", mode] = beside.turn(
+                        mode, lambda rows=rows: target.verify(*rows, first) if rows else beside.news()
+                    )
             turns += 1
         found |= {key: points.found() for key, points in curves.items()}
         with placed(threads[ALONE]):

@@ -83,8 +83,8 @@ def opened(
 
     def model(role: str) -> SimModel:
         place, kind = (None, role) if role == "target" else (chain.index(role), "draft")
-        curve = costs.curve(role, mode)
-        return SimModel(place, stage, curve, costs.prefill[role], around.get(kind, 0.0))
+        curve = costs.company(role) if mode == BESIDE else costs.curve(role, mode)
+        return SimModel(place, stage, curve, costs.prefill[role], mode == BESIDE, around.get(kind, 0.0))
 
     target = model("target")
     draft = None if mode == ALONE else model(chain[0])
@@ -112,6 +112,8 @@ def play(node: Mapping[str, Any], costs: Costs, texts: Sequence[Text], key: str 
     """Decode every text with the method that a configuration node names. Raises ConfigError, CostError."""
     with opened(node, costs, texts, key) as (method, world, stage):
         outcomes = []
+        for process in world.processes:
+            process.busy_seconds = 0.0  # with what it measured when it opened
         for text in texts:
             stage.script = Script(text)
             outcome = method.decode(stage.script.request)

@@ -14,7 +14,8 @@ from specbench.engine.model import Model
 from specbench.engine.request import Request
 from specbench.engine.tree import DraftTree, Evidence, Verdict
 from specbench.sim.acceptance import MAX_RANK, Text
-from specbench.sim.costs import Curve
+from specbench.sim.costs import Company, Curve
+from specbench.sim.world import Work
 
 VOCAB_SIZE = 2 * MAX_RANK  # tokens stand for nothing: enough that a draft's list can hold the target's at any rank
 EOS = 0
@@ -58,29 +59,34 @@ class Script:
 class Stage:
     """What is on: the script of the sample under way, and the clock's hand. One for all models of a pair."""
 
-    def __init__(self, charge: Callable[[float], None]):
+    def __init__(self, charge: Callable[[Work], None]):
         self.charge = charge
         self.script: Script | None = None
 
 
 class SimModel(Model):
-    """A `Model` that was never loaded. place: of a draft in its chain; None: the target. around_seconds: of the schedule,
-    charged with each forward."""
+    """A `Model` that was never loaded. place: of a draft in its chain; None: the target. costs: `beside` others, a `Company`.
+    around_seconds: of the schedule, charged with each forward."""
 
-    def __init__(self, place: int | None, stage: Stage, curve: Curve, prefill: Curve, around_seconds: float = 0.0):
+    def __init__(
+        self, place: int | None, stage: Stage, costs: Curve | Company, prefill: Curve, beside: bool, around_seconds: float = 0.0
+    ):
         plan = MaskPlan((FULL,), None)
         super().__init__(None, VOCAB_SIZE, plan, True, 1, VOCAB_SIZE, is_draft=place is not None, opens=self.open)
         self.place, self.stage = place, stage
-        self.curve, self.prefill_curve, self.around_seconds = curve, prefill, around_seconds
+        self.costs, self.prefill_curve, self.beside, self.around_seconds = costs, prefill, beside, around_seconds
 
     def says(self, script: Script) -> Tensor:
         return script.target if self.place is None else script.drafts[self.place]
 
     def charge(self, rows: int, past: int) -> None:
-        if past:
-            self.stage.charge(self.curve.seconds(rows, past) + self.around_seconds)
-        else:
-            self.stage.charge(self.prefill_curve.seconds(rows, past))
+        def price(others: Sequence[int]) -> float:
+            if not past:
+                return self.prefill_curve.seconds(rows, past)
+            company: Any = (others,) if self.beside else ()
+            return self.costs.seconds(rows, past, *company) + self.around_seconds
+
+        self.stage.charge(Work(rows, price))
 
     def open(self) -> SimSession:
         return SimSession(self)

@@ -1,16 +1,17 @@
 """The virtual clock: processes that are charged what they compute, and mailboxes whose messages take their time.
 
 A discrete-event engine for the house's own schedules. One process, *home*, is the caller: the real schedule runs in it as ever,
-and its clock moves when a simulated session charges a forward. The others are real step functions with clocks of their own.
-Processes meet at mailboxes alone, so they need not move together: whoever looks into a mailbox first lets all others catch up
-to its own time (conservative parallel simulation: Chandy and Misra 1979), and who waits gives its time to the others until a
-message arrives. Nothing here is drawn: the same costs give the same events.
+and time moves when it computes a forward or waits. The others are real step functions, and step when their turn comes. What a
+forward takes depends on what the others do meanwhile: from one event to the next it advances at the price of its company
+(processor sharing). Nothing here is drawn: the same costs give the same events.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from specbench.processes.mailbox import OPEN, Either, LocalSlot, Mailbox, Message, PeerLost
@@ -23,23 +24,30 @@ CELL_BYTES = 8  # of a mailbox: a token or a word of the header
 HEADER_CELLS = 8
 
 
+@dataclass
+class Work:
+    """A forward. rows: new tokens; price: its seconds while others are at work on so many rows each (0: one that waits)."""
+
+    rows: int
+    price: Callable[[Sequence[int]], float]
+    left: float = 1.0
+
+
 class Process:
-    """One process of the simulated machine. time: how far it has come. busy_seconds: of it, computing."""
+    """One process of the simulated machine. busy_seconds: computing. lead: how far its own clock is ahead within a step."""
 
     def __init__(self, name: str, number: int):
         self.name, self.number = name, number
-        self.time = 0.0
-        self.busy_seconds = 0.0
+        self.busy_seconds = self.lead = 0.0
         self.side: Any = None  # what it steps through; None: nothing, or it is the caller's
+        self.work: deque[Work] = deque()
         self.idle_since: float | None = None
 
-    def ready_at(self) -> float:
-        """When it can go on; infinity while nothing is under way to it."""
-        if self.side is None:
+    def ready_at(self, now: float) -> float:
+        """When it takes its next step; infinity while it computes, or nothing is under way to it."""
+        if self.side is None or self.work:
             return math.inf
-        if self.idle_since is None:
-            return self.time
-        return max(self.time, news_at(self.side.inbox, self.side.seen_version))
+        return now if self.idle_since is None else max(now, news_at(self.side.inbox, self.side.seen_version))
 
 
 def news_at(inbox: SimSlot | Either, seen_version: int) -> float:
@@ -64,57 +72,84 @@ class World:
         self.home = Process("target", 0)
         self.processes = [self.home]
         self.current = self.home
+        self.time = 0.0
 
     def now(self) -> float:
-        return self.current.time
+        """Of the process at work: behind a forward of this step it is told when that will end if nothing changes beside it."""
+        return self.time + self.current.lead
 
-    def charge(self, seconds: float) -> None:
-        """The process at work computes for so long."""
-        self.current.time += seconds
-        self.current.busy_seconds += seconds
+    def charge(self, work: Work) -> None:
+        """The process at work computes. The caller's is done when this returns, another's begins behind its step."""
+        process = self.current
+        process.work.append(work)
+        if process is not self.home:
+            process.lead += work.price(self._beside(process))
+            return
+        while process.work:
+            self._go_on(math.inf)
+
+    def _beside(self, process: Process) -> list[int]:
+        """What the others compute now: rows of their forwards, 0 of one that waits."""
+        return [other.work[0].rows if other.work else 0 for other in self.processes if other is not process]
 
     # The other processes.
 
     def catch_up(self) -> None:
-        """All others do what they do up to the time of the process at work."""
-        if self.current is not self.home:
-            return  # it is the one that is furthest behind, or it would not be at work
-        while (one := self._next()) is not None and one.ready_at() <= self.home.time:
+        """All others do what they have to do by now."""
+        assert not self.current.lead, f"{self.current.name} looks or speaks behind a forward of the same step"
+        while self.current is self.home and (one := self._next()) is not None and one.ready_at(self.time) <= self.time:
             self.step(one)
 
     def _next(self) -> Process | None:
-        """Who goes on first; of several at once the one that was started first."""
-        waiting = [process for process in self.processes[1:] if process.ready_at() < math.inf]
-        return min(waiting, key=lambda process: (process.ready_at(), process.number), default=None)
+        """Who steps next; of several at once the one that was started first."""
+        others = [process for process in self.processes[1:] if process.ready_at(self.time) < math.inf]
+        return min(others, key=lambda process: (process.ready_at(self.time), process.number), default=None)
+
+    def _go_on(self, limit: float) -> None:
+        """To the next event, or to the time `limit`: a step, or the end of a forward. Raises PeerLost where none can come.
+
+        Until then everybody's company is what it is, so a forward advances by its price beside this company.
+        """
+        one = self._next()
+        at = one.ready_at(self.time) if one is not None else math.inf
+        if one is not None and at <= self.time:
+            self.step(one)
+            return
+        working = [process for process in self.processes if process.work]
+        prices = [process.work[0].price(self._beside(process)) for process in working]
+        ends = [self.time + process.work[0].left * price for process, price in zip(working, prices, strict=True)]
+        to = min([limit, at, *ends])
+        if to == math.inf:
+            raise PeerLost(f"all {len(self.processes)} simulated processes wait for ever")
+        passed = to - self.time
+        for process, price, end in zip(working, prices, ends, strict=True):
+            process.busy_seconds += passed
+            process.work[0].left -= passed / price
+            if end == to:
+                process.work.popleft()
+        self.time = to
 
     def step(self, process: Process) -> None:
-        """One step of its side, from when it can go on."""
-        start, before = process.ready_at(), self.current
+        """One step of its side."""
+        before, self.current = self.current, process
         if process.idle_since is not None:
-            process.side.waited(start - process.idle_since)
+            process.side.waited(self.time - process.idle_since)
             process.idle_since = None
-        process.time, self.current = start, process
         try:
             progress = process.side.step()
         finally:
-            self.current = before
+            self.current, process.lead = before, 0.0
         if progress is Progress.FINISHED:
             process.side = None
         elif progress is Progress.IDLE:
-            process.idle_since = process.time
+            process.idle_since = self.time
 
     def wait_for(self, slot: SimSlot, seen_version: int) -> None:
         """The caller's process waits for news. Raises PeerLost when none can come."""
         assert self.current is self.home, f"{self.current.name} waits inside a step"
         self.catch_up()
-        while (arrival := news_at(slot, seen_version)) > self.home.time:
-            one = self._next()
-            if one is not None and one.ready_at() < arrival:
-                self.step(one)
-            elif arrival < math.inf:
-                self.home.time = arrival
-            else:
-                raise PeerLost(f"all {len(self.processes)} simulated processes wait for ever")
+        while (arrival := news_at(slot, seen_version)) > self.time:
+            self._go_on(arrival)
 
     # What a schedule asks of a machine.
 
@@ -149,7 +184,7 @@ class SimSlot(LocalSlot):
         assert keep + len(tokens) <= self.capacity, f"mailbox of {self.capacity} tokens asked for {keep + len(tokens)}"
         self.world.catch_up()
         seconds = self.world.link.seconds(CELL_BYTES * (HEADER_CELLS + len(tokens)))
-        self.last_arrival = max(self.last_arrival, self.world.now() + seconds)
+        self.last_arrival = max(self.last_arrival, self.world.time + seconds)
         self._under_way.append((self.last_arrival, (request, epoch, keep, tuple(tokens), flag)))
 
     @property
@@ -163,7 +198,7 @@ class SimSlot(LocalSlot):
 
     def _arrive(self) -> None:
         self.world.catch_up()
-        while self._under_way and self._under_way[0][0] <= self.world.now():
+        while self._under_way and self._under_way[0][0] <= self.world.time:
             _, message = self._under_way.pop(0)
             super().publish(*message)
 
@@ -197,31 +232,31 @@ class SimWorker:
 
     def go(self) -> None:
         process = self.process
-        process.time, process.idle_since, self._answer = self.world.now(), None, None
+        process.idle_since, self._answer = None, None
         if isinstance(self.order, Order):
             process.side = self.program
             return
-        # Another order of the program's own (to measure itself, say): it talks with nobody, so it may be done at once.
+        # Another order of the program's own (to measure itself, say): it talks with nobody, so it is played at once, beside a
+        # target at work, and takes its time while the target goes on.
         before, self.world.current = self.world.current, process
+        ahead, self.world.home.work = self.world.home.work, deque([Work(1, lambda beside: 0.0)])
         try:
             self._answer = self.program.run()
         finally:
-            self.world.current = before
+            seconds, rows = process.lead, process.work[-1].rows if process.work else 1
+            self.world.current, self.world.home.work, process.lead = before, ahead, 0.0
+            process.work = deque([Work(rows, lambda beside: seconds)] if seconds else [])
 
     def result(self) -> Any:
         """The report; what is left of the sample there is done first."""
-        while self.process.side is not None:
-            one = self.world._next()
-            if one is None:
-                raise WorkerError(f"worker {self.process.name} waits for ever")
-            self.world.step(one)
+        while self.process.side is not None or self.process.work:
+            self.world._go_on(math.inf)
         if self._answer is None:
             self.program.step = lambda: Progress.FINISHED  # all is done: what its run does behind the last step is left
             try:
                 return self.program.run()
             finally:
                 del self.program.step
-        self.world.home.time = max(self.world.home.time, self.process.time)
         return self._answer
 
     def check(self) -> None:
