@@ -187,10 +187,11 @@ def _part(whole: Roofline, *parts: int) -> Roofline:
 class Costs:
     """One pair on one machine. label: the machine's name; source: "roofline" or "measured"; num_devices: that the pair is on.
 
-    A forward costs differently by its company: ALONE (no draft at work) and TURNS (both in one process, each pushing the other's
-    weights out of the caches) are modes of `curves`, and `beside` has what it costs where all are at once, each on devices or
-    cores of its own, by what the others do at that moment. prefill: of prompts, by role. around: what a schedule does around each forward, in seconds, by its key (`around.key_of`) and role; of others nothing
-    is known, and they are charged nothing. facts: what run.json says of where this is from.
+    A forward costs differently by its company: ALONE (no draft at work) and TURNS (both in one process, each pushing the
+    other's weights out of the caches) are modes of `curves`; `beside` has what it costs where all are at once, each on devices
+    or cores of its own, by what the others do at that moment. prefill: of prompts, by role. around: what a schedule does around
+    each forward, in seconds, by its key (`around.key_of`) and role; of others nothing is known, and they are charged nothing.
+    facts: what run.json says of where this is from.
     """
 
     label: str

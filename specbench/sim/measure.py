@@ -114,7 +114,7 @@ class Neighbour:
             self.worker.check()
 
     def turn(self, beside: str, meanwhile: Callable[[], Any]) -> list[list[float]]:
-        """Its points, each once more, while something is done here again and again; single rows in the company of their like."""
+        """Its points, each once more, while something is done here again and again; single rows among their like."""
         points = []
         for rows in (DRAFT_ROWS[:1], DRAFT_ROWS[1:]):
             with self.asked(*rows, beside=beside):
