@@ -6,8 +6,8 @@ Run it on a machine that does nothing else; name=value are options of `python -m
 (pair, engine, data.limit, decoding.max_new_tokens, measure.repeats), rows and contexts of the costs alone. Every run is played
 on the costs that were measured right before it and on those right behind it, and the mean of both counts, for a machine's speed
 drifts; of the run itself nothing is taken but its acceptance, prompts and options. Of a method's runs over several data sets
-all prompts count alike. A table is printed, and one JSON line. The exit status is 1 where a method's simulated speed-up is further
-than `--percent` from the measured one: 5 is the goal.
+all prompts count alike. A table is printed, and one JSON line. The exit status is 1 where a simulated speed-up is further than
+`--percent` from the measured one: 5 is the goal.
 """
 
 from __future__ import annotations
