@@ -536,15 +536,23 @@ def test_this_machines_costs_are_measured_and_can_be_used(tmp_path: Path) -> Non
     from specbench.sim.__main__ import main
 
     path = tmp_path / "costs.json"
-    small = ["pair=builtin", "engine=eager", "seconds=1", "rows=1,5", "contexts=16,48", "methods=speculative,pearl"]
+    small = ["pair=builtin", "engine=eager", "seconds=1", "rows=1,5", "contexts=16,48", "methods=speculative,pearl,pipespec"]
     assert main(["measure", f"out={path}", *small]) == 0
     pair = specify(composed("method=pearl", "pair=builtin").pair)
     costs = load_costs(str(path), pair)
-    assert set(costs.curves) == {("target", ALONE), ("target", TURNS), ("draft", TURNS)} and len(costs.beside) == 2
+    assert set(costs.curves) == {("target", ALONE), ("target", TURNS), ("draft", TURNS)} and set(costs.beside) == {
+        "target",
+        "draft",
+        "middle",
+    }
     assert set(costs.around) == {f"sequential, draft {where}" for where in ("none", "local")} | {"lockstep, draft worker"}
     assert set(costs.around["lockstep, draft worker"]) == {"target", "draft"}
     for around in costs.around.values():
         assert 0 < around["target"] < costs.company("target").seconds(1, 48, (1,))
     assert costs.curve("target", TURNS).seconds(5, 16) > costs.curve("draft", TURNS).seconds(1, 16)
     assert 0 < costs.link.latency_seconds < 0.01
-    assert of("pearl", costs, texts(0.7, number=1, tokens=20), "draft_length=3").decode_seconds > 0
+    some = texts(0.7, number=1, tokens=20)
+    assert of("pearl", costs, some, "draft_length=3").decode_seconds > 0
+    assert of("pipespec", costs, in_chain(some, 0.7, (0.9,), 0)).decode_seconds > 0
+    middle, draft = (costs.company(role).seconds(1, 16, (0,)) for role in ("middle", "draft"))
+    assert middle > draft  # a larger model

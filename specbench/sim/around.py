@@ -11,6 +11,7 @@ from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
 from specbench.method import Method
 from specbench.pair.load import draft_loader
+from specbench.pair.stages import stage_loader
 from specbench.processes.placement import Placement, available_cores
 from specbench.sim.costs import ALONE, TURNS
 
@@ -34,7 +35,7 @@ def around_forwards(
     kind, vocab_size = method.needs.draft, models["target"].vocab_size
     runtime = Runtime(
         *(pair, models["target"], models["draft"] if kind == "local" else None, SamplingLaw(), TOKENS, frozenset()),
-        *(timeout_seconds, True, draft_loader(pair)),
+        *(timeout_seconds, True, draft_loader(pair), stage_loader(pair)),
     )
     try:
         method.open(runtime)

@@ -185,7 +185,7 @@ def read_costs(path: Path, pair: PairSpec | None = None) -> Costs:
         link = Link(stored["link"]["latency_seconds"], stored["link"].get("bytes_per_second") or math.inf)
         beside = {
             role: Neighbours(tuple(curves.pop((role, f"{BESIDE} {other}")) for other in COMPANY))
-            for role in ROLES
+            for role in prefill
             if (role, f"{BESIDE} {COMPANY[0]}") in curves
         }
         label, num_devices, measured = stored["label"], stored["num_devices"], stored["pair"]

@@ -8,12 +8,14 @@ All company takes turns, for a machine's speed drifts within seconds and speed-u
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from specbench.method import Method, create_method
 from specbench.pair.backend import choose_backend
 from specbench.pair.load import check_pair, draft_loader, load_model, load_tokenizer
 from specbench.pair.spec import specify
+from specbench.pair.stages import stage_loader
 from specbench.processes.mailbox import DONE, Mailbox
 from specbench.processes.placement import Placement, available_cores, split
 from specbench.processes.worker import Worker
@@ -162,20 +165,30 @@ def measure(options: SimConfig, config: RunConfig, nodes: Mapping[str, Any]) -> 
     if instead is not None:
         say(instead)
     path = Path(options.out if options.out.endswith(".json") else f"{options.out}.json")
-    methods: dict[str, Method] = {}
+    methods, stages = dict[str, Method](), dict[str, Callable[[], Any]]()
     for node in nodes.values():
         method = create_method(node)
         refuse_what_cannot_be_simulated(node, method)
-        if pair.draft is not None or method.needs.draft == "none":
+        load = stage_loader(pair)
+        if load is not None:
+            stages |= {name: load(name)[1] for name in method.needs.stages if name != "draft"}
+        if len(method.needs.stages) < 2 and (pair.draft is not None or method.needs.draft == "none"):
             methods.setdefault(key_of(method), method)
-    found = measure_pair(options, config, pair, methods)
+    found = measure_pair(options, config, pair, methods, stages)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(found, indent=1) + "\n")
     return path
 
 
-def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, methods: Mapping[str, Method]) -> dict[str, Any]:
-    """The contents of a file of costs. methods: by `key_of`, run for what their schedules do around their forwards."""
+def measure_pair(
+    options: SimConfig,
+    config: RunConfig,
+    pair: PairSpec,
+    methods: Mapping[str, Method],
+    stages: Mapping[str, Callable[[], Any]],
+) -> dict[str, Any]:
+    """The contents of a file of costs. methods: by `key_of`, run for what their schedules do around their forwards. stages:
+    what loads the further drafts of chains, each measured beside the target alone."""
     say(f"measuring {pair.name} for about {options.seconds:g} s: nothing else should run")
     device, room = pair.target.device, max(options.rows)
     models = {"target": load_model(pair.target, pair.vocab_size)}
@@ -184,6 +197,7 @@ def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, methods:
     threads = {ALONE: fastest(device, config.engine.threads, lambda: target.verify(1, first))}
     curves = {("target", ALONE): Points(target, options.rows)}
     prefill, found = {"target": target}, dict[tuple[str, str], Any]()
+    neighbours: dict[str, Neighbour] = {}
     link, num_devices = {"latency_seconds": 0.0}, 1
     with contextlib.ExitStack() as stack:
         if pair.draft is not None:
@@ -203,11 +217,15 @@ def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, methods:
             }
             here, there = split(device, pair.draft.device, 1)
             threads[BESIDE] = here.threads
-            mailbox = Mailbox.shared(8)
-            program = Probe(mailbox, options.contexts)
-            worker = Worker("draft", draft_loader(pair), program, there, config.engine.timeout_seconds)  # type: ignore[arg-type]
-            stack.callback(worker.close)
-            beside = Neighbour(mailbox, worker, len(draft.contexts))
+            for role, load in {"draft": draft_loader(pair), **stages}.items():
+                mailbox = Mailbox.shared(8)
+                program = Probe(mailbox, options.contexts)
+                worker = Worker(role, load, program, there, config.engine.timeout_seconds)  # type: ignore[arg-type]
+                stack.callback(worker.close)
+                neighbours[role] = Neighbour(mailbox, worker, len(draft.contexts))
+                if role != "draft":
+                    prefill[role] = Forwards(load(), options.contexts, max(DRAFT_ROWS), is_target=False)  # type: ignore[misc]
+            beside = neighbours["draft"]
             num_devices = len({device, pair.draft.device})
         turns, start = 0, now()
         while turns < MIN_TURNS or now() - start < options.seconds:
@@ -218,11 +236,9 @@ def measure_pair(options: SimConfig, config: RunConfig, pair: PairSpec, methods:
                     continue
                 with here.applied(), beside.asked(*ROWS_BESIDE[mode]):
                     points.turn()
-            for mode, rows in ROWS_BESIDE.items() if pair.draft is not None else ():
+            for (role, one), (mode, rows) in itertools.product(neighbours.items(), ROWS_BESIDE.items()):
                 with here.applied():
-                    found["draft", mode] = beside.turn(
-                        mode, lambda rows=rows: target.verify(*rows, first) if rows else beside.news()
-                    )
+                    found[role, mode] = one.turn(mode, partial(target.verify, *rows, first) if rows else one.news)
             turns += 1
         found |= {key: points.found() for key, points in curves.items()}
         with placed(threads[ALONE]):
