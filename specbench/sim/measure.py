@@ -73,7 +73,7 @@ class Probe:
         self.seen = self.mailbox.committed.version()  # now: the first message may be there before `run` is
 
     def run(self) -> list[list[float]]:
-        """What was found so far for these rows, in all orders."""
+        """What was found so far for these rows in this company, in all orders; nothing where it was company itself."""
         rows, inbox = self.order.rows, self.mailbox.committed
         points = self.points.setdefault(self.order, Points(self.forwards, rows))
         while True:
@@ -83,7 +83,7 @@ class Probe:
                 message = inbox.read(0)
                 self.seen = message.version
                 if message.flag == DONE:
-                    return points.found()
+                    return points.found() if self.order.beside else []
             if rows:
                 points.next()
             self.mailbox.drafts.publish(0, 0, 0, [1])
@@ -238,7 +238,7 @@ def measure_pair(
                     points.turn()
             for (role, one), (mode, rows) in itertools.product(neighbours.items(), ROWS_BESIDE.items()):
                 with here.applied():
-                    found[role, mode] = one.turn(mode, partial(target.verify, *rows, first) if rows else one.news)
+                    found[role, mode] = one.turn(mode, partial(target.verify, rows[0], first) if rows else one.news)
             turns += 1
         found |= {key: points.found() for key, points in curves.items()}
         with placed(threads[ALONE]):
