@@ -285,8 +285,8 @@ class DrawnLaw:
     rng: Any
     greedy = False
 
-    def choose(self, logits: Tensor, positions: Sequence[int], noise_key: int) -> Draws:
-        return Draws(logits.softmax(-1), self.rng)
+    def choose(self, logits: Tensor, positions: Sequence[int], noise_key: int, rows: Sequence[int] | None = None) -> Draws:
+        return Draws((logits if rows is None else logits[rows]).softmax(-1), self.rng)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)
