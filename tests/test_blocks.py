@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_native import quantised
 from torch import nn
 
 from specbench.config.options import ConfigError
 from specbench.engine import blocks
-from specbench.engine.backends.native.packing import FOUR_BITS, HALVES, pack
+from specbench.engine.backends.native.linear import NativeLinear
+from specbench.engine.backends.native.packing import BYTES, EIGHT_BITS, FLOATS, FOUR_BITS, HALVES, pack
+from specbench.engine.model import Model
+from specbench.engine.reduced import ReducedHead
 from specbench.parts.heads.rounding import rounded_state
 from specbench.train.rounded import rounded
 from specbench.train.settings import settings_from
@@ -44,6 +49,37 @@ def test_a_matrix_that_was_never_rounded_is_not_found() -> None:
     stored = blocks.packed("w", blocks.nearest(torch.randn(4, 64)).weight)
     with pytest.raises(KeyError):
         blocks.unpacked({name: part for name, part in stored.items() if name != "w.scale"})
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, EIGHT_BITS), (4, FOUR_BITS), (32, HALVES)])
+def test_rows_of_a_reduced_head_keep_their_blocks(bits: int, kind: int) -> None:
+    """So they are the whole head's logits to the bit, at a width that bfloat16 cannot have; what no blocks made is rounded."""
+    head = nn.Linear(64, 200, bias=False).requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if bits != 32:
+            head.weight.copy_(quantised(head.weight.shape, bits))
+        hidden = torch.randn(3, 64)
+    ids = torch.arange(1, 200, 3)
+    reduced = ReducedHead.of(head, ids)
+    assert pack(reduced.linear.weight)[0] == kind and BYTES[kind] <= BYTES[HALVES]
+    assert torch.equal(reduced.linear.weight, head.weight[ids]) == (bits != 32)
+    native = Model.wrap(tiny.module("llama")).run_natively().native
+    assert native is not None
+    said, whole = (NativeLinear(linear, native)(hidden) for linear in (reduced.linear, head))
+    assert torch.equal(said, whole[:, ids]) == (bits != 32)
+
+
+def test_a_single_number_off_makes_rows_that_are_rounded() -> None:
+    """The twin: half a step from where its block has a place."""
+    head = nn.Linear(64, 40, bias=False).requires_grad_(False)
+    head.weight.copy_(quantised(head.weight.shape, 8))
+    assert pack(head.weight)[0] == EIGHT_BITS
+    head.weight[7, 9] += 0.5 * head.weight[7, 0:32].abs().max() / 127
+    assert pack(head.weight)[0] == FLOATS
+    reduced = ReducedHead.of(head, torch.arange(5, 10))
+    assert pack(reduced.linear.weight)[0] == HALVES and not torch.equal(reduced.linear.weight, head.weight[5:10])
+    assert pack(ReducedHead.of(head, torch.arange(5)).linear.weight)[0] == EIGHT_BITS, "these were not touched"
 
 
 class Two(nn.Module):

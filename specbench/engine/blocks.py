@@ -1,7 +1,8 @@
-"""Matrices in blocks of four bits, GGUF's Q4_1: 32 inputs of an output share a scale and an offset of half precision.
+"""Matrices in blocks: 32 inputs of an output share a scale, and in four bits (GGUF's Q4_1) an offset, of half precision.
 
-A number is q * scale + offset with q from 0 to 15, in float32. Whether a matrix was made so is found from its numbers alone:
-offset and scale follow from a block's extremes, and everything is compared.
+A number is q * scale + offset with q from 0 to 15; in eight bits (Q8_0) q * scale with q from -127 to 127; in float32. Whether
+a matrix was made so is found from its numbers alone: offset and scale follow from a block's extremes, and all is compared.
+An output's blocks are its own, so what is picked or put together by outputs keeps them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK, LEVELS = 32, 15
+BLOCK, LEVELS, GREATEST = 32, 15, 127
 _PARTS = (".q4", ".scale", ".offset")  # on disk, behind the matrix's name
 
 
@@ -34,6 +35,13 @@ class FourBits(NamedTuple):
         return (self.q * self.scale[..., None] + self.offset[..., None]).flatten(1)
 
 
+class EightBits(NamedTuple):
+    """scale: float32 [outputs, blocks]. q: int8 [outputs, blocks, 32]."""
+
+    scale: Tensor
+    q: Tensor
+
+
 def fits(weight: Tensor) -> bool:
     """Whether it is a matrix of whole blocks."""
     return weight.ndim == 2 and weight.shape[1] % BLOCK == 0
@@ -51,6 +59,20 @@ def found(weight: Tensor) -> FourBits | None:
     blocks = weight.unflatten(1, (-1, BLOCK))
     made = _between(blocks, blocks.amin(-1), blocks.amax(-1))
     return made if torch.equal(made.weight, weight) else None
+
+
+def found_in_eight(weight: Tensor) -> EightBits | None:
+    """The same of eight bits."""
+    inputs = weight.unflatten(1, (-1, BLOCK))
+    scale = (inputs.abs().amax(-1) / GREATEST).half().float()
+    q = (inputs / scale.clamp(min=1e-30)[..., None]).round_().clamp_(-GREATEST, GREATEST)
+    return EightBits(scale, q.to(torch.int8)) if torch.equal(q * scale[..., None], inputs) else None
+
+
+def is_made_of_them(weight: Tensor) -> bool:
+    """Whether a matrix is, to the bit, one of blocks of four or eight bits."""
+    whole = weight.float()
+    return fits(weight) and (found(whole) is not None or found_in_eight(whole) is not None)
 
 
 def _between(blocks: Tensor, offset: Tensor, most: Tensor) -> FourBits:

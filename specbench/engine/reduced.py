@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specbench.engine import blocks
+
 
 class ReducedHead(nn.Module):
     """weight [k, width]: the LM head's rows of `ids`, in their order. ids: ascending. vocab_size: of the whole head.
@@ -37,13 +39,17 @@ class ReducedHead(nn.Module):
 
     @classmethod
     def of(cls, head: Any, ids: Sequence[int] | Tensor) -> ReducedHead:
-        """Rows of a whole LM head without a bias, rounded to bfloat16: half the bytes, and a draft's guess is a guess."""
+        """Rows of a whole LM head without a bias, as they are where they are made of blocks: eight bits read less than sixteen.
+
+        Others are rounded to bfloat16: half the bytes of float32, and a draft's guess is a guess.
+        """
         if getattr(head, "bias", None) is not None:
             raise ValueError("an LM head with a bias is not reduced")
         ids = torch.as_tensor(ids).long()
         check_map(ids, head.weight.shape[0])
         rows = head.weight.detach()[ids.to(head.weight.device)]
-        return cls(rows.bfloat16().to(rows.dtype), ids, head.weight.shape[0])
+        kept = rows if blocks.is_made_of_them(rows) else rows.bfloat16().to(rows.dtype)
+        return cls(kept, ids, head.weight.shape[0])
 
     def widen(self, logits: Tensor) -> Tensor:
         """[..., k] to [..., vocab_size], -inf for ids without a row."""

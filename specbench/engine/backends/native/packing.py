@@ -1,7 +1,7 @@
 """A matrix as forward.cpp reads it, in the smallest of four forms that gives every float32 number back exactly.
 
 Four and eight bits are those of GGUF's Q4_1 and Q8_0: blocks of 32 inputs with a scale (and an offset) of half precision.
-Whether a matrix was made so is found from its numbers: scale and offset follow from a block's extremes, and all is compared.
+Whether a matrix was made so is found from its numbers (`engine.blocks`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,8 @@ def _four_bits(weight: Tensor) -> list[Tensor] | None:
 
 def _eight_bits(weight: Tensor) -> list[Tensor] | None:
     """Scale [outputs, blocks] and words of four q [outputs, blocks, 8]; None: it is not of the kind."""
-    inputs = weight.unflatten(1, (-1, BLOCK))
-    scale = (inputs.abs().amax(-1) / 127).half().float()
-    q = (inputs / scale.clamp(min=1e-30)[..., None]).round_().clamp_(-127, 127)
-    return [scale, q.to(torch.int8).view(torch.int32)] if torch.equal(q * scale[..., None], inputs) else None
+    found = blocks.found_in_eight(weight)
+    return None if found is None else [found.scale, found.q.view(torch.int32)]
 
 
 def _in_units(parts: list[Tensor]) -> Tensor:
