@@ -54,7 +54,9 @@ def test_the_page_has_a_line_for_every_part_and_escapes_what_it_is_told(tmp_path
     assert "| a\\|b | &lt;script> | 0.123 | - |" in text and "- two lines" in text
     assert "[Energy](#energy) | failed | it \\| broke | 3 |" in text
     assert text.count("| not run | not asked for | - |") == len(PARTS) - 1
-    assert "CPU form" in text.splitlines()[0] and "CPU form" not in page.render(page.read(tmp_path), "cuda:0")
+    assert "CPU form" in text.splitlines()[0] and "**No GPU ran.**" in text.splitlines()[2]
+    of_a_gpu = page.render(page.read(tmp_path), "cuda:0")
+    assert "CPU form" not in of_a_gpu and "No GPU ran" not in of_a_gpu
 
 
 @pytest.mark.parametrize(("status", "said"), [(-11, "ended with status -11"), (None, "no answer within")])
@@ -100,6 +102,20 @@ def test_wrong_options_are_one_line(options: list[str], said: str, tmp_path: Pat
     assert command.main(["--out", str(tmp_path / "out"), *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_backend_that_the_device_has_not_is_a_note() -> None:
+    """Graphs on a CPU are refused as an option; here that is a fact beside the others."""
+    pair, why = roofline.pair_of("shaped:tiny", "shaped:tiny:0.8", "cpu", "graph")
+    assert pair.target.backend == "eager" and why is not None and "CUDA graphs need both models on CUDA devices" in why
+    pair, why = roofline.pair_of("shaped:tiny", "shaped:tiny:0.8", "cpu", "compiled")
+    assert pair.target.backend == "compiled" and why is None
+
+
+def test_what_no_time_was_left_for_is_named_once(tmp_path: Path) -> None:
+    found = identity.run(Task(tmp_path, "cpu", 1.0, lambda text: None))
+    assert found["status"] == NOT_RUN and found["tables"][0]["rows"] == []
+    assert "speculative in float32, speculative in bfloat16" in found["notes"][0]
 
 
 def test_the_floor_is_bytes_over_bandwidth() -> None:

@@ -30,8 +30,10 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
 def render(found: Mapping[str, Mapping[str, Any]], device: str) -> str:
     """The Markdown. First one line a part, then each part's own tables and notes."""
     machine = found["machine"]
-    form = "" if device.startswith("cuda") else ", CPU form: nothing here says anything of an accelerator"
-    lines = [f"# {machine.get('name', device)}{form}", ""]
+    on_cpu = not device.startswith("cuda")
+    lines = [f"# {machine.get('name', device)}{', CPU form' if on_cpu else ''}", ""]
+    if on_cpu:
+        lines += ["**No GPU ran.** The same parts with tiny shapes: that the command works, and nothing of an accelerator.", ""]
     lines += [f"`python -m specbench.qualify --device {device}`, {machine.get('date', time.strftime('%Y-%m-%d'))}.", ""]
     lines += table(
         ("part", "result", "", "s"),

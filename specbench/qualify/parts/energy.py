@@ -22,7 +22,7 @@ def run(task: Task) -> dict[str, Any]:
             readings = next((device.sample() for device in devices if device.uuid == uuid), {})
             notes += [f"one reading of {key}: {value}" for key, value in readings.items()]
     except nvml.NvmlUnavailable as error:
-        notes.append(f"NVML: {error}")
+        notes.append(str(error))
     done = run_specbench(
         task, "energy", ["method=speculative", "pair=builtin", *LONG, "measure.trace=true", *on_device(task)], task.left - 5
     )

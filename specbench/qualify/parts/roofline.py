@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
 from specbench.config.specs import PairSpec
 from specbench.engine.model import Model
@@ -95,7 +96,10 @@ def pair_of(target: str, draft: str, device: str, backend: str) -> tuple[PairSpe
     dtype = "bfloat16" if device.startswith("cuda") else "float32"
     places = {f"{role}_{what}": value for role in ("target", "draft") for what, value in (("device", device), ("dtype", dtype))}
     spec = specify(PairConfig(target=target, draft=draft, **places))  # type: ignore[arg-type]
-    pair, why = choose_backend(check_pair(spec, load_tokenizer(spec.target)), backend)
+    try:
+        pair, why = choose_backend(check_pair(spec, load_tokenizer(spec.target)), backend)
+    except ConfigError as error:  # graphs without a CUDA device
+        return spec, str(error)
     if pair.target.backend != backend:
         why = why or f"{pair.target.backend} runs instead"
     return pair, why
