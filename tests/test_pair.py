@@ -342,6 +342,7 @@ def test_padded_vocabularies_are_cropped_to_the_common_rows(folders: Any, padded
             assert outcome.output_ids == tiny.decode(Autoregressive(), around, prompt).output_ids
     method.open(around)
     method.target.start(len(prompt) + 40)
+    method.drafter.announce(tiny.request(around, prompt))
     method.drafter.begin(tiny.request(around, prompt), 5, method.target.prefill(prompt))
     tree = method.drafter.propose(3)
     assert tree.q is not None and all(row.shape == (512,) and abs(float(row.sum()) - 1) < 1e-5 for row in tree.q)

@@ -263,10 +263,13 @@ def started(program: Silent, pids: list[int]) -> Worker:
     return Known("draft", program.load, program, Placement((), 1), 1.0)
 
 
-def test_a_worker_that_takes_long_to_load_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The twin: no word for longer than the limit, and it computes."""
+@pytest.mark.parametrize("stage", ["loading its model", "preparing a sample"])
+def test_a_worker_that_takes_long_at_something_is_waited_for(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: no word for longer than the limit, and it computes. Preparing a sample it may compile."""
     fork_workers(monkeypatch)
-    started(Silent("loading its model", "computes"), []).close()
+    worker = started(Silent(stage, "computes"), [])
+    worker.prepare(None)
+    worker.close()
 
 
 def test_a_worker_that_never_comes_to_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

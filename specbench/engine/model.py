@@ -43,6 +43,7 @@ class Model:
     fixed: str | None = None  # what makes programs of its forwards where engine.backends.fixed runs them (`captures`)
     native: Any = None  # its packed weights where engine.backends.native computes it: see `run_natively`
     opens: Callable[[], Any] | None = None  # makes its sessions where no forward is computed (`specbench.sim`)
+    alive: Callable[[], None] = lambda: None  # called between pieces of long work that is no forward (compiling)
 
     @classmethod
     def wrap(cls, module: Any, vocab_size: int | None = None) -> Model:

@@ -29,6 +29,12 @@ class Runtime:
     alive: Callable[[], None] = lambda: None  # a schedule of one process calls it after every round: who does not, hangs
     machine: Any = None  # a processes.machine.Machine to take processes from; None: this one
 
+    def watched_by(self, alive: Callable[[], None]) -> None:
+        """From now on schedules and models give their signs of life there."""
+        self.alive = self.target.alive = alive
+        if self.draft is not None:
+            self.draft.alive = alive
+
     @property
     def device(self) -> str:
         return self.pair.target.device

@@ -4,8 +4,9 @@ The child loads its model by a small picklable call and runs a *program* (`proce
 `prepare(order)` and `run()`, so that AMUSD's drafter, PEARL's and others share this file. Between samples the child sleeps at
 its pipe and costs nothing. Death in either direction is noticed: the child has a lifeline that closes with its parent, the
 parent looks at the child whenever it waits, and an error travels with its own text. So is silence, wherever it begins: a child
-that is stopped or hangs is killed after `timeout_seconds`, and the error says what it was doing. While it starts, no word can
-be due (loading takes as long as the model is large): there a child is silent when it shows no `signs_of_life`.
+that is stopped or hangs is killed after `timeout_seconds`, and the error says what it was doing. While it starts or prepares a
+sample, no word can be due (loading takes as long as the model is large, and a backend may compile): there a child is silent
+when it shows no `signs_of_life`.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Worker:
         if self._closed:
             raise WorkerError(f"worker {self.role} was stopped")
         word, kind = self._owed[0], ""
-        start = Silence(START_SECONDS) if word == "ready" else None
+        start = Silence(START_SECONDS) if word in ("ready", "prepared") else None
         while kind != word:
             self._listen(start)
             kind, content = self._receive()

@@ -93,7 +93,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
     try:
         say(f"{store.folder}: loading the models, then {len(prepared.warmup)} prompts to warm up")
         runtime = load(config, prepared)
-        runtime.alive = watchdog.alive
+        runtime.watched_by(watchdog.alive)
         arms: dict[str, Arm] = {}
         for name, method in prepared.methods.items():
             asked("open", name, method, partial(method.open, runtime))

@@ -47,4 +47,4 @@ class Graph:
         return self._output
 
 
-CAPTURES: dict[str, Capture] = {"compiled": compiled, "graph": Graph, "as_written": as_written}
+CAPTURES = {"compiled": Capture(compiled, layer_seconds=1.0), "graph": Capture(Graph), "as_written": Capture(as_written)}

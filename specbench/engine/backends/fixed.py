@@ -10,24 +10,36 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from specbench.config.say import say
 from specbench.engine.branching import BranchingSession
 from specbench.engine.cache import KVCache, PreallocatedLayer
 from specbench.engine.masks import FULL
 from specbench.engine.model import Model
 from specbench.engine.session import Session
+from specbench.measure.sensors.clock import now
 
 MAX_ROWS = 64  # of a program
 _STEP = 256  # capacities are multiples of it: another one means all programs anew
 
 Program = Callable[[], Any]
-Capture = Callable[[Program], Program]
-"""Makes of a step over fixed buffers something that does the same and is faster; called while nobody's clock runs."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """make: of a step over fixed buffers something that does the same and is faster; called while nobody's clock runs.
+
+    layer_seconds: about what that takes for each layer of the model, which is said beforehand; 0: too little to speak of.
+    """
+
+    make: Callable[[Program], Program]
+    layer_seconds: float = 0.0
 
 
 class FixedLayer(PreallocatedLayer):
@@ -89,8 +101,26 @@ class FixedSession(Session):
         if self._made_for != self.cache.room:
             self._programs.clear()
             self._made_for = self.cache.room
-        for count in sorted(self._wanted - self._programs.keys()):
-            self._programs[count] = _Rows(self, count)
+        threads = torch.get_num_threads()
+        lacking = [n for n in sorted(self._wanted) if n not in self._programs or threads not in self._programs[n].ready_for]
+        if lacking:
+            self._make(lacking, threads)
+
+    def _make(self, counts: Sequence[int], threads: int) -> None:
+        """The programs for so many rows each, with a word about it where it takes long."""
+        model = self.model
+        about = self._capture.layer_seconds * model.num_cache_layers
+        if about:
+            role, those = "draft" if model.is_draft else "target", ", ".join(map(str, counts))
+            say(f"compiling the {role}'s forwards of {those} rows: about {about:.0f} s for each, less where they were kept")
+        for number, count in enumerate(counts, 1):
+            begin = now()
+            program = self._programs.get(count) or _Rows(self, count)
+            program.make_ready(threads)
+            self._programs[count] = program
+            model.alive()
+            if about:
+                say(f"compiled {number} of {len(counts)} in {now() - begin:.0f} s")
 
     @torch.inference_mode()
     def _forward(self, module: Any, mask: Any, positions: Tensor, **inputs: Any) -> Any:
@@ -119,9 +149,16 @@ class _Rows:
         kinds = plan.layer_types if plan.window is not None else (FULL,)
         self.masks = {kind: torch.zeros((1, 1, count, capacity), dtype=model.dtype, device=device) for kind in kinds}
         self.given = next(iter(self.masks.values())) if len(self.masks) == 1 else self.masks
+        self.program: Program | None = None
+        self.ready_for: set[int] = set()
+
+    def make_ready(self, threads: int) -> None:
+        """Run once with as many threads as this process has now: what compiles does so at the first run. The text stays."""
+        torch.arange(self.cache.room, self.cache.room + self.count, out=self.slots)
         with torch.inference_mode(), self._in_fixed_form():
-            self.program = session._capture(self._step)
+            self.program = self.program or self.session._capture.make(self._step)
             self.program()
+        self.ready_for.add(threads)
 
     def _step(self) -> Any:
         session = self.session
@@ -145,6 +182,7 @@ class _Rows:
         for kind, whole in self.masks.items():
             whole.fill_(self.lowest)
             whole[..., :end] = 0.0 if mask is None else mask[kind] if isinstance(mask, dict) else mask
+        assert self.program is not None, "make it ready first"
         with self._in_fixed_form():
             logits, hidden = self.program()
         for layer in cache.layers:

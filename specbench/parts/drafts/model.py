@@ -64,12 +64,13 @@ class ModelDraft(Drafter):
 
     def announce(self, request: Request) -> None:
         self.model.expect(request)
+        length = len(request.prompt_ids) + request.max_new_tokens
+        self.session.start(length + self.rows_behind(request.max_new_tokens))  # before the clock: a backend may compile now
 
     def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
         self.prompt_length = len(request.prompt_ids)
         self.tokens = [*request.prompt_ids, first_token]  # everything committed
         self.grown: list[tuple[int, int]] = []  # (parent, token) of the rows below the trunk, with branches
-        self.session.start(self.prompt_length + request.max_new_tokens + self.rows_behind(request.max_new_tokens))
         self.session.feed(request.prompt_ids, last_only=True)
         self.choice.begin(request)
 
