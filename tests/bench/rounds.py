@@ -1,14 +1,15 @@
 """What a round costs outside the models' forwards, for every method that works in one process.
 
     python tests/bench/rounds.py --prompts 4 --tokens 64 --turns 3 [--methods suffix,token_recycling] [--pair smollm2]
-        [--engine native]
+        [--engine native] [--context 4096]
 
 Not a test: it takes timings, so nothing else may run on the machine. Every method decodes the same prompts, methods in an order
 that goes round; a figure is the median over turns of (decode seconds - seconds inside forwards of target, draft and their
-layers) by rounds. Trained heads are no forwards here: what they compute counts as outside. Lessons of a draft that learns are
-training (forwards, gradients and a step of the optimiser); they are printed beside it. Autoregressive decoding stands first:
-what every round costs that drafts nothing. Bound: `--most` milliseconds above it, lessons apart (exit status 1 where one is
-above).
+layers) by rounds, and as a share of the decode seconds. `--context`: the prompts' texts, one behind the other, to so many
+tokens; the turn that is not counted has 128. Trained heads are no forwards here: what they compute counts as outside. Lessons
+of a draft that learns are training (forwards, gradients and a step of the optimiser); they are printed beside it. Autoregressive
+decoding stands first: what every round costs that drafts nothing. Bound: `--most` milliseconds above it, lessons apart (exit
+status 1 where one is above).
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def main() -> int:
     parser.add_argument("--pair", default="builtin")
     parser.add_argument("--engine", default="eager")
     parser.add_argument("--methods", default=",".join(names()))
+    parser.add_argument("--context", type=int, help="tokens of a prompt; as long as it is if not given")
     parser.add_argument("--most", type=float, default=0.5, help="milliseconds above autoregressive decoding's round")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -109,35 +111,46 @@ def main() -> int:
     around = Runtime(pair, target, draft, SamplingLaw(), options.tokens, eos_ids(target.module, tokenizer))
     texts = [json.loads(line)["prompt"] for line in STANDIN.read_text().splitlines()[: options.prompts]]
     prompts = [tuple(tokenizer(text)["input_ids"]) for text in texts]
+    if options.context:
+        whole = [
+            token for line in STANDIN.read_text().splitlines() for token in tokenizer(json.loads(line)["prompt"])["input_ids"]
+        ]
+        whole *= 1 + (options.context + len(texts)) // len(whole)
+        prompts = [tuple(whole[number : number + options.context]) for number in range(len(texts))]
     chosen = dict.fromkeys([BASE, *options.methods.split(",")])
     methods = {name: method for name in chosen if (method := opened(name, around)) is not None}
     inside = Inside()
     costs: dict[str, list[float]] = {name: [] for name in methods}
     lessons: dict[str, list[float]] = {name: [] for name in methods}
+    shares: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(-1, options.turns):  # the first is not counted
         order = list(methods)
         order = [*order[turn % len(order) :], *order[: turn % len(order)]]
         for name in order:
             methods[name].reset()
-            seconds, rounds, taught = 0.0, 0, 0.0
+            seconds, rounds, taught, decoding = 0.0, 0, 0.0, 0.0
             for number, ids in enumerate(prompts):
-                request = Request(str(number), 0, ids, options.tokens, around.eos_ids, noise_key=number)
+                fed = ids[:128] if options.context and turn < 0 else ids
+                request = Request(str(number), 0, fed, options.tokens, around.eos_ids, noise_key=number)
                 outcome = methods[name].decode(request)
                 learned = sum(done.learn_seconds for done in outcome.rounds)
                 seconds += outcome.decode_seconds - inside.seconds - learned
                 taught += learned
+                decoding += outcome.decode_seconds
                 rounds += len(outcome.rounds)
             if turn >= 0:
                 costs[name].append(1e3 * seconds / max(1, rounds))
                 lessons[name].append(1e3 * taught / max(1, rounds))
+                shares[name].append((seconds + taught) / decoding)
     base = statistics.median(costs[BASE])
     dear = []
     for name, values in costs.items():
         above = statistics.median(values) - base
         beside = f", {learned:.3f} of lessons" if (learned := statistics.median(lessons[name])) else ""
-        print(f"{name:16} {statistics.median(values):7.3f} ms a round outside forwards, {above:+7.3f} beside {BASE}{beside}")
+        share = f"{statistics.median(shares[name]):6.1%} of decoding{beside}"
+        print(f"{name:16} {statistics.median(values):7.3f} ms a round outside forwards, {above:+7.3f} beside {BASE}, {share}")
         dear += [name] if above > options.most else []
-    found = {"milliseconds": costs, "lessons": lessons}
+    found = {"milliseconds": costs, "lessons": lessons, "shares": shares}
     medians = {what: {name: statistics.median(values) for name, values in of.items()} for what, of in found.items()}
     print(json.dumps({**medians, "above": dear}))
     return 1 if dear else 0
