@@ -7,9 +7,9 @@ Not a test: it takes timings, so nothing else may run on the machine. Every meth
 that goes round; a figure is the median over turns of (decode seconds - seconds inside forwards of target, draft and their
 layers) by rounds, and as a share of the decode seconds. `--context`: the prompts' texts, one behind the other, to so many
 tokens; the turn that is not counted has 128. Trained heads are no forwards here: what they compute counts as outside. Lessons
-of a draft that learns are training (forwards, gradients and a step of the optimiser); they are printed beside it. Autoregressive
-decoding stands first: what every round costs that drafts nothing. Bound: `--most` milliseconds above it, lessons apart (exit
-status 1 where one is above).
+of a draft that learns are training (forwards, gradients and a step of the optimiser); they are printed beside it.
+Autoregressive decoding stands first: what every round costs that drafts nothing. Bound: `--most` milliseconds above it, lessons
+apart (exit status 1 where one is above).
 """
 
 from __future__ import annotations
