@@ -316,6 +316,11 @@ def test_a_set_of_ones_own_needs_no_code(tmp_path: Path) -> None:
     dataset = data.load(config)
     assert (dataset.name, len(dataset.samples)) == ("mine", 12) and "declares no checksum" in dataset.warnings[0]
     assert data.load(dataclasses.replace(config, sha256=sha256_of(path))).warnings == ()
+    graded = dataclasses.replace(config, sha256=sha256_of(path), grade="number")
+    assert data.load(graded).warnings == ("mine.jsonl has no answers: data.grade=number grades nothing",)
+    with_one = [QUESTIONS[0] | {"answer": "4"}, *QUESTIONS[1:]]
+    path = write_jsonl(tmp_path / "mine.jsonl", with_one)
+    assert data.load(dataclasses.replace(graded, sha256=sha256_of(path), answer="answer")).warnings == ()
     with pytest.raises(ConfigError, match="expected 0000"):
         data.load(dataclasses.replace(config, sha256="0" * 64))
     with pytest.raises(ConfigError, match="no stand-in set of this name"):

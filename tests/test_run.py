@@ -596,7 +596,7 @@ def test_a_failing_warm_up_ends_the_run(tmp_path: Path) -> None:
     assert read_run(only_folder(tmp_path))["status"] == "failed"
 
 
-def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_what_was_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[str] = []
 
     def interrupted(real: Any, self: Any, request: Request) -> Outcome:
@@ -609,6 +609,7 @@ def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
         run(configured(tmp_path, measure__warmup=0, data__limit=3))
     folder = only_folder(tmp_path)
     assert read_run(folder)["status"] == "interrupted"
+    assert f"resume={folder} goes on" in capsys.readouterr().err
     records = read_samples(folder)
     assert len(by_arm(records, "method")) == 1 and all(record.error is None for record in records)
     assert set(read_rounds(folder)) == {record.key for record in records}

@@ -400,6 +400,8 @@ def test_wrong_options_are_named(source: Path, tmp_path: Path) -> None:
         run(Settings(part="tokens"))
     with pytest.raises(ConfigError, match=r"train\.lenght"):
         settings_from({"part": "target", "train": {"lenght": 3}})
+    with pytest.raises(ConfigError, match="part=None: choose one of acceptance, card, draft"):
+        settings_from({"part": None, "parts": {"draft": {}}})
     with pytest.raises(ConfigError, match=r"train\.source_licence"):
         run(settings_for("target", source, tmp_path / "w", tmp_path / "out", source_licence=""))
     settings = settings_for("draft", source, tmp_path / "w", tmp_path / "out")

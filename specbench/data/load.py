@@ -87,6 +87,8 @@ def _verified(config: DataConfig, path: Path, found: hub.HubFile | None = None) 
     warnings: tuple[str, ...] = ()
     if not is_published(config.name, file_sum, content_sum):
         name, warnings = _unpublished(config, path, source, file_sum)
+    if config.grade is not None and all(sample.answer is None for sample in samples):
+        warnings += (f"{path.name} has no answers: data.grade={config.grade} grades nothing",)
     return Dataset(
         name=name,
         source=source,

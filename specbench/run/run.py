@@ -75,6 +75,7 @@ def run(config: RunConfig, on_open: Callable[[Path], None] | None = None) -> dic
             with contextlib.suppress(WriteError):  # what ended the run is said, not that its end cannot be written either
                 if isinstance(error, KeyboardInterrupt):
                     opened.store.set_status("interrupted")
+                    say(f"what is finished is kept: resume={opened.store.folder} goes on")
                 else:
                     opened.store.set_status("failed", error=f"{type(error).__name__}: {error}")
             if isinstance(error, SystemExit):  # some library's: it would be the exit status of a run that did not end
@@ -91,7 +92,8 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
     disturbed: list[str] = []
     watchdog = Watchdog(10 * config.engine.timeout_seconds)  # a prefill on a CPU may take minutes
     try:
-        say(f"{store.folder}: loading the models, then {len(prepared.warmup)} prompts to warm up")
+        prompts = f"{len(prepared.warmup)} prompt{'s' * (len(prepared.warmup) != 1)}"
+        say(f"{store.folder}: loading the models, then {prompts} to warm up")
         runtime = load(config, prepared)
         runtime.watched_by(watchdog.alive)
         arms: dict[str, Arm] = {}

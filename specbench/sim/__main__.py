@@ -93,8 +93,8 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
     bench = Bench(options, pair, nodes, config.baseline)
     sources = {bench.costs(devices).source for devices in options.devices}
     say(f"{len(options.devices)} machines, {len(nodes)} methods: {', '.join(nodes)}")
+    rate = rate_of(bench.texts(options.acceptance))  # first: it is refused at once where it is none
     cells = bench.over_acceptance()
-    rate = rate_of(bench.texts(options.acceptance))
     recorded = is_run_folder(options.acceptance)
     shares = bench.over_share(options.acceptance)
     lines = []

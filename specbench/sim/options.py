@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, number, option, text, whole
 from specbench.config.paths import CONF_DIR
+from specbench.config.schema import RunConfig
 from specbench.sim.hardware import preset_names
 
 METHODS = ("speculative", "amusd", "pearl", "ssd", "dsi")  # of a comparison, where nothing is named
@@ -71,16 +74,25 @@ class SimConfig:
         return ", then ".join([self.acceptance, *map(str, self.stage_acceptance)])
 
 
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f", did you mean {near[0]}?" if near else ""
+
+
 def parse(arguments: Sequence[str]) -> tuple[SimConfig, list[str]]:
     """Own options from `key=value`, and what is left for a run's configuration. Raises ConfigError for a value out of range."""
     import yaml
 
     known = {part.name: str(part.type) for part in fields(SimConfig)}
+    of_a_run = {part.name for part in fields(RunConfig)} | {"experiment", "launcher", "track", "hydra"}
     own: dict[str, Any] = {}
     rest = []
     for argument in arguments:
         key, equals, written = argument.partition("=")
         if not equals or key not in known:
+            if (top := re.split(r"[.@]", key.lstrip("+~"))[0]) not in of_a_run:
+                possible = f"possible: {', '.join(sorted(known))}, and a run's own (pair, method.<option>, runs_dir)"
+                raise ConfigError(key, written, f"unknown option{_nearest(top, known)}; {possible}")
             rest.append(argument)
             continue
         if known[key].startswith("tuple"):

@@ -103,7 +103,7 @@ class Settings:
         """The settings of the chosen part, with `train.*` overrides. Raises ConfigError for an unknown part, and one that
         four bits cannot be kept of."""
         if self.part not in self.parts:
-            raise ConfigError("part", self.part, f"choose one of {', '.join(sorted(self.parts))} or card")
+            raise ConfigError("part", self.part, f"choose one of {', '.join(sorted([*self.parts, 'acceptance', 'card']))}")
         part = self.parts[self.part]
         changes = {
             name: getattr(self.train, name) for name in ("tokens", "layers", "num_ids") if getattr(self.train, name) is not None
@@ -118,6 +118,10 @@ class Settings:
 
 def settings_from(plain: dict[str, Any]) -> Settings:
     """Settings from Hydra's plain containers. Raises ConfigError for an unknown key and for what would fail only at the end."""
+    if not plain.get("part"):  # the first part would write over the shipped target
+        raise ConfigError(
+            "part", None, f"choose one of {', '.join(sorted([*(plain.get('parts') or {}), 'acceptance', 'card']))}"
+        )
     known = vars(TrainSettings())
     for name in plain.get("train") or {}:
         if name not in known:
