@@ -92,8 +92,8 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
     disturbed: list[str] = []
     watchdog = Watchdog(10 * config.engine.timeout_seconds)  # a prefill on a CPU may take minutes
     try:
-        prompts = f"{len(prepared.warmup)} prompt{'s' * (len(prepared.warmup) != 1)}"
-        say(f"{store.folder}: loading the models, then {prompts} to warm up")
+        warming = f"{len(prepared.warmup)} prompt{'s' * (len(prepared.warmup) != 1)}"
+        say(f"{store.folder}: loading the models, then {warming} to warm up")
         runtime = load(config, prepared)
         runtime.watched_by(watchdog.alive)
         arms: dict[str, Arm] = {}
