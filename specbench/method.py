@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from specbench.config.create import create_part, named_part
 from specbench.config.options import ConfigError, flag, number, one_of, whole
-from specbench.config.specs import ModelSpec
+from specbench.config.specs import PairSpec
 from specbench.engine.request import Outcome, Request
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
@@ -117,9 +117,9 @@ class Method:
         """Cores and threads of the target's process, for methods that share them with workers."""
         return self.schedule.placement
 
-    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+    def look_up(self, pair: PairSpec) -> dict[str, Path]:
         """The folders that the options name, by option, before anything is loaded. Raises ConfigError for what is not there."""
-        return {name: folder for part in self._parts for name, folder in (part.look_up(target) or {}).items()}
+        return {name: folder for part in self._parts for name, folder in (part.look_up(pair) or {}).items()}
 
     # Life cycle. `open` once per run, `decode` per sample, `close` at the end whatever happened.
 

@@ -45,7 +45,7 @@ from specbench.parts.stops.goodput import Goodput, best_length
 from specbench.parts.stops.memory import Memory
 from specbench.parts.stops.specdec_pp import AcceptanceHead, SpecDecPlusPlus
 from specbench.train.__main__ import run
-from specbench.train.acceptance import MixedBatches, acceptance_loss, calibrate_head, mixed, proposals
+from specbench.train.acceptance import MixedBatches, acceptance_loss, calibrate_head, greedy_texts, mixed, proposals
 from specbench.train.distill import final_hidden
 from specbench.train.settings import PartSettings
 
@@ -296,13 +296,13 @@ def test_a_head_learns_which_proposals_are_rejected() -> None:
     torch.manual_seed(0)
     head = AcceptanceHead(TargetParts.of(draft), num_layers=2)
     batches = MixedBatches(SimpleNamespace(next=some), target, draft, [0.0, 1.0], seed=0)  # type: ignore[arg-type]
-    before = calibrate_head(head, target, draft, texts[128:], 0)
+    before = calibrate_head(head, target, draft, greedy_texts(target, texts[128:]), 0)
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(80):
         optimizer.zero_grad()
         acceptance_loss(head, *batches.next(16, 32)).backward()
         optimizer.step()
-    after = calibrate_head(head, target, draft, texts[128:], 0)
+    after = calibrate_head(head, target, draft, greedy_texts(target, texts[128:]), 0)
     assert after["right_order"] > 0.62 > before["right_order"] + 0.05 and after["loss"] < before["loss"] / 2, (before, after)
     assert after["said_of_accepted"] > after["said_of_rejected"] and 0.1 < after["accepted"] < 0.9
 
@@ -324,6 +324,9 @@ def test_mixed_text_holds_proposals_where_there_are_labels() -> None:
     assert (read[1][0, 1:20] == ids[0, 1:20])[~exchanged[1:20]].all()
     own = target(input_ids=read[0]).logits[0].argmax(-1)[:-1]
     assert (read[1][0, 1:] == own)[exchanged[1:]].all() and (labels[0][exchanged] == 1).all(), "its own draft is always right"
+    judged = (torch.arange(22) >= 9)[None]  # the reply begins at place 10
+    _, labels = mixed(ids, hidden, target, Reading(), torch.zeros(1), 1.0, torch.Generator().manual_seed(0), judged)
+    assert (labels[0] >= 0).nonzero().flatten().tolist() == list(range(10, 20)), "a chat's prompt is nobody's proposal"
 
 
 @pytest.fixture(scope="module")

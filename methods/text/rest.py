@@ -25,7 +25,7 @@ from specbench.method import (
     Evidence,
     Feedback,
     Method,
-    ModelSpec,
+    PairSpec,
     Request,
     Rule,
     Setting,
@@ -81,7 +81,7 @@ class RestDraft(Drafter):
     def max_nodes(self) -> int:
         return self.num_nodes
 
-    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+    def look_up(self, pair: PairSpec) -> dict[str, Path]:
         return {"datastore": Datastore.look_up(self.name)}
 
     def open(self, setting: Setting) -> None:

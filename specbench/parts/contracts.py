@@ -22,7 +22,7 @@ from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from specbench.config.specs import ModelSpec
+    from specbench.config.specs import PairSpec
     from specbench.engine.request import Outcome, Request
     from specbench.engine.runtime import Runtime
     from specbench.engine.target import Target
@@ -86,7 +86,7 @@ class Part:
 
     needs: Needs = Needs()
 
-    def look_up(self, target: ModelSpec) -> Mapping[str, Path]:
+    def look_up(self, pair: PairSpec) -> Mapping[str, Path]:
         """The folders that the options name, by option: a run is continued with what they held. Before a folder of the run
         exists and a weight is loaded. Raises ConfigError for what is not there."""
         return {}

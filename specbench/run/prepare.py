@@ -107,7 +107,7 @@ def refuse_unmet_needs(methods: Sequence[Method], pair: PairSpec) -> None:
     if pair.draft is None and any(method.needs.draft != "none" for method in methods):
         raise UnfitError("pair.draft", None, "the method drafts with a model: name one")
     for method in methods:
-        method.look_up(target)
+        method.look_up(pair)
     needs = [method.needs for method in methods]  # not joined: one may draft here and the other in a process of its own
     wanted = frozenset[str]().union(*(need.of_target for need in needs)) - {"taps"}
     missing = wanted - abilities(target) if wanted else frozenset[str]()
@@ -228,7 +228,7 @@ def folder_facts(prepared: Prepared) -> dict[str, str | None]:
     return {
         f"{arm}.{option}": provenance.folder_hash(folder)
         for arm, method in prepared.methods.items()
-        for option, folder in method.look_up(prepared.pair.target).items()
+        for option, folder in method.look_up(prepared.pair).items()
     }
 
 

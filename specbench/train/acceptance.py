@@ -9,6 +9,8 @@ likeliest token is proposed and accepted where it is the target's: so one head s
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from specbench.config.options import ConfigError
-from specbench.pair.spec import resolve_path
+from specbench.pair.load import load_model
+from specbench.pair.spec import specify
 from specbench.parts.heads.base import TargetParts, build_heads
 from specbench.parts.heads.files import builtin_folder
 from specbench.parts.heads.stored import save_heads
-from specbench.parts.stops.specdec_pp import BUILTIN_PAIR, AcceptanceHead
+from specbench.parts.stops.specdec_pp import AcceptanceHead
 from specbench.train.calibrate import calibration_prompts, calibration_text
 from specbench.train.card import write_training
-from specbench.train.common import Teacher, facts_of, fit, identity_of, load_model
+from specbench.train.chats import ChatBatches, chat_facts
+from specbench.train.common import Teacher, facts_of, fit, identity_of
 from specbench.train.distill import final_hidden, head_of
 from specbench.train.loop import BatchSource
 from specbench.train.settings import Settings
@@ -34,6 +38,8 @@ from specbench.train.target import device_of
 MIXED = 0.85  # of the text's tokens that are exchanged for the draft's proposals
 REJECTION_WEIGHT = 6.0
 CALIBRATION_ROWS = 64
+BUILTIN_PAIR = ("builtin:target", "builtin:draft")  # whose head has its folder in this package
+Text = tuple[Tensor, Tensor, Tensor | None]  # ids, the target's last hidden states on them, the positions that are judged
 
 
 @torch.no_grad()
@@ -65,14 +71,12 @@ class MixedBatches:
     def next(self, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, int64 (rows, length), -1 where there is no text; the draft's hidden states (rows, length, width); labels
         float32 (rows, length), -1 where none was proposed."""
-        batch = self.own.next(rows, length)
-        assert isinstance(batch, tuple)
-        ids, hidden = batch
+        ids, hidden, judged = (*self.own.next(rows, length), None)[:3]
         generator = torch.Generator(ids.device).manual_seed(self.seed * 1_000_003 + self.step)
         self.step += 1
         among = torch.tensor(self.temperatures, device=ids.device)
-        chosen = among[torch.randint(len(among), (rows,), generator=generator, device=ids.device)]
-        return ids, *mixed(ids, hidden, self.target, self.draft, chosen, MIXED, generator)
+        chosen = among[torch.randint(len(among), (len(ids),), generator=generator, device=ids.device)]
+        return ids, *mixed(ids, hidden, self.target, self.draft, chosen, MIXED, generator, judged)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "own": self.own.state_dict()}
@@ -91,17 +95,19 @@ def mixed(
     temperatures: Tensor,
     share: float,
     generator: torch.Generator,
+    judged: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The draft's hidden states of the text with a share of its tokens exchanged, and labels, as `MixedBatches.next` has them.
 
-    hidden (rows, length, width): the target's on the text as it is.
+    hidden (rows, length, width): the target's on the text as it is. judged: bool (rows, length), the places whose next token
+    may be exchanged (of a chat: the reply's); None: all.
     """
     text = ids.clamp(min=0)
     p = head_of(target)(hidden.float())
     q = draft(input_ids=text, use_cache=False).logits
     tokens, chance = proposals(p[:, :-1], q[:, :-1], temperatures, generator)  # for the places from 1 on
     exchanged = torch.rand(tokens.shape, generator=generator, device=ids.device) < share
-    exchanged &= ids[:, 1:] >= 0
+    exchanged &= ids[:, 1:] >= 0 if judged is None else judged[:, :-1] & (ids[:, 1:] >= 0)
     text[:, 1:] = torch.where(exchanged, tokens, text[:, 1:])
     labels = torch.full_like(text, -1.0, dtype=torch.float32)
     labels[:, 1:] = torch.where(exchanged, chance, -1.0)
@@ -128,7 +134,9 @@ def train_acceptance_head(settings: Settings) -> dict[str, Any]:
         raise ConfigError("train.out", None, f"name a folder for the head of {pair.draft}")
     out = Path(options.out) if options.out else builtin_folder(AcceptanceHead.family)
     teacher = Teacher.of(settings)
-    draft = load_model(resolve_path(pair.draft), pair.draft_revision, pair.trust_remote_code).to(device_of(teacher.target))
+    spec = specify(pair).draft
+    assert spec is not None
+    draft = load_model(replace(spec, dtype="float32", device="cpu")).module.to(device_of(teacher.target))
     torch.manual_seed(options.seed)
     head = build_heads(AcceptanceHead, TargetParts.of(draft, identity_of(pair, "draft")), settings.heads)
     head.to(head.target.device)
@@ -142,33 +150,54 @@ def train_acceptance_head(settings: Settings) -> dict[str, Any]:
         "judged_by": pair.target,
         "generated_rows": teacher.batches.generated,
     }
+    if isinstance(teacher.batches, ChatBatches):
+        report |= chat_facts(teacher.batches, teacher.folder)
     if complete:
-        source, arrays = calibration_prompts(teacher.folder)
-        ids = calibration_text(teacher.target, arrays, CALIBRATION_ROWS, options.new_tokens, teacher.eos_ids, options.seed)
-        head.calibration = calibrate_head(head, teacher.target, draft, ids, options.seed) | {
+        source, texts = own_texts(settings, teacher)
+        head.calibration = calibrate_head(head, teacher.target, draft, texts, options.seed) | {
             "prompts": source,
             "target_sha256": identity_of(pair, "target"),
         }
-        report["heldout_loss"] = {"own greedy text": head.calibration["loss"]}
+        report["heldout_loss"] = {"own text": head.calibration["loss"]}
         report["calibration"] = head.calibration
         save_heads(head, out, options.mantissa_bits)
         write_training(out, report)
     return report
 
 
+def own_texts(settings: Settings, teacher: Teacher) -> tuple[str, Iterable[Text]]:
+    """Text of the target that nothing was trained on, and where its prompts come from in words."""
+    options, part = settings.train, settings.chosen()
+    if isinstance(teacher.batches, ChatBatches):
+        held = teacher.batches.heldout(part.rows or options.rows, part.length or options.length)
+        return "chats that nothing was trained on", held
+    source, arrays = calibration_prompts(teacher.folder)
+    ids = calibration_text(teacher.target, arrays, CALIBRATION_ROWS, options.new_tokens, teacher.eos_ids, options.seed)
+    return source, greedy_texts(teacher.target, ids)
+
+
+def greedy_texts(target: nn.Module, ids: Tensor) -> Iterator[Text]:
+    """Rows of ids (rows, length), -1 past the end, as `calibrate_head` takes them."""
+    for chunk in ids.split(8):
+        yield chunk, final_hidden(target, chunk.clamp(min=0), False), None
+
+
 @torch.no_grad()
-def calibrate_head(head: AcceptanceHead, target: nn.Module, draft: nn.Module, ids: Tensor, seed: int) -> dict[str, Any]:
-    """What the head is worth on greedy proposals after the target's greedy text, ids (rows, length), -1 past the end.
+def calibrate_head(
+    head: AcceptanceHead, target: nn.Module, draft: nn.Module, texts: Iterable[Text], seed: int
+) -> dict[str, Any]:
+    """What the head is worth on greedy proposals after the target's own text.
 
     accepted: share of the proposals. said_of_accepted, said_of_rejected: the head's mean chance of acceptance for both.
     right_order: how often an accepted proposal has the higher one of the two (area under the curve; 0.5 says nothing).
     """
-    generator, losses, said, labels = torch.Generator(ids.device).manual_seed(seed), 0.0, [], []
-    for chunk in ids.split(8):
-        hidden = final_hidden(target, chunk.clamp(min=0), False)
-        temperatures = torch.zeros(len(chunk), device=ids.device)
-        states, truth = mixed(chunk, hidden, target, draft, temperatures, 1.0, generator)
+    generator, losses, num_texts, said, labels = None, 0.0, 0, [], []
+    for chunk, hidden, judged in texts:
+        generator = generator or torch.Generator(chunk.device).manual_seed(seed)
+        temperatures = torch.zeros(len(chunk), device=chunk.device)
+        states, truth = mixed(chunk, hidden, target, draft, temperatures, 1.0, generator, judged)
         losses += float(acceptance_loss(head, chunk, states, truth)) * len(chunk)
+        num_texts += len(chunk)
         there = truth >= 0
         said.append(head(states).softmax(-1)[..., 1][there].cpu().numpy())
         labels.append(truth[there].cpu().numpy() > 0.5)
@@ -177,8 +206,8 @@ def calibrate_head(head: AcceptanceHead, target: nn.Module, draft: nn.Module, id
     below = (np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")) / 2
     return {
         "num_positions": len(stands),
-        "num_prompts": len(ids),
-        "loss": round(losses / len(ids), 4),
+        "num_prompts": num_texts,
+        "loss": round(losses / num_texts, 4),
         "accepted": round(float(stands.mean()), 4),
         "said_of_accepted": round(float(yes.mean()), 4) if len(yes) else None,
         "said_of_rejected": round(float(no.mean()), 4) if len(no) else None,

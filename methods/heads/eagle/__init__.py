@@ -30,8 +30,8 @@ from specbench.method import (
     Evidence,
     Feedback,
     Method,
-    ModelSpec,
     Needs,
+    PairSpec,
     Request,
     Rule,
     Setting,
@@ -95,8 +95,8 @@ class EagleDraft(Drafter):
     def max_nodes(self) -> int:
         return self.size
 
-    def look_up(self, target: ModelSpec) -> dict[str, Path]:
-        return look_up_heads(EagleHeads, self.heads_name, target)
+    def look_up(self, pair: PairSpec) -> dict[str, Path]:
+        return look_up_heads(EagleHeads, self.heads_name, pair.target)
 
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from specbench.config.options import ConfigError, whole
-from specbench.config.specs import ModelSpec
+from specbench.config.specs import PairSpec
 from specbench.engine.request import Request
 from specbench.engine.sampling import NO_LAW, keyed_gumbel
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
@@ -76,8 +76,8 @@ class HeadDraft(Drafter):
     def max_nodes(self) -> int:
         return len(self.plan.nodes) if self.plan is not None else 0
 
-    def look_up(self, target: ModelSpec) -> dict[str, Path]:
-        return look_up_heads(self.family, self.heads_name, target)
+    def look_up(self, pair: PairSpec) -> dict[str, Path]:
+        return look_up_heads(self.family, self.heads_name, pair.target)
 
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target

@@ -60,7 +60,9 @@ class TargetParts:
         inner = getattr(module, getattr(module, "base_model_prefix", ""), module)
         norm = next((getattr(inner, name) for name in _NORM_NAMES if hasattr(inner, name)), None)
         config = module.config.get_text_config(decoder=True)
-        return cls(config, head.weight.shape[1], head.weight.shape[0], head, embedding, norm, sha256)
+        reduced = isinstance(head, ReducedHead)  # of a draft over some ids
+        rows, width = (head.vocab_size, head.linear.in_features) if reduced else head.weight.shape
+        return cls(config, width, rows, head, embedding, norm, sha256)
 
     def over(self, ids: Sequence[int] | Tensor) -> TargetParts:
         """The same for heads that guess among `ids` alone. Raises ValueError for ids that are no such map."""

@@ -27,10 +27,9 @@ from specbench.parts.heads.files import find_heads, shown, target_hash
 from specbench.parts.heads.stored import load_heads
 
 if TYPE_CHECKING:
-    from specbench.config.specs import ModelSpec
+    from specbench.config.specs import ModelSpec, PairSpec
 
 TAP = -1  # the LM head's input
-BUILTIN_PAIR = ("builtin:target", "builtin:draft")  # whose head ships
 COMMAND = "python -m specbench.train part=acceptance_head pair=<pair> train.out=<folder>, then a node with head: <folder>"
 
 
@@ -59,7 +58,8 @@ class AcceptanceHead(Heads):
 
 class SpecDecPlusPlus(Stop):
     """threshold: chance of a rejection in the round so far that ends it when exceeded. head: a folder made by
-    `python -m specbench.train part=acceptance_head`, or builtin:<part>; null: the built-in pair's.
+    `python -m specbench.train part=acceptance_head`, or <pair>:<part>; null: the shipped one of the pair's draft, found by its
+    identity.
 
     Raises ConfigError (method.stop) for a method that drafts without a model, and for a head of other models.
     """
@@ -68,7 +68,7 @@ class SpecDecPlusPlus(Stop):
 
     def __init__(self, *, draft_length: int | None = None, threshold: float = 0.7, head: str | None = None):
         number("method.stop.threshold", threshold, 0.0, 1.0, "a probability")
-        text("method.stop.head", head, "give the folder of a trained head, or null (the built-in pair's)", null=True)
+        text("method.stop.head", head, "give the folder of a trained head, or null (that of the pair's draft)", null=True)
         super().__init__(draft_length)
         self.threshold, self.given = threshold, head
         self.all_stand = 1.0  # chance that all fed tokens of the round stand
@@ -79,13 +79,14 @@ class SpecDecPlusPlus(Stop):
             raise ConfigError("method.stop", "specdec_pp", remedy)
         self.drafter = drafter
 
-    def look_up(self, target: ModelSpec) -> dict[str, Path]:
-        return {"stop.head": find_heads("acceptance", self.given, target.name, "method.stop.head", COMMAND)}
+    def look_up(self, pair: PairSpec) -> dict[str, Path]:
+        assert pair.draft is not None, "a method that drafts without a model is refused before"
+        return {"stop.head": self._folder(pair.draft)}
 
     def open(self, setting: Setting) -> None:
         pair, draft = setting.runtime.pair, setting.runtime.draft
         assert pair.draft is not None and draft is not None, "its drafter is open"
-        folder = find_heads("acceptance", self.given, self._whose(setting), "method.stop.head", COMMAND)
+        folder = self._folder(pair.draft)
         try:
             parts = TargetParts.of(draft.module, target_hash(pair.draft))
         except (ValueError, AttributeError) as error:
@@ -97,13 +98,8 @@ class SpecDecPlusPlus(Stop):
             raise ConfigError("method.stop.head", str(folder), remedy)
         self.name = shown(self.given, folder)
 
-    @staticmethod
-    def _whose(setting: Setting) -> str:
-        """The name that a head of no name is looked up by: the built-in target's where the draft is its own too."""
-        pair = setting.runtime.pair
-        assert pair.draft is not None
-        names = (pair.target.name, pair.draft.name)
-        return names[0] if names == BUILTIN_PAIR else " and ".join(names)
+    def _folder(self, draft: ModelSpec) -> Path:
+        return find_heads("acceptance", self.given, draft.name, "method.stop.head", COMMAND, target_hash(draft))
 
     @torch.inference_mode()
     def goes_on(self, logits: Tensor, token: int) -> bool:

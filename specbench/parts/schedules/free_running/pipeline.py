@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specbench.config.options import ConfigError
-from specbench.config.specs import ModelSpec
+from specbench.config.specs import PairSpec
 from specbench.engine.request import Request
 from specbench.parts.contracts import Needs, Setting
 from specbench.parts.schedules.free_running.draft import DraftReport, DraftSide
@@ -30,7 +30,7 @@ class Pipeline(FreeRunning):
         self._names: list[str] = []
         self._counted: dict[str, float] = {}
 
-    def look_up(self, target: ModelSpec) -> dict[str, Path]:
+    def look_up(self, pair: PairSpec) -> dict[str, Path]:
         return {f"stages.{name}": Path(name) for name in self.stages if Path(name).is_dir()}
 
     def start(self, setting: Setting) -> None:
