@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,11 @@ from specbench.measure.theory import formulas, recorded
 from specbench.pair.load import load_model
 from specbench.pair.spec import specify
 from specbench.parts.drafts.datastore import Datastore
+from specbench.parts.heads.base import TargetParts
+from specbench.parts.heads.files import target_hash
 from specbench.parts.heads.rounding import round_mantissa
+from specbench.parts.heads.stored import load_heads
+from specbench.parts.stops.specdec_pp import AcceptanceHead
 from specbench.train import chats, evaluate, replies
 from specbench.train.__main__ import run
 from specbench.train.corpus import sources as corpora
@@ -521,3 +526,10 @@ def test_a_draft_and_heads_over_frequent_ids_are_trained_on_chats_and_run(
     draft = load_model(spec.draft)
     made = chats.Chats.read(folder)
     assert made.tokens >= 1500 and draft.module.lm_head.ids.tolist() == frequent_ids(made.counts(draft.vocab_size), 40).tolist()
+    head = PartSettings(kind="acceptance_head", tokens=1000, length=64, rows=4)
+    both = PairConfig(target=str(pair / "target"), draft=str(tmp_path / "draft"), target_device="cpu", draft_device="cpu")
+    options = replace(options, out=str(tmp_path / "acceptance"))
+    made_on_chats = run(Settings("acceptance_head", both, options, {"acceptance_head": head}))
+    assert made_on_chats["calibration"]["prompts"] == "chats that nothing was trained on"
+    assert "chats of the target" in (tmp_path / "acceptance" / "README.md").read_text()
+    load_heads(AcceptanceHead, tmp_path / "acceptance", TargetParts.of(draft.module, target_hash(spec.draft)))
