@@ -272,6 +272,16 @@ def test_proposals_are_the_drafts_and_accepted_as_the_ratio_rule_would() -> None
         assert seen.get((0, 1), 1.0) == 1.0
 
 
+def test_a_draft_over_some_ids_proposes_those_alone() -> None:
+    whole = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]]).log()
+    q = torch.tensor([[[0.0, 0.5, 0.0, 0.5]]]).log()
+    seen = {}
+    for seed in range(30):
+        tokens, chances = proposals(whole, q, torch.tensor([1.0]), torch.Generator().manual_seed(seed))
+        seen[int(tokens)] = float(chances)
+    assert seen == {1: pytest.approx(0.4), 3: pytest.approx(0.8)}
+
+
 def test_rejections_weigh_six_times_and_what_was_not_proposed_nothing() -> None:
     scores = torch.tensor([[[0.0, 1.0], [0.0, 1.0], [5.0, 0.0]]])
     no, yes = (-scores[0, 0].log_softmax(-1)).tolist()
