@@ -50,7 +50,7 @@ def proposals(p: Tensor, q: Tensor, temperatures: Tensor, generator: torch.Gener
     """
     shared = min(p.shape[-1], q.shape[-1])
     p, q = p[..., :shared].float(), q[..., :shared].float()
-    ids = q.isfinite().flatten(0, 1).any(0).nonzero()[:, 0]  # a draft over some ids: laws over those alone are eight times cheaper
+    ids = q.isfinite().flatten(0, 1).any(0).nonzero()[:, 0]  # of a draft over some ids: those are all that it can propose
     q = q[..., ids]
     heat = temperatures.clamp(min=1e-6)[:, None, None]
     law_q, p_heated = (q / heat).softmax(-1), p / heat
