@@ -275,6 +275,7 @@ def test_one_stage_is_amusd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"stages": []}, "method.stages"),
         ({"stages": "draft"}, "method.stages"),
         ({"stages": [3]}, "method.stages"),
+        ({"stages": ["draft", "middle", "draft"]}, "method.stages"),
         ({"draft_length": -1}, "method.draft_length"),
         ({"draft_length": 5, "max_lookahead": 4}, "method.max_lookahead"),
         ({"stale": "fresh"}, "method.stale"),

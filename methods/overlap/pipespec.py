@@ -45,5 +45,8 @@ class PipeSpec(Method):
         named = [DRAFT, MIDDLE] if stages is None else stages
         if isinstance(named, str) or not isinstance(named, Sequence) or not named or not all(isinstance(n, str) for n in named):
             raise ConfigError("method.stages", stages, "give a list of names, smallest model first, or null: [draft, middle]")
+        twice = next((name for name in named if named.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError("method.stages", list(named), f"{twice} stands there twice: name each model once")
         schedule = Pipeline(named, draft_length, max_lookahead, stale, draft_cores, stop)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

@@ -1,13 +1,13 @@
 """How far the virtual clock is from this machine: measure its costs, run a schedule, measure again, play the run, compare.
 
-    python tests/bench/simulated.py [--seconds 30] [--methods amusd,pearl] [--data humaneval,mt_bench] [name=value ...]
+    python tests/bench/simulated.py [--seconds 30] [--every 1] [--methods amusd,pearl] [--data humaneval,gsm8k] [name=value ...]
 
 Run it on a machine that does nothing else; name=value are options of `python -m specbench` for the costs and for every run
 (pair, engine, data.limit, decoding.max_new_tokens, measure.repeats), rows and contexts of the costs alone. Every run is played
-on the costs that were measured right before it and on those right behind it, and the mean of both counts, for a machine's speed
-drifts; of the run itself nothing is taken but its acceptance, prompts and options. Of a method's runs over several data sets
-all prompts count alike. A table is printed, and one JSON line. The exit status is 1 where a simulated speed-up is further than
-`--percent` from the measured one: 5 is the goal.
+on the costs that were last measured before it and on those first measured behind it, and the mean of both counts, for a
+machine's speed drifts; of the run itself nothing is taken but its acceptance, prompts and options. Of a method's runs over
+several data sets all prompts count alike. A table is printed, and one JSON line. The exit status is 1 where a simulated
+speed-up is further than `--percent` from the measured one: 5 is the goal.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--methods", default="speculative,amusd,pearl,ssd")
     parser.add_argument("--data", default="humaneval,mt_bench")
+    parser.add_argument("--every", type=int, default=1, help="measure the costs anew behind so many runs")
     parser.add_argument("--percent", type=float, default=5.0)
     parser.add_argument("--costs", type=Path, help="a folder where the costs are left")
     given, options = parser.parse_known_args()
@@ -50,12 +51,13 @@ def main() -> int:
         folder = given.costs or temporary
         measuring = ["specbench.sim", "measure", f"seconds={given.seconds:g}", f"methods={given.methods}", *own]
         costs = [said(*measuring, f"out={folder}/0.json")["costs"]]
-        for data, method in jobs:
+        for number, (data, method) in enumerate(jobs, 1):
             runs.append(said("specbench", f"method={method}", f"data={data}", *options))
-            costs.append(said(*measuring, f"out={folder}/{len(costs)}.json")["costs"])
+            if number % given.every == 0 or number == len(jobs):
+                costs.append(said(*measuring, f"out={folder}/{len(costs)}.json")["costs"])
         for number, run in enumerate(runs):
             validating = ["specbench.sim", "validate", run["run_folder"]]
-            before, behind = (said(*validating, f"devices={one}")["runs"][0] for one in costs[number : number + 2])
+            before, behind = (said(*validating, f"devices={one}")["runs"][0] for one in costs[number // given.every :][:2])
             checks.append({key: (value + behind[key]) / 2 if "simulated" in key else value for key, value in before.items()})
             checks[-1]["each"] = [one["simulated_baseline_seconds"] / one["simulated_seconds"] for one in (before, behind)]
     found = []
