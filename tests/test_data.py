@@ -207,6 +207,8 @@ PACKED = gzip.compress(b"".join(b'{"question_id": %d, "turns": ["%x"]}\n' % (i, 
     [
         ("a.jsonl", b'{"a": 1}\n{broken\n', "line 2: not JSON"),
         ("a.jsonl", b'{broken\n{"a": 1}\n[1]\n', r"line 1: not JSON.*; line 3: not an object"),
+        ("a.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}\n", "line 2: not JSON: .*digits"),  # more than Python reads
+        ("a.jsonl", b'{"a": 1}\n' + b"[" * 100_000 + b"\n", "line 2: not JSON: .*recursion"),
         ("a.jsonl", b"[1]\n", "line 1: not an object"),
         ("a.jsonl", b"\xff\xfe", "cannot be read"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
@@ -224,6 +226,11 @@ def test_unreadable_files_are_one_clear_line(tmp_path: Path, name: str, content:
     with pytest.raises(ConfigError, match=message) as caught:
         data.load(config_of("mt_bench", path=str(tmp_path / name)))
     assert caught.value.key == "data.path" and "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "two"}\r\n')
+    assert [sample.turns[0].user for sample in parse(read_rows(tmp_path / "a.jsonl"), "")] == ["one", "two"]
 
 
 def test_a_line_separator_inside_a_text_does_not_cut_the_line(tmp_path: Path) -> None:

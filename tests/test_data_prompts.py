@@ -306,6 +306,14 @@ def test_the_padding_is_of_other_sets_and_has_no_passage_twice() -> None:
         ("boxed", r"cut off \boxed{12", "12", False),
         ("boxed", "the answer is 12", "12", False),
         ("boxed", r"\boxed{1/0}", "1/0", True),
+        ("boxed", r"\boxed{\text{Ann}}", r"\text{Eve}", False),  # a text that is the answer is no unit
+        ("boxed", r"\boxed{}", r"\text{Eve}", False),
+        ("boxed", r"\boxed{Eve}", r"\text{Eve}", True),
+        ("boxed", r"\boxed{3\text{ or }4}", "34", False),
+        ("boxed", r"\boxed{\$5}", "5", True),
+        ("boxed", r"\boxed{1e99999999}", "3", False),  # written out, it would take minutes
+        ("number", "10-7", "7", True),
+        ("number", "x = -7", "-7", True),
     ],
 )
 def test_grades(kind: str, reply: str, answer: str, right: bool) -> None:

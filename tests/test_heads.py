@@ -31,6 +31,7 @@ from specbench.methods.heads.hydra import HydraHeads
 from specbench.methods.heads.medusa import MC_SIM_7B_63, Medusa, MedusaHeads
 from specbench.pair import packaged
 from specbench.pair.load import load_model
+from specbench.parts.heads import files
 from specbench.parts.heads.base import Heads, TargetParts, build_heads, rank_of, shifted
 from specbench.parts.heads.files import find_heads, target_hash
 from specbench.parts.heads.loss import depth_loss
@@ -209,6 +210,16 @@ def test_shipped_heads_are_found_by_their_targets_identity(family: str) -> None:
         assert find_heads(family, f"{pair}:heads_{family}", "any") == wanted
     with pytest.raises(ConfigError, match="somebody/model has none"):
         find_heads(family, None, "somebody/model", sha256="0" * 64)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"target": null}'])
+def test_damaged_shipped_heads_are_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MODELS_DIR", tmp_path)
+    folder = tmp_path / "smollm2" / "heads_medusa"
+    folder.mkdir(parents=True)
+    (folder / "heads.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"method\.heads=.*heads_medusa.*(cannot be read|damaged)"):
+        find_heads("medusa", None, "somebody/model", sha256="0" * 64)
 
 
 @pytest.mark.parametrize("cls", FAMILIES)

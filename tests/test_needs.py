@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -14,11 +15,11 @@ from run_folders import BUILTIN, composed
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR, MODELS_DIR
-from specbench.config.schema import DecodingConfig, RunConfig
+from specbench.config.schema import DataConfig, DecodingConfig, RunConfig
 from specbench.config.specs import PairSpec
 from specbench.measure.records.provenance import folder_hash
 from specbench.method import EMPTY, DraftTree, Needs, create_method
-from specbench.run.prepare import folder_facts, prepare, refuse_endless_drafts, refuse_unmet_needs
+from specbench.run.prepare import folder_facts, prepare, refuse_endless_drafts, refuse_too_long, refuse_unmet_needs
 from specbench.run.run import run
 
 
@@ -139,6 +140,23 @@ def test_a_draft_that_no_answer_can_hold_is_refused(arm: str, options: dict[str,
     config = dataclasses.replace(RunConfig(decoding=DecodingConfig(max_new_tokens=tokens)), **{arm: options})
     with pytest.raises(ConfigError, match=said):
         refuse_endless_drafts(config, 2048)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "context", "limit", "said"),
+    [
+        ([9, 12], 24, 8, r"data\.max_prompt_tokens=8: all 2 prompts are longer, the shortest has 9 tokens"),
+        ([9, 12], 24, None, r"decoding\.max_new_tokens=16: .* 24 positions, .*all 2 prompts are too long, .* has 9 tokens"),
+        ([8, 12], 24, 8, None),
+        ([99], None, None, None),
+    ],
+)
+def test_prompts_that_are_all_too_long_are_refused(
+    lengths: list[int], context: int | None, limit: int | None, said: str | None
+) -> None:
+    config = RunConfig(decoding=DecodingConfig(max_new_tokens=16), data=DataConfig(max_prompt_tokens=limit))
+    with pytest.raises(ConfigError, match=said) if said else contextlib.nullcontext():
+        refuse_too_long(config, lengths, context)
 
 
 def test_what_methods_draft_by_default_is_accepted_with_short_answers() -> None:

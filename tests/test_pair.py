@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import types
 from dataclasses import replace
@@ -121,6 +122,17 @@ def test_a_packaged_model_is_converted_once_whole_or_not_at_all(
     assert spec.draft.lender == spec.target and target_identity(spec.target.path) == packaged._FILE_SHA256
     packaged.convert(Path("some.gguf"), Path(spec.target.path).parent)  # another process was faster: ours is thrown away
     assert [path.name for path in (tmp_path / "specbench" / "models").iterdir()] == [Path(spec.target.path).parent.name]
+    weights = Path(spec.target.path) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-64] + bytes(64))  # loads, and would be measured as another model under this one's name
+    with pytest.raises(ConfigError, match=r"the weights in .*smollm2-.* are damaged: remove that folder"):
+        resolve_path("smollm2:target")
+    weights.write_bytes(whole)
+    assert resolve_path("smollm2:target") == spec.target.path
+    (Path(spec.target.path) / "config.json").unlink()  # else it would be converted on every run, and never be there
+    with pytest.raises(ConfigError, match=r"smollm2-.* lacks its model: remove that folder"):
+        resolve_path("smollm2:target")
+    assert len(reads) == 2
 
 
 def borrowing(target: str, folder: Path, ids: torch.Tensor, sha256: str | None = None) -> str:
@@ -179,6 +191,11 @@ def test_a_borrowing_draft_of_another_target_is_refused(folders: Any, tmp_path: 
     folder = borrowing(target, tmp_path / "draft", torch.arange(9), sha256="0" * 64)
     with pytest.raises(ConfigError, match=r"borrows .* of a target of sha256 0{64}; pair\.target has [0-9a-f]{64}"):
         checked(target, folder)
+    config = tmp_path / "draft" / "config.json"
+    for damaged in (None, {"num_ids": 9}):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"reduced_head": damaged}))
+        with pytest.raises(ConfigError, match=r"pair\.draft=.*config\.json names no target_sha256"):
+            checked(target, folder)
 
 
 def test_a_missing_target_is_named() -> None:

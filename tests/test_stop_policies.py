@@ -476,6 +476,7 @@ def test_a_context_that_does_not_fit_is_one_line_and_a_budget_below_the_weights_
         ("layers.swift.Swift", {"stop": "specdec_pp"}, "drafts without one"),
         ("text.prompt_lookup.PromptLookup", {"stop": "confidence"}, "behind every token"),
         ("text.prompt_lookup.PromptLookup", {"stop": "entropy"}, "behind every token"),
+        ("text.prompt_lookup.PromptLookup", {"stop": "specdec_pp"}, "'specdec_pp'"),  # as it was typed
     ],
 )
 def test_a_stop_that_would_not_get_what_it_needs_is_refused_when_it_is_made(method: str, options: Any, words: str) -> None:

@@ -297,3 +297,14 @@ def test_dyspec_emits_more_per_round_than_a_fixed_tree_of_its_size(tmp_path: Pat
         sizes = ["data.limit=8", "decoding.max_new_tokens=48", f"runs_dir={tmp_path}"]
         emitted[name] = run(composed(f"method={name}", *options, "data=humaneval", *sizes))["emitted_per_round"]
     assert emitted["dyspec"] > emitted["specinfer"]
+
+
+@pytest.mark.parametrize(
+    ("branching", "is_kept"), [([64, 63], True), ([64, 64], False), ([100, 100, 100], False), ([10**9] * 99, False)]
+)
+def test_a_tree_that_no_memory_holds_is_refused_before_it_is_laid_out(branching: list[int], is_kept: bool) -> None:
+    if is_kept:
+        assert len(branching_nodes(branching)) == 64 + 64 * 63
+        return
+    with pytest.raises(ConfigError, match=r"method\.branching=\[.*more than 4096 nodes"):
+        branching_nodes(branching)

@@ -21,7 +21,7 @@ class SpecTr(Method):
     def __init__(self, *, num_chains: int = 4, draft_length: int = 4, rule: str | Rule | None = None):
         whole("method.num_chains", num_chains, 1)
         whole("method.draft_length", draft_length, 1)
-        shape = Drawn(branching_nodes([num_chains, *[1] * (draft_length - 1)]), Contract.IID)
+        shape = Drawn(branching_nodes([num_chains, *[1] * (draft_length - 1)], "method.num_chains"), Contract.IID)
         stop = Stop(draft_length)
         rules = [*exact_rules(trees=True), "k_seq"]
         super().__init__(ModelDraft(shape, stop), rule=rule, rules=rules, stop=stop, draft_length=draft_length)

@@ -35,7 +35,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path.name}: unknown kind of file; known are {', '.join(SUFFIXES)}")
     try:
         data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # a byte order mark, as Windows writes it, is no text
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path.name}: cannot be read: {error}") from error
     rows: list[dict[str, Any]] = []
@@ -45,7 +45,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of more digits, or more brackets, than Python reads
             bad.append(f"line {number}: not JSON: {error}")
             continue
         if not isinstance(row, dict):

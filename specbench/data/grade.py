@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
-_NO_MEANING = re.compile(r"\\left|\\right|\\[!,;: ]|\\%|[%$\s]|\\text\{[^{}]*\}|\^\{?\\circ\}?")
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")  # a minus behind a term takes away
+_NO_MEANING = re.compile(r"\\left|\\right|\\[!,;: %$]|[%$\s]|\^\{?\\circ\}?")
+_UNIT = re.compile(r"(?<=\S)\s*\\text\{[^{}]*\}\s*\.?\s*$")  # behind something: a text that stands alone is the answer itself
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_VALUE = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")  # no exponents: 1e999999999 would be written out
 
 
 def is_right(kind: str, reply: str, answer: str) -> bool:
@@ -40,10 +43,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def _plain(text: str) -> Fraction | str:
-    """A number where the text is one, else the text without what changes no meaning: spacing, \\text{}, degree and dollar."""
-    bare = _NO_MEANING.sub("", text).rstrip(".")
+    """A number where the text is one, else the text without what changes no meaning: spacing, units, degree and dollar."""
+    bare = _NO_MEANING.sub("", _TEXT.sub(r"\1", _UNIT.sub("", text))).rstrip(".")
     bare = re.sub(r"\\[dt]frac", r"\\frac", bare)
     as_number = re.sub(r"^(-?)\\frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", bare))
+    if not _VALUE.fullmatch(as_number):
+        return bare
     try:
         return Fraction(as_number)
     except (ValueError, ZeroDivisionError):

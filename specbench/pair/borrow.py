@@ -35,7 +35,11 @@ def needs_lender(path: str) -> bool:
 def check_lender(draft: ModelSpec) -> None:
     """Raise ConfigError where the draft in a folder was not made for the target that lends to it."""
     assert draft.lender is not None
-    wanted = json.loads((Path(draft.path) / "config.json").read_text(encoding="utf-8"))[KEY]["target_sha256"]
+    try:
+        wanted = json.loads((Path(draft.path) / "config.json").read_text(encoding="utf-8"))[KEY]["target_sha256"]
+    except (TypeError, KeyError) as error:
+        reason = f"cannot be loaded: its config.json names no target_sha256 in {KEY}: fetch it again"
+        raise ConfigError("pair.draft", draft.name, reason) from error
     folder = local_folder(draft.lender)
     found = target_identity(folder) if folder is not None else None
     if found != wanted:

@@ -58,8 +58,8 @@ def load_model(spec: ModelSpec, vocab_size: int | None = None) -> Model:
             **({"device_map": {"": spec.device}} if spec.device != "cpu" else {}),
         )
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}") from error
+        reason, where = " ".join(str(error).split()), f" (in {spec.path})" if spec.path != spec.name else ""
+        raise ConfigError(f"pair.{spec.role}", spec.name, f"cannot be loaded: {reason[:300]}{where}") from error
     module, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
         remedy = f"cannot be loaded: its files lack {len(missing)} weights ({missing[0]}, ...); fetch the model again"

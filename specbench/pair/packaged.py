@@ -30,6 +30,7 @@ TITLE = "SmolLM2-135M-Instruct, Q4_1 dequantised"
 TITLES = {"target": TITLE, "draft": f"{TITLE}, distilled draft"}  # by part
 
 _FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_WEIGHTS = "model.safetensors"
 _RECIPE = 2  # of `_convert`: what it writes differently gets a folder of its own
 
 
@@ -50,7 +51,10 @@ def packaged_folder(name: str, role: str) -> str:
         return str(MODELS_DIR / "smollm2" / part)
     source = find_gguf(name, role)
     made = cache_folder() / "models" / f"smollm2-{_FILE_SHA256[:16]}-{_RECIPE}"
+    was_there = made.exists()  # looked at first: what appears in between is whole
     if not (made / part / "config.json").is_file():
+        if was_there:
+            raise ConfigError(f"pair.{role}", name, f"{made} lacks its model: remove that folder, and it is converted anew")
         try:
             version("gguf")
         except PackageNotFoundError:
@@ -60,7 +64,20 @@ def packaged_folder(name: str, role: str) -> str:
         except OSError as error:
             remedy = f"cannot be written to {made}: {error.strerror or error}; free 0.55 GB there, or set XDG_CACHE_HOME"
             raise ConfigError(f"pair.{role}", name, remedy) from error
+    if not is_as_written(made / part):
+        raise ConfigError(
+            f"pair.{role}", name, f"the weights in {made} are damaged: remove that folder, and it is converted anew"
+        )
     return str(made / part)
+
+
+def is_as_written(part: Path) -> bool:
+    """Whether the weights are those that were converted: others would be measured under this model's name."""
+    try:
+        stated = json.loads((part / CONVERTED_FROM).read_text(encoding="utf-8")).get("weights_sha256")
+        return stated is None or file_sha256(part / _WEIGHTS) == stated  # none: written before it was noted
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def find_gguf(name: str, role: str) -> Path:
@@ -89,7 +106,8 @@ def convert(source: Path, folder: Path) -> None:
         part = unfinished / "made" / "target"
         _plain(model).save_pretrained(part)
         tokenizer.save_pretrained(part)
-        (part / CONVERTED_FROM).write_text(json.dumps({"file": source.name, "sha256": _FILE_SHA256}) + "\n")
+        facts = {"file": source.name, "sha256": _FILE_SHA256, "weights_sha256": file_sha256(part / _WEIGHTS)}
+        (part / CONVERTED_FROM).write_text(json.dumps(facts) + "\n")
         with contextlib.suppress(OSError):  # somebody else's is there
             os.rename(unfinished / "made", folder)
         if not folder.is_dir():

@@ -73,6 +73,7 @@ def prepare(config: RunConfig) -> Prepared:
     warnings = data.prompt_warnings(samples, prompts, tokenizer, template)
     context, limits = context_length(pair), (config.data.max_prompt_tokens, decoding.max_new_tokens)
     refuse_endless_drafts(config, context)
+    refuse_too_long(config, [len(prompts[sample.sample_id]) for sample in samples], context)
     run = {name: len(ids) for name, ids in prompts.items() if not data.too_long(ids, limits[0], context, limits[1])}
     refuse_recomputed(pair.target, run, decoding.max_new_tokens)
     notes = [*config.notes, *dataset.warnings, *([instead] if instead is not None else [])]  # why another backend runs
@@ -142,6 +143,18 @@ def refuse_endless_drafts(config: RunConfig, context: int | None) -> None:
                 most, why = (longest, answer) if name in DEPTHS else (context, f"the pair has {context} positions")
                 if isinstance(value, int) and most is not None and value > most:
                     raise ConfigError(f"{place}.{name}", value, f"{why}: at most {most}")
+
+
+def refuse_too_long(config: RunConfig, lengths: Sequence[int], context: int | None) -> None:
+    """Raise ConfigError where no sample can be run: all would be left out, when the models are loaded. lengths: of prompts."""
+    shortest, longest, new = min(lengths), config.data.max_prompt_tokens, config.decoding.max_new_tokens
+    if not data.too_long([0] * shortest, longest, context, new):
+        return
+    found = f"all {len(lengths)} prompts are longer, the shortest has {shortest} tokens"
+    if longest is not None and shortest > longest:
+        raise ConfigError("data.max_prompt_tokens", longest, found)
+    remedy = f"prompt and answer have the pair's {context} positions, and {found.replace('longer', 'too long')}"
+    raise ConfigError("decoding.max_new_tokens", new, f"{remedy}: take fewer, or other prompts")
 
 
 def create_arms(config: RunConfig) -> dict[str, Method]:

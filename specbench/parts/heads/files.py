@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench.config.options import ConfigError, UnfitError
 from specbench.config.paths import CONF_DIR, MODELS_DIR
+from specbench.parts.described import read_description
 
 if TYPE_CHECKING:
     from specbench.config.specs import ModelSpec
@@ -32,10 +32,15 @@ def training_command(family: str) -> str:
 
 
 def shipped_for(family: str, sha256: str | None) -> Path | None:
-    """The shipped heads of a family that were trained for the target of this identity; None where there are none."""
+    """The shipped heads of a family that were trained for the target of this identity; None where there are none.
+
+    Raises ConfigError for a damaged description.
+    """
     for pair in PAIRS:
         stored = MODELS_DIR / pair / f"heads_{family}" / "heads.json"
-        if sha256 is not None and stored.is_file() and json.loads(stored.read_text())["target"]["sha256"] == sha256:
+        if sha256 is None or not stored.is_file():
+            continue
+        if read_description(stored, KEY, {"target": dict})["target"].get("sha256") == sha256:
             return stored.parent
     return None
 

@@ -24,15 +24,24 @@ if TYPE_CHECKING:
     from specbench.parts.drafts.choice import Choice
 
 
-def branching_nodes(branching: Sequence[int]) -> list[Node]:
-    """The nodes of a tree with branching[d] children below every node of depth d.
+MOST_NODES = 4096  # of a fixed tree: said before one is laid out that no memory holds
 
-    Raises ConfigError (method.branching) for anything but a list of whole numbers from 1 up.
+
+def branching_nodes(branching: Sequence[int], key: str = "method.branching") -> list[Node]:
+    """The nodes of a tree with branching[d] children below every node of depth d. key: the option that says how wide it is.
+
+    Raises ConfigError (`key`) for anything but a list of whole numbers from 1 up, and for more than MOST_NODES.
     """
     if not isinstance(branching, Sequence) or isinstance(branching, str) or not branching:
-        raise ConfigError("method.branching", branching, "give children per node by depth, such as [2,2,1]")
+        raise ConfigError(key, branching, "give children per node by depth, such as [2,2,1]")
     for width in branching:
-        whole("method.branching", width, 1)
+        whole(key, width, 1)
+    size, widths = 0, 1
+    for width in branching:
+        widths *= width
+        size += widths
+        if size > MOST_NODES:
+            raise ConfigError(key, list(branching)[:9], f"a tree of more than {MOST_NODES} nodes: take fewer")
     nodes: list[Node] = []
     level: list[Node] = [()]
     for width in branching:

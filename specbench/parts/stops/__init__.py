@@ -35,7 +35,7 @@ def make_stop(stop: object, draft_length: int | None, *, at_once: bool = False, 
     Raises ConfigError (method.stop) for a stop that needs what it would not get.
     """
     made: Stop = named_part("method.stop", "fixed" if stop is None else stop, Stop, STOPS)
-    kind, name = type(made), type(made).__name__.lower()
+    kind, name = type(made), stop if isinstance(stop, str) else type(made).__name__.lower()
     if at_once and kind.goes_on is not Stop.goes_on:
         remedy = "decides behind every token, and this draft is made in one piece or by levels: use fixed or heuristic"
         raise ConfigError("method.stop", name, remedy)
