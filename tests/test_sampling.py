@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from specbench.config.options import ConfigError
 from specbench.engine import sampling
 from specbench.engine.backends.native import build
-from specbench.engine.ranks import greatest, likeliest, log_totals
+from specbench.engine.narrow import Narrow
+from specbench.engine.ranks import greatest, likeliest, log_total, ranked, score_of
+from specbench.engine.reduced import ReducedHead
 from specbench.engine.sampling import SamplingLaw, keyed_gumbel, keyed_uniforms, noise_key
 
 KEY = noise_key(0, "HumanEval/0", 0)
@@ -352,10 +355,37 @@ def test_the_likeliest_tokens_and_their_log_probabilities(ranked_by: str, vocab_
         torch.testing.assert_close(torch.tensor(log_probs).double(), wanted.values[:, :5], atol=2e-6, rtol=1e-6)
         able = wanted.values[:, :5] > -math.inf
         assert torch.equal(torch.tensor(tokens)[able], wanted.indices[:, :5][able])
-    torch.testing.assert_close(torch.tensor(log_totals(scores, [1, 3])), scores[[1, 3]].logsumexp(-1))
+    assert [log_total(scores, row) for row in (1, 3)] == pytest.approx(scores[[1, 3]].logsumexp(-1).tolist(), rel=1e-6)
     if ranked_by != "torch":
         coarse = torch.randint(3, (5, vocab_size), generator=torch.Generator().manual_seed(2)).float()
         assert torch.equal(greatest(coarse, 6)[1], coarse.sort(dim=-1, descending=True, stable=True).indices[:, :6])
+
+
+def test_a_narrow_row_is_ranked_as_the_whole_one(ranked_by: str) -> None:
+    """What a reduced head says: the same ids, of equals the smaller, and the same law, before anything is widened and after."""
+    ids = torch.arange(3, 900, 7)
+    head = ReducedHead(torch.zeros(len(ids), 2), ids, 1000)
+    for few in (
+        torch.randint(3, (4, len(ids))).float(),
+        torch.randn(4, len(ids)).index_fill(1, torch.arange(4, 60), -math.inf),
+    ):
+        said, whole = Narrow(few, head, head.ids), head.widen(few)
+        for rows in (None, [3, 1]):
+            tokens, log_probs = ranked(said, 5, rows)
+            wanted = ranked(whole, 5, rows)
+            assert log_probs == pytest.approx(wanted[1], abs=2e-6)
+            assert tokens == wanted[0] or ranked_by == "torch"
+        law = SamplingLaw()
+        if ranked_by != "torch":
+            assert torch.equal(greatest(said, 4)[1], greatest(whole, 4)[1])
+            assert law.choose(said, [0] * 4, 0) == law.choose(whole, [0] * 4, 0) and said.rows is not None, "nobody widened it"
+            assert score_of(said, 2, 10) == float(whole[2, 10]) and score_of(said, 2, 11) == score_of(said, 2, 999) == -math.inf
+        for width in (len(ids) - 2, len(ids) + 1):  # ids without a row are due
+            assert ranked(said, width)[1] == pytest.approx(ranked(whole, width)[1], abs=2e-6)
+        assert torch.equal(said, whole) and torch.equal(said[1:].softmax(-1), whole[1:].softmax(-1))
+        assert said.tolist() == whole.tolist() and torch.equal(pickle.loads(pickle.dumps(said)), whole)
+        said[0, 4] = 50.0  # the twin: what is written into the whole rows is ranked
+        assert ranked(said, 1)[0][0] == law.choose(said, [0] * 4, 0)[0] == 4
 
 
 @pytest.mark.parametrize("broken", [math.nan, -math.nan, math.inf])

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from specbench.engine.ranks import log_totals
+from specbench.engine.ranks import log_total, score_of
 from specbench.method import (
     DraftTree,
     Dynamic,
@@ -69,13 +69,14 @@ class Rasd(Method):
 
 
 class FusedDraft(ModelDraft):
-    """said: logits and row of what the model said after the pending token and each node that it was asked about, by paths."""
+    """said: by forward of the round, what the model said, and after which nodes of which parents: see `Source.next`."""
 
     source = "model and text"
 
     def __init__(self, shape: Shape, stop: Stop, num_retrieved: int, min_match: int, min_probability: float):
         super().__init__(shape, stop)
         self.num_retrieved, self.min_match = num_retrieved, min_match
+        self.said: list[tuple[Tensor, Sequence[int], Sequence[int]]] = []
         self.least = math.log(min_probability) if min_probability else -math.inf
 
     @property
@@ -88,16 +89,24 @@ class FusedDraft(ModelDraft):
 
     def root(self) -> Tensor:
         logits = super().root()
-        self.paths: list[tuple[int, ...]] = []
-        self.said: dict[tuple[int, ...], tuple[Tensor, int]] = {(): (logits, 0)}
+        self.said = [(logits, [], [])]
         return logits
 
     def next(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
         logits = super().next(tokens, parents)
-        new = [(*(self.paths[parent] if parent >= 0 else ()), token) for token, parent in zip(tokens, parents, strict=True)]
-        self.paths += new
-        self.said |= {path: (logits, row) for row, path in enumerate(new)}
+        self.said.append((logits, tokens, parents))
         return logits
+
+    def _heard(self) -> dict[tuple[int, ...], tuple[Tensor, int]]:
+        """Logits and row of what the model said after the pending token and each node that it was asked about, by paths."""
+        (logits, *_), *levels = self.said
+        heard: dict[tuple[int, ...], tuple[Tensor, int]] = {(): (logits, 0)}
+        paths: list[tuple[int, ...]] = []
+        for logits, tokens, parents in levels:
+            new = [(*(paths[parent] if parent >= 0 else ()), token) for token, parent in zip(tokens, parents, strict=True)]
+            heard |= {path: (logits, row) for row, path in enumerate(new)}
+            paths += new
+        return heard
 
     def propose(self, max_depth: int) -> DraftTree:
         tree, room = super().propose(max_depth), self.end - len(self.tokens) - 1
@@ -116,16 +125,17 @@ class FusedDraft(ModelDraft):
             paths.append((*(paths[parent] if parent >= 0 else ()), token))
         place = {path: node for node, path in enumerate(paths)} | {(): -1}
         came: dict[int, tuple[int, ...]] = {-1: ()}
+        heard = self._heard()
         least: dict[tuple[int, ...], float] = {}  # what a token's logit must be, by the path above it
         for node, (token, parent) in enumerate(zip(found.tokens, found.parents, strict=True)):
             above = came.get(parent)
             if above is None:
                 continue
-            if above in self.said:
-                logits, row = self.said[above]
+            if above in heard:
+                logits, row = heard[above]
                 if above not in least:
-                    least[above] = log_totals(logits, [row])[0] + self.least
-                if token >= logits.shape[1] or logits[row, token].item() < least[above]:
+                    least[above] = log_total(logits, row) + self.least
+                if token >= logits.shape[1] or score_of(logits, row, token) < least[above]:
                     continue
             came[node] = (*above, token)
             if came[node] not in place:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specbench.engine.ranks import greatest, likeliest
+from specbench.engine.ranks import greatest, ranked
 from specbench.method import (
     Choice,
     Contract,
@@ -83,35 +83,46 @@ class StochasticBeam(Shape):
         parents: list[int] = []
         laws: list[Tensor] = []
         logits, above = source.root(), [ROOT]  # the nodes of the rows of logits: numbered alike by the tree and by the source
-        paths = [(0.0, 0.0)]  # of the rows: log-probability, and what it became by the draw, the largest that can come below
+        reached, largest = [0.0], [0.0]  # of the rows: log-probability of the path, and what it became by the draw
         for level in range(max_depth):
             # A row's `width` best are enough: what noise becomes below the largest keeps its order.
-            law = choice.laws(logits) if choice.draws else None
-            if law is None:
-                children, log_probs = likeliest(choice.scores(logits, position + level), self.width)
-                free = log_probs
+            if choice.draws:
+                law = choice.laws(logits)
+                children, keys, log_probs = self._drawn(choice, law, reached, largest)
             else:
-                race, ids = greatest(choice.race(law.double()), self.width)
-                free, log_probs = torch.stack([race, law.gather(1, ids).double()]).log().tolist()
-                children = ids.tolist()
-            found: list[tuple[float, float, int, int]] = []  # key, log-probability of the path, row, token
-            for row, (above_it, largest) in enumerate(paths):
-                keys = [above_it + value for value in free[row]]
-                keys = keys if law is None else gumbel_below(keys, largest)
-                found += [(k, above_it + p, row, t) for k, p, t in zip(keys, log_probs[row], children[row], strict=True)]
-            found = sorted((child for child in found if child[0] > -math.inf), key=lambda child: -child[0])[: self.width]
-            first = len(tokens)
-            new, nodes = [token for *_, token in found], [above[row] for *_, row, _ in found]
+                children, keys = ranked(choice.scores(logits, position + level), self.width, above=reached)
+                log_probs = keys
+            best = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[: self.width]  # of equals the earlier first
+            best = [at for at in best if keys[at] > -math.inf]
+            first, of_row = len(tokens), len(keys) // len(above)
+            new, nodes = [children[at] for at in best], [above[at // of_row] for at in best]
             tokens += new
             parents += nodes
-            laws += [] if law is None else [law[row] for *_, row, _ in found]
+            if choice.draws:
+                laws += [law[at // of_row] for at in best]
             if level + 1 == max_depth:
                 break
             logits = source.next(new, nodes)
-            paths = [(log_prob, key) for key, log_prob, _, _ in found]
+            reached, largest = [log_probs[at] for at in best], [keys[at] for at in best]
             above = list(range(first, len(tokens)))
         form = parents if self.branches else None
         return DraftTree(tokens, form, Contract.WITHOUT_REPLACEMENT, laws) if choice.draws else DraftTree(tokens, form)
+
+    def _drawn(
+        self, choice: Choice, law: Tensor, reached: Sequence[float], largest: Sequence[float]
+    ) -> tuple[list[int], list[float], list[float]]:
+        """Of each row of law `width` children, drawn: tokens, keys, log-probabilities of their paths, row by row.
+
+        largest: by row, the largest key that can come below it.
+        """
+        race, ids = greatest(choice.race(law.double()), self.width)
+        free, log_probs = torch.stack([race, law.gather(1, ids).double()]).log().tolist()
+        keys: list[float] = []
+        paths: list[float] = []
+        for row, path in enumerate(reached):
+            keys += gumbel_below([path + value for value in free[row]], largest[row])
+            paths += [path + value for value in log_probs[row]]
+        return ids.flatten().tolist(), keys, paths
 
 
 def gumbel_below(free: Sequence[float], largest: float) -> list[float]:

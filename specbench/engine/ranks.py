@@ -1,11 +1,13 @@
 """The greatest scores of rows and what they are as probabilities: one place for drafts that rank a vocabulary.
 
 Where a model of this process runs in `backends.native` the rows are read there, each once for its greatest and once for the sum
-of its exponentials; elsewhere torch and numpy do the same.
+of its exponentials, and of a reduced head's (`narrow`) those ids alone that it has rows for; elsewhere torch and numpy do the
+same. Between two forwards Python is cold and an object costs microseconds: `ranked` gives two flat lists for that.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 
@@ -15,9 +17,11 @@ from torch import Tensor
 
 from specbench.engine import threads
 from specbench.engine.backends.native import build
+from specbench.engine.narrow import narrow_rows
 
 NO_LAW = "the logits hold NaN or infinity: no token follows from them (broken weights, or a number format that overflowed)"
 _SPAN, _FEW = 16, 1 << 16  # of `greatest`: ids in a column, and numbers that are not worth a second look
+_VALUES, _LOG_PROBS, _TOTALS = "f", "d", "t"  # what is asked beside the ids
 
 
 def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
@@ -28,8 +32,8 @@ def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> t
     on 49,152 ids; those maxima are taken of all rows, for a copy of some costs more.
     """
     vocab_size = scores.shape[1]
-    if (found := _natively(scores, count, rows, False)) is not None:
-        values, ids = (np.frombuffer(part, part.typecode).reshape(-1, min(count, vocab_size)) for part in found[:2])
+    if (found := _natively(scores, count, rows, _VALUES)) is not None:
+        values, ids = (np.frombuffer(part, part.typecode).reshape(-1, min(count, vocab_size)) for part in found[::-1])
         return torch.from_numpy(values), torch.from_numpy(ids)
     few = scores.numel() < _FEW or vocab_size < 4 * count * _SPAN
     if few or not scores.is_cpu or scores.dtype not in (torch.float32, torch.float64):
@@ -56,54 +60,77 @@ def likeliest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> 
     scores: logits, warped or not; -inf removes a token. `count` above V gives all of them. Costs the host read of both. Raises
     ValueError for scores that make no law (NaN, infinity).
     """
-    found = _natively(scores, count, rows, True)
-    if found is None:
-        chosen = (scores if rows is None else scores[rows]).float()
-        values, ids = greatest(chosen, count)
-        tokens, ranked, totals = ids.tolist(), values.tolist(), chosen.logsumexp(-1).tolist()
-    else:
-        width = min(count, scores.shape[1])
-        starts = range(0, len(found[0]), width)
-        tokens = [found[1][at : at + width].tolist() for at in starts]
-        ranked = [found[0][at : at + width].tolist() for at in starts]
-        totals = found[2].tolist()
-    log_probs = [[value - total for value in row] for row, total in zip(ranked, totals, strict=True)]
-    if any(row[0] != row[0] for row in log_probs):
+    tokens, log_probs = ranked(scores, count, rows)
+    width = min(count, scores.shape[1])
+    starts = range(0, len(tokens), width)
+    return [tokens[at : at + width] for at in starts], [log_probs[at : at + width] for at in starts]
+
+
+def ranked(
+    scores: Tensor, count: int, rows: Sequence[int] | None = None, above: Sequence[float] | None = None
+) -> tuple[list[int], list[float]]:
+    """`likeliest`, one row behind the other. above: by row, what is added to its log-probabilities (which are at most 0)."""
+    found = _natively(scores, count, rows, _LOG_PROBS, above)
+    if found is not None:
+        return found[0].tolist(), found[1].tolist()
+    chosen = (scores if rows is None else scores[rows]).float()
+    values, ids = greatest(chosen, count)
+    over, totals = [0.0] * len(chosen) if above is None else above, chosen.logsumexp(-1).tolist()
+    log_probs = [
+        path + min(value - total, 0.0) for row, total, path in zip(values.tolist(), totals, over, strict=True) for value in row
+    ]
+    if any(total != total or total in (math.inf, -math.inf) for total in totals):
         raise ValueError(NO_LAW)
-    return tokens, log_probs
+    return ids.flatten().tolist(), log_probs
 
 
-def log_totals(scores: Tensor, rows: Sequence[int]) -> list[float]:
-    """The logarithm of the sum of the exponentials of rows of scores [n, V]: a score less this is a log-probability."""
-    found = _natively(scores, 1, rows, True)
-    totals: list[float] = scores[rows].float().logsumexp(-1).tolist() if found is None else found[2].tolist()
-    return totals
+def log_total(scores: Tensor, row: int) -> float:
+    """The logarithm of the sum of the exponentials of a row of scores [n, V]: a score less this is a log-probability."""
+    found = _natively(scores, 1, [row], _TOTALS)
+    return float(scores[row].float().logsumexp(-1)) if found is None else float(found[1][0])
+
+
+def score_of(scores: Tensor, row: int, token: int) -> float:
+    """One number of scores [n, V]."""
+    few, ids = narrow_rows(scores)
+    if ids is None:
+        return float(scores[row, token])
+    known = ids.numpy()
+    place = int(known.searchsorted(token))
+    return float(few.numpy().item(row, place)) if place < len(known) and known.item(place) == token else -math.inf
 
 
 def _natively(
-    scores: Tensor, count: int, rows: Sequence[int] | None, totals: bool
-) -> tuple[array[float], array[int], array[float]] | None:
-    """Values, ids and logarithms of sums, flat; None where others have to: no float32 rows here, or a NaN among them."""
-    if not build.loaded or not scores.is_cpu or scores.dtype != torch.float32 or scores.stride(1) != 1:
+    scores: Tensor, count: int, rows: Sequence[int] | None, asked: str, above: Sequence[float] | None = None
+) -> tuple[array[int], array[float]] | None:
+    """Ids and what is asked, flat; None where others have to: no float32 rows here, or numbers that make no answer."""
+    if not build.loaded:
         return None
-    vocab_size = scores.shape[1]
-    asked, width = None if rows is None else array("q", rows), min(count, vocab_size)
-    num_rows = len(scores) if asked is None else len(asked)
-    values, ids, sums = (
-        array("f", bytes(4 * num_rows * width)),
-        array("q", bytes(8 * num_rows * width)),
-        array("f", bytes(4 * num_rows)),
-    )
+    few, names = narrow_rows(scores)
+    if not few.is_cpu or few.dtype != torch.float32 or few.stride(1) != 1:
+        return None
+    size = few.shape[1]
+    if names is not None and count > size:
+        return None
+    chosen, over = None if rows is None else array("q", rows), None if above is None else array("d", above)
+    num_rows, width = len(few) if chosen is None else len(chosen), min(count, size)
+    ids = array("q", bytes(8 * num_rows * width))
+    kind, size_of = ("d", 8) if asked == _LOG_PROBS else ("f", 4)
+    found: array[float] = array(kind, bytes(size_of * num_rows * width))
+    to = found.buffer_info()[0]
     whole = build.loaded[-1].sb_ranks(
-        scores.data_ptr(),
-        scores.stride(0),
-        vocab_size,
-        None if asked is None else asked.buffer_info()[0],
+        few.data_ptr(),
+        few.stride(0),
+        size,
+        None if chosen is None else chosen.buffer_info()[0],
+        None if names is None else names.data_ptr(),
+        None if over is None else over.buffer_info()[0],
         num_rows,
         width,
-        values.buffer_info()[0],
+        to if asked == _VALUES else None,
         ids.buffer_info()[0],
-        sums.buffer_info()[0] if totals else None,
+        to if asked == _LOG_PROBS else None,
+        to if asked == _TOTALS else None,
         threads.count(),
     )
-    return (values, ids, sums) if whole else None
+    return (ids, found) if whole else None

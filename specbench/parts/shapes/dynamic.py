@@ -12,17 +12,18 @@ delta), wrong under ratio rules. Nodes are numbered in the order in which they a
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specbench.engine.ranks import likeliest
+from specbench.engine.ranks import ranked
 from specbench.engine.tree import DraftTree
 from specbench.parts.contracts import Shape
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from specbench.parts.contracts import Source, Stop
     from specbench.parts.drafts.choice import Choice
 
@@ -34,9 +35,9 @@ def next_frontier(first: int, scores: Sequence[float], top_k: int, num_nodes: in
 
     Left out are those that `num_nodes` nodes beat already or equal. Of equals the earlier go first.
     """
-    bar = -math.inf if len(scores) < num_nodes else heapq.nlargest(num_nodes, scores)[-1]
+    bar = -math.inf if len(scores) < num_nodes else sorted(scores, reverse=True)[num_nodes - 1]
     able = [node for node in range(first, len(scores)) if scores[node] > bar]
-    return sorted(sorted(able, key=lambda node: (-scores[node], node))[:top_k])
+    return sorted(sorted(able, key=scores.__getitem__, reverse=True)[:top_k])  # which keeps equals in their order
 
 
 def keep_best(scores: Sequence[float], parents: Sequence[int], num_nodes: int) -> list[int]:
@@ -45,8 +46,8 @@ def keep_best(scores: Sequence[float], parents: Sequence[int], num_nodes: int) -
     scores[i] and parents[i] of node i over all levels; parents[i] < i. Of equals the earlier node stays; nodes of score -inf
     never do. Raises ValueError when a child's score is above its parent's (then the best nodes need not be a tree).
     """
-    able = [node for node in range(len(scores)) if scores[node] > -math.inf]
-    kept = sorted(sorted(able, key=lambda node: (-scores[node], node))[: max(num_nodes, 0)])
+    best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: max(num_nodes, 0)]
+    kept = sorted(node for node in best if scores[node] > -math.inf)
     for node in kept:
         parent = parents[node]
         if parent >= 0 and scores[node] > scores[parent]:
@@ -76,13 +77,28 @@ class Growth:
 
     def offer(self, nodes: Sequence[int], tokens: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]]) -> list[int]:
         """Children tokens[i] of nodes[i] with their log-probabilities given that node; returns the next frontier."""
-        first = len(self.tokens)
-        for node, children, values in zip(nodes, tokens, log_probs, strict=True):
-            above = self.scores[node] if node >= 0 else 0.0
-            self.tokens += children
+        paths: list[float] = []
+        for above, values in zip(self.reached(nodes), log_probs, strict=True):
             # A log-probability is not above 0; rounding must not put a child before its parent.
-            self.scores += [above + min(value, 0.0) for value in values]
-            self.parents += [node] * len(children)
+            paths += [above + min(value, 0.0) for value in values]
+        parents = [node for node, children in zip(nodes, tokens, strict=True) for _ in children]
+        return self._grown([token for children in tokens for token in children], paths, parents)
+
+    def offer_best(self, nodes: Sequence[int], scores: Tensor) -> list[int]:
+        """The same with the `top_k` best by scores [n, V] of the nodes."""
+        tokens, paths = ranked(scores, self.top_k, above=self.reached(nodes))
+        each = len(tokens) // len(nodes)
+        return self._grown(tokens, paths, [node for node in nodes for _ in range(each)])
+
+    def reached(self, nodes: Sequence[int]) -> list[float]:
+        """Log-probabilities of the paths to them."""
+        return [self.scores[node] if node >= 0 else 0.0 for node in nodes]
+
+    def _grown(self, tokens: list[int], scores: list[float], parents: list[int]) -> list[int]:
+        first = len(self.tokens)
+        self.tokens += tokens
+        self.scores += scores
+        self.parents += parents
         return next_frontier(first, self.scores, self.top_k, self.num_nodes)
 
     def best(self) -> tuple[list[int], list[int]]:
@@ -116,8 +132,7 @@ class Dynamic(Shape):
         logits, frontier, fed = source.root(), [ROOT], 0
         number_of: dict[int, int] = {ROOT: ROOT}  # of the nodes that the source was given, in its numbering
         for level in range(max_depth):
-            tokens, log_probs = likeliest(choice.scores(logits, position + level), width)
-            frontier = growth.offer(frontier, tokens, log_probs)
+            frontier = growth.offer_best(frontier, choice.scores(logits, position + level))
             if not frontier or level + 1 == max_depth:
                 break
             above = [number_of[growth.parents[node]] for node in frontier]

@@ -710,10 +710,12 @@ extern "C" void sb_norm(const float* x, const float* w, int64_t rows, int64_t n,
 struct Ranks {
     const float* scores;
     int64_t ld, outputs, count, k;  // `count` of the rows, each `ld` numbers behind the last
-    const int64_t* rows;            // which, or null for the first ones
-    float *values, *totals;         // totals: null where nobody asks
+    const int64_t *rows, *names;    // which, or null for the first ones; what columns are called, or null for their numbers
+    const double* above;            // by row, added to its log-probabilities; or null
+    float *values, *totals;         // null where nobody asks, as
+    double* log_probs;              // of the greatest: value - total, at most 0
     int64_t* ids;
-    std::atomic<bool> broken;       // a NaN was met
+    std::atomic<bool> broken;       // a NaN was met, or a sum that makes no law
 };
 
 static inline bool any(Ints seen) {
@@ -783,17 +785,32 @@ static void ranks_team(void* given, Team team) {
     Ranks& w = *(Ranks*)given;
     int64_t first, last;
     team.share(w.count, &first, &last);
+    std::vector<float> own(w.values ? 0 : w.k);
     for (int64_t r = first; r < last; r++) {
         const float* z = w.scores + (w.rows ? w.rows[r] : r) * w.ld;
-        if (!greatest(z, w.outputs, w.k, w.values + r * w.k, w.ids + r * w.k)) w.broken = true;
-        else if (w.totals) w.totals[r] = log_total(z, w.outputs, w.values[r * w.k]);
+        float* values = w.values ? w.values + r * w.k : own.data();
+        int64_t* ids = w.ids + r * w.k;
+        if (!greatest(z, w.outputs, w.k, values, ids)) { w.broken = true; continue; }
+        if (w.names) {  // a name that is missing is behind all that are finite, so the last one decides whether any could be due
+            if (values[w.k - 1] == -INFINITY) w.broken = true;
+            for (int64_t j = 0; j < w.k; j++) ids[j] = w.names[ids[j]];
+        }
+        if (!w.totals && !w.log_probs) continue;
+        const float total = log_total(z, w.outputs, values[0]);
+        if (total != total) w.broken = true;
+        if (w.totals) w.totals[r] = total;
+        if (w.log_probs) for (int64_t j = 0; j < w.k; j++) {
+            const double own = (double)values[j] - (double)total;  // rounding must not make it a probability above 1
+            w.log_probs[r * w.k + j] = (w.above ? w.above[r] : 0.0) + (own < 0.0 ? own : 0.0);
+        }
     }
 }
 
-// Whether no row holds a NaN; only then the answers are any.
-extern "C" int64_t sb_ranks(const float* scores, int64_t ld, int64_t outputs, const int64_t* rows, int64_t count, int64_t k,
-                            float* values, int64_t* ids, float* totals, int64_t threads) {
-    Ranks w = {scores, ld, outputs, count, k, rows, values, totals, ids, {false}};
+// Whether every row gave its answer; only then there are any.
+extern "C" int64_t sb_ranks(const float* scores, int64_t ld, int64_t outputs, const int64_t* rows, const int64_t* names,
+                            const double* above, int64_t count, int64_t k, float* values, int64_t* ids, double* log_probs,
+                            float* totals, int64_t threads) {
+    Ranks w = {scores, ld, outputs, count, k, rows, names, above, values, totals, log_probs, ids, {false}};
     pool().run(ranks_team, &w, outputs * count < 65536 ? 1 : (int)threads);
     return !w.broken;
 }

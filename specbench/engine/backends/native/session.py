@@ -16,6 +16,7 @@ from specbench.engine.backends.native.packing import LANES
 from specbench.engine.backends.native.weights import Call, NativeWeights
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
+from specbench.engine.narrow import Narrow
 from specbench.engine.session import Session
 
 
@@ -142,7 +143,8 @@ class NativeSession(Session):
             self._tapped = {layer: tapped[place] for layer, place in self._places.items()}
         self._run(ids, past, trunk, parents, depths)
         if weights.reduced is not None:
-            logits = weights.reduced.widen(logits[:, : len(weights.reduced.ids)])
+            size = len(weights.reduced_ids)
+            logits = Narrow(logits if size == weights.outputs else logits[:, :size], weights.reduced, weights.reduced_ids)
         return self.model.answer(logits, past, rows)
 
     def _run(

@@ -112,6 +112,7 @@ class NativeWeights:
         shape.logit_divisor = getattr(config, "logits_scaling", 1.0)
         shape.embed, shape.norm = self._own(module.model.embed_tokens.weight), self._own(module.model.norm.weight)
         self.reduced = module.lm_head if isinstance(module.lm_head, ReducedHead) else None
+        self.reduced_ids = torch.empty(0, dtype=torch.long) if self.reduced is None else self.reduced.ids
         shape.head = self._matrix([module.lm_head if self.reduced is None else self.reduced.linear])
         layers = (Layer * shape.layers)(*(self._layer(layer, n, config) for n, layer in enumerate(module.model.layers)))
         self._kept.append(layers)
