@@ -22,8 +22,8 @@ class Sequential(Schedule):
         target, rule, law, key = setting.target, setting.rule, setting.runtime.law, request.noise_key
         books, coins = Books(request, clock_for(setting.runtime.device)), rule.coins(key)
         vocab_size = setting.runtime.target.vocab_size
+        stop.begin(request)  # first: a budget of bytes sizes what the drafter lays out
         drafter.announce(request)
-        stop.begin(request)
         target.start(len(request.prompt_ids) + request.max_new_tokens + drafter.max_nodes + 1)
 
         books.start()
