@@ -83,6 +83,21 @@ def test_one_option_for_two_heads_is_told_apart(tmp_path: Path) -> None:
     assert any("other-he" in label for label in group.runs["label"])
 
 
+def test_a_part_that_one_option_asks_for_is_no_other_draft(tmp_path: Path) -> None:
+    """A stop with a head beside one without. The twin: another draft is named."""
+    for when, (stop, folders) in enumerate((("hf", {}), ("specdec_pp", {"method.stop.head": "abcdefgh"})), start=1):
+        write_run(tmp_path, options={"stop": stop}, when=when, run_changes={"folders": folders})
+    assert groups(load([tmp_path]))[0].runs["label"].tolist() == ["speculative (stop=hf)", "speculative (stop=specdec_pp)"]
+    write_run(tmp_path, options={"stop": "specdec_pp"}, when=3, run_changes={"folders": {"method.stop.head": "ijklmnop"}})
+    write_run(tmp_path, options={"stop": "hf"}, draft="small", when=4)
+    assert groups(load([tmp_path]))[0].runs["label"].tolist() == [
+        "speculative (stop=hf, draft=draft)",
+        "speculative (stop=specdec_pp, draft=draft (abcdefgh))",
+        "speculative (stop=specdec_pp, draft=draft (ijklmnop))",
+        "speculative (stop=hf, draft=small)",
+    ]
+
+
 def test_repetition_counts_once_and_says_so(tmp_path: Path) -> None:
     old = write_run(tmp_path, seed=1, when=1)
     new = write_run(tmp_path, seed=2, when=2)

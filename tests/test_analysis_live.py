@@ -102,6 +102,18 @@ def test_a_sweep_is_shown_with_its_jobs_and_the_table_so_far(tmp_path: Path) -> 
         assert "2 done<" in ask(server)[1] and "1 running<" not in ask(server)[1]
 
 
+def test_a_job_that_was_left_out_has_ended_and_says_why(tmp_path: Path) -> None:
+    made = sweep(tmp_path)
+    record = json.loads((made / "sweep_0123.json").read_text())
+    record["jobs"][4]["left_out"] = record["jobs"][0]["left_out"] = "no datastore there"  # waiting; and done before
+    (made / "sweep_0123.json").write_text(json.dumps(record))
+    found = Follower([tmp_path]).look()[0]
+    assert found.counts == {"done": 1, "running": 1, "failed": 2, "interrupted": 1, "left out": 1} and found.num_ended == 4
+    with serving(tmp_path) as server:
+        text = ask(server)[1]
+    assert "1 left out<" in text and "1 waiting<" not in text and text.count("no datastore there") == 1
+
+
 def test_only_the_one_address_is_answered(tmp_path: Path) -> None:
     sweep(tmp_path)
     with serving(tmp_path) as server:

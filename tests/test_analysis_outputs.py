@@ -36,11 +36,20 @@ def test_agreement_counts_and_places() -> None:
             (out(1), out(1, prompt=(7,))),
         ]
     )
+    assert found.limits == []
     assert (found.compared, found.identical, found.positions, found.other_prompt) == (3, 1, [1, 2], 1)
     assert found.share == pytest.approx(1 / 3) and found.median_position == 1.5 and found.text() == "1/3"
     both = found + found
     assert (both.compared, both.identical, both.positions, both.other_prompt) == (6, 2, [1, 2, 1, 2], 2)
     assert Agreement().share is None and Agreement().median_position is None and Agreement().text() == "-"
+
+
+def test_an_output_that_its_limit_cut_short_is_no_difference() -> None:
+    """The twins: cut too, but behind another token; and as short by an end of its own."""
+    cut, whole = Output((1,), (1, 2), was_cut=True), Output((1,), (1, 2, 3), was_cut=True)
+    found = agree([(cut, whole), (whole, cut), (cut, out(1, 9, 3)), (out(1, 2), whole)])
+    assert (found.compared, found.identical, found.limits, found.positions) == (4, 0, [2, 2], [1, 2])
+    assert (found + found).limits == [2, 2, 2, 2]
 
 
 def test_one_changed_token_of_a_stored_run_is_found(tmp_path: Path) -> None:

@@ -21,9 +21,12 @@ import specbench.analysis as analysis
 from specbench.analysis.__main__ import main
 from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import comparisons
-from specbench.analysis.reports import notebook, writing
+from specbench.analysis.reports import experiments, notebook, writing
 from specbench.analysis.show import render, style
 from specbench.analysis.show.answer import answer
+from specbench.analysis.show.cells import Cell, Column, Row
+from specbench.analysis.show.document import Document
+from specbench.analysis.show.table import Table
 
 SOURCE = Path(notebook.__file__).parent
 
@@ -127,11 +130,14 @@ def test_every_table_and_figure_has_all_its_forms(written: Path) -> None:
 HIDDEN = "[...document.querySelectorAll('.scroll')].map(table => table.scrollWidth - table.clientWidth)"
 
 
-def hidden_pixels(page: str, folder: Path) -> list[int]:
-    """Of each table the pixels that a window of 1,100 does not show, as Chromium lays it out."""
+HEIGHTS = "[...document.querySelectorAll('tbody tr')].map(row => Math.round(row.clientHeight))"
+
+
+def hidden_pixels(page: str, folder: Path, asked: str = HIDDEN) -> list[int]:
+    """Of each table the pixels that a window of 1,100 does not show, or what else is asked, as Chromium lays it out."""
     chromium = find_chromium()
     assert chromium is not None
-    (folder / "page.html").write_text(page.replace("</body>", f"<script>document.title = {HIDDEN}</script></body>"))
+    (folder / "page.html").write_text(page.replace("</body>", f"<script>document.title = {asked}</script></body>"))
     title = re.search("<title>(.*?)</title>", seen(chromium, (folder / "page.html").as_uri(), folder))
     assert title is not None
     return [int(number) for number in title[1].split(",")]
@@ -144,6 +150,19 @@ def test_every_table_fits_a_window_of_1100_pixels(written: Path, tmp_path: Path)
     found = hidden_pixels(page, tmp_path)
     assert len(found) > 10 and set(found) == {0}
     assert max(hidden_pixels(page.replace("<thead>", "<thead><tr><th>" + "x" * 200 + "</th></tr>", 1), tmp_path)) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_chromium() is None, reason="needs Chromium")
+def test_a_folders_name_takes_the_room_that_there_is(tmp_path: Path) -> None:
+    """The twin: a name that no page has room for is broken."""
+    for name, is_whole in (("runs/2026-01-01/" + "speculative_humaneval_" * 2, True), ("x" * 300, False)):
+        columns = [Column("folder", "run", text=True), Column("started", "started", text=True)]
+        rows = [Row({"folder": Cell(text), "started": Cell("2026-01-01 10:00")}) for text in ("short", name)]
+        doc = Document("names")
+        doc.add(Table("names", "Names", columns, rows, ""))
+        short, long = hidden_pixels(doc.save(tmp_path / "report", 1).read_text(), tmp_path, HEIGHTS)
+        assert (long < 1.5 * short) == is_whole
 
 
 def test_markdown_links_what_is_there(written: Path) -> None:
@@ -426,3 +445,20 @@ def test_notebook_runs_on_runs_that_it_is_given(root: Path, tmp_path: Path) -> N
     assert text.count("data:image/png;base64") > 8
     executed = json.loads((tmp_path / notebook.NOTEBOOK).read_text())
     assert all(cell["execution_count"] for cell in executed["cells"] if cell["cell_type"] == "code")
+
+
+def test_one_prompt_is_one_and_tells_nothing_apart(tmp_path: Path) -> None:
+    """The twin: two prompts have an interval."""
+    for number, expected, form in (
+        (1, "One prompt has no interval.", "n = 1 prompt x"),
+        (2, "over 2 prompts.", "n = 2 prompts x"),
+    ):
+        runs = tmp_path / str(number)
+        for when, stop in enumerate(("fixed", "hf")):
+            write_run(runs, options={"stop": stop}, prompts=range(number), when=when)
+        frames = analysis.load([runs])
+        assert expected in opening_of(runs)["How sure?"]
+        doc, table = experiments.find("stop").document(frames)
+        assert form in table.caption
+        warned = [block.text for block in doc.blocks if block.kind == "warning"]
+        assert any("nothing is told apart" in text for text in warned) == (number == 1)

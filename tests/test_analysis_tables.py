@@ -15,11 +15,11 @@ from specbench.analysis.derive.conditions import groups
 from specbench.analysis.derive.derive import comparisons, restrict
 from specbench.analysis.read.frames import load
 from specbench.analysis.show import check_tables, members, paper_tables, run_tables
-from specbench.analysis.show.captions import counted
 from specbench.analysis.show.cells import Cell, Column, Row, mark_best
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.render import escape_latex, to_html, to_latex, to_markdown
 from specbench.analysis.show.table import Table
+from specbench.config.say import counted
 from specbench.measure import stats
 
 CATEGORIES = ("writing", "math")

@@ -13,6 +13,7 @@ from analysis_runs import provenance, write_run
 from specbench.analysis import compare_two, load
 from specbench.analysis.__main__ import main
 from specbench.analysis.derive.derive import columns_of, restrict
+from specbench.analysis.derive.outputs import read_outputs
 from specbench.measure.records.store import RunStore, read_run
 
 
@@ -59,6 +60,33 @@ def test_settings_speedups_ratio_and_outputs_of_two_runs(tmp_path: Path) -> None
 def test_outputs_are_compared_id_by_id(tmp_path: Path, wrong: bool, expected: str) -> None:
     text = said(write_run(tmp_path), write_run(tmp_path, "amusd", wrong=wrong, when=5))
     assert expected in unwrapped(text) and line(text, "same output")[1] == ("14/16" if wrong else "16/16")
+
+
+def test_a_longer_limit_is_no_other_output(tmp_path: Path) -> None:
+    """The twin: one of the outputs is another before that."""
+    one = write_run(tmp_path, prompts=range(3), repeats=1)
+    texts = []
+    for wrong in (False, True):
+        other = write_run(tmp_path, prompts=range(3), repeats=1, mean_tokens=20, wrong=wrong, when=1 + wrong)
+        text = said(one, other)
+        texts.append(f"{unwrapped(text)} {line(text, 'same output')[1]}")
+    lengths = [len(output.ids) for output in read_outputs(other, "method").values()]
+    limits = f"up to the shorter limit of {min(lengths)} to {max(lengths)} tokens"
+    assert f"Their outputs are the same {limits}, all 3." in texts[0] and texts[0].endswith("3/3 up to the shorter limit")
+    assert f"NOT the same: 1 of 3 differ, the earliest from token {lengths[0] - 1} on; the same " in texts[1]
+    assert "are 2." in texts[1] and texts[1].endswith("2/3 up to the shorter limit")
+
+
+def test_what_their_sweep_left_out_is_no_matter(tmp_path: Path) -> None:
+    """The twin: a named run that cannot be used."""
+    runs = [write_run(tmp_path, when=when) for when in (0, 1)]
+    record = {"started_at": "2026", "left_out": [{"what": "method=rest", "why": "no datastore", "num_jobs": 1}]}
+    for place in {run.parent for run in runs}:
+        (place / "sweep_1.json").write_text(json.dumps(record))
+    assert "A over B" in said(*runs)
+    RunStore.open(runs[1]).set_status("failed", error="broke")
+    with pytest.raises(ValueError, match=r"status is failed|failed"):
+        said(*runs)
 
 
 def test_one_run_measured_again_is_told_from_noise(tmp_path: Path) -> None:

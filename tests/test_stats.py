@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from specbench.measure import pairing, stats
 from specbench.measure.records.events import SampleRecord
+from specbench.measure.warnings import USUAL, is_known, level_of
 
 FloatArray = NDArray[np.float64]
 FEW = 2000  # resamples where the interval itself is not the question
@@ -143,6 +144,9 @@ def test_warnings_appear_and_stay_away() -> None:
     assert stats.warnings_for(calm, pairing.pair_samples(calm)) == []
     few, _ = paired_run(10, 3, noise=0.005)
     assert [w.split(":")[0] for w in stats.warnings_for(few, pairing.pair_samples(few))] == ["only 10 prompts"]
+    one, _ = paired_run(1, 1)
+    alone = stats.warnings_for(one, pairing.pair_samples(one))[0]
+    assert alone.startswith("only 1 prompt: ") and level_of(alone) == USUAL and is_known(alone)
     noisy, _ = paired_run(60, 3, noise=0.15)
     assert sum("spread" in w for w in stats.warnings_for(noisy, pairing.pair_samples(noisy))) == 2
     last = calm[-1].order

@@ -143,7 +143,7 @@ def _labels(names: pd.Series[Any], keys: Mapping[int, tuple[Any, ...]]) -> list[
     }
     labels = []
     for run, name in names.items():
-        own = [str(keys[run][i]) for i in differing[str(name)]]
+        own = [str(keys[run][i]) for i in differing[str(name)] if keys[run][i] not in (None, "")]
         tags = [part[:_SHORT] for part in own if part != str(name)]
         labels.append(f"{name} ({', '.join(tags)})" if tags else str(name))
     return labels
@@ -168,9 +168,7 @@ def _pair_names(runs: pd.DataFrame) -> pd.Series[Any]:
 def _method_labels(runs: pd.DataFrame, facts: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """Method names with the options, and the draft, that vary among the runs of the same method."""
     options: dict[int, dict[str, Any]] = {run: json.loads(method_key(f)[1]) for run, f in facts.items()}
-    drafts = dict(
-        zip(runs.index, _labels(runs["draft"].fillna("none"), {run: draft_key(f) for run, f in facts.items()}), strict=True)
-    )
+    drafts = dict(zip(runs.index, _labels(runs["draft"].fillna("none"), _draft_keys(runs, facts)), strict=True))
     labels = dict[int, str]()
     for method, of_method in runs.groupby("method", dropna=False).groups.items():
         names = sorted({name for run in of_method for name in options[run]})
@@ -182,6 +180,18 @@ def _method_labels(runs: pd.DataFrame, facts: Mapping[int, Mapping[str, Any]]) -
                 tags += [f"draft={drafts[run].removeprefix('builtin:')}"] if several else []
                 labels[run] = f"{method} ({', '.join(tags)})" if tags else str(method)
     return [labels[run] for run in runs.index]
+
+
+def _draft_keys(runs: pd.DataFrame, facts: Mapping[int, Mapping[str, Any]]) -> dict[int, tuple[Any, ...]]:
+    """The runs' draft_key. What lies in the folders of a method's options counts where it differs between runs that asked for
+    the same: a stop with a head, beside stops without one, is no other draft and has its own name.
+    """
+    keys = {run: draft_key(f) for run, f in facts.items()}
+    asked = {run: (str(runs.at[run, "pair_label"]), *method_key(f)) for run, f in facts.items()}
+    contents: dict[tuple[Any, ...], set[Any]] = {}
+    for run, key in keys.items():
+        contents.setdefault(asked[run], set()).add(key[-1])
+    return {run: key if len(contents[asked[run]]) > 1 else (*key[:-1], "") for run, key in keys.items()}
 
 
 def _short(value: Any) -> str:

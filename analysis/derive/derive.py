@@ -16,6 +16,7 @@ import pandas as pd
 from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.outputs import read_outputs
 from specbench.analysis.read.frames import Frames, LeftOut
+from specbench.config.say import counted
 from specbench.measure import metrics, stats
 from specbench.measure.lossless import first_difference
 from specbench.measure.metrics import RoundTable
@@ -217,7 +218,9 @@ def _comparison(frames: Frames, pair: str, data: str, rows: pd.DataFrame) -> Com
     out.restricted = any(size != len(common) for size in sizes.values())
     if out.restricted:
         span = f"{min(sizes.values())} to {max(sizes.values())}"
-        out.notes.append(f"{data}: compared on the {len(common)} prompts that all runs finished (they finished {span})")
+        out.notes.append(
+            f"{data}: compared on the {counted(len(common), 'prompt')} that all runs finished (they finished {span})"
+        )
     return out
 
 

@@ -24,14 +24,19 @@ PERMUTATIONS = 2_000
 
 @dataclass(frozen=True)
 class Output:
+    """was_cut: it ended at its limit of new tokens, and not at an end of its own."""
+
     prompt_ids: Ids
     ids: Ids
+    was_cut: bool = False
 
 
 def read_outputs(folder: str | Path, arm: str) -> dict[Key, Output]:
     """The finished outputs of one arm (method or baseline), from samples.jsonl."""
     return {
-        (record.sample_id, record.turn, record.repeat): Output(tuple(record.prompt_ids), tuple(record.output_ids))
+        (record.sample_id, record.turn, record.repeat): Output(
+            tuple(record.prompt_ids), tuple(record.output_ids), record.finish_reason == "length"
+        )
         for record in store.read_samples(folder)
         if record.arm == arm and record.decode_seconds is not None
     }
@@ -41,6 +46,8 @@ def read_outputs(folder: str | Path, arm: str) -> dict[Key, Output]:
 class Agreement:
     """How far outputs agree. positions: of the first difference in each that differs, in output tokens from 0.
 
+    limits: the length up to which two outputs are the same, where the shorter ended there at its own limit; they are neither
+    identical nor different.
     other_prompt: pairs that were not compared because their prompts differ (a conversation that went another way before).
     rounds_same: outputs, of those compared, whose rounds drafted, accepted and emitted the same numbers of tokens, one round
     after the other (counted by `repetitions.moved`).
@@ -51,6 +58,7 @@ class Agreement:
     positions: list[int] = field(default_factory=list)
     other_prompt: int = 0
     rounds_same: int = 0
+    limits: list[int] = field(default_factory=list)
 
     @property
     def share(self) -> float | None:
@@ -80,7 +88,8 @@ def agree(pairs: Iterable[tuple[Output, Output]]) -> Agreement:
         if at is None:
             found.identical += 1
         else:
-            found.positions.append(at)
+            shorter = min(ours, theirs, key=lambda output: len(output.ids))
+            (found.limits if at == len(shorter.ids) and shorter.was_cut else found.positions).append(at)
     return found
 
 

@@ -20,7 +20,7 @@ from specbench.analysis.read.shape import entry
 from specbench.measure.records import store
 from specbench.measure.records.jsonfile import loads
 
-STATES = ("done", "running", "silent", "failed", "interrupted", "unreadable", "waiting")
+STATES = ("done", "running", "silent", "failed", "interrupted", "unreadable", "waiting", "left out")
 SILENT_SECONDS = 600.0  # without a line: the run's process was killed, or loads, or has a very long sample
 SINGLE = "Single runs"
 _MOST_BYTES = 2**26  # of one JSON file
@@ -35,7 +35,8 @@ def number_at(value: Any, name: str) -> float | None:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep, or a run by itself. what: what tells it from the others. status: one of STATES.
+    """One run of a sweep, or a run by itself. what: what tells it from the others. status: one of STATES. error: why it failed,
+    or was left out.
 
     num_lines: lines of samples.jsonl so far; num_planned: when it has ended, None where nobody said. last: the newest of them.
     silent_seconds: since anything was written.
@@ -78,7 +79,7 @@ class Followed:
 
     @property
     def num_ended(self) -> int:
-        return sum(self.counts.get(state, 0) for state in ("done", "failed"))
+        return sum(self.counts.get(state, 0) for state in ("done", "failed", "left out"))
 
 
 class Follower:
@@ -104,7 +105,8 @@ class Follower:
                 # A sweep that was moved is found beside its record.
                 folder = path.parent / Path(str(job.get("folder"))).name
                 varying = [o for o in own if not all(o in others for others in options)]
-                jobs.append(self._job(folder, " ".join(varying), str(job.get("error") or "")))
+                error, unfit = (str(job.get(name) or "") for name in ("error", "left_out"))
+                jobs.append(self._job(folder, " ".join(varying), error, unfit))
                 taken.add(folder)
             if jobs:
                 name = str(record.get("sweep") or path.parent.name)
@@ -128,11 +130,12 @@ class Follower:
                 records |= dict.fromkeys(Path(place) / n for n in names if n.startswith("sweep_") and n.endswith(".json"))
         return list(folders), list(records)
 
-    def _job(self, folder: Path, what: str = "", error: str = "") -> Job:
+    def _job(self, folder: Path, what: str = "", error: str = "", unfit: str = "") -> Job:
         run = self._read(folder / store.RUN_FILE)
         if not run:
             there = (folder / store.RUN_FILE).exists()
-            return Job(folder, what, "unreadable" if there else "failed" if error else "waiting", error=error)
+            without = "failed" if error else "left out" if unfit else "waiting"
+            return Job(folder, what, "unreadable" if there else without, error=error or unfit)
         status, error = run.get("status"), str(run.get("error") or error)
         if status == "success":
             return Job(folder, what, "done", run, self._read(folder / store.SUMMARY_FILE))

@@ -112,6 +112,7 @@ class Study(Generic[C]):
         doc = Document(self.title)
         writing.opening(doc, frames)
         _states(doc, frames)
+        _few(doc, frames)
         found = [chapter for chapter in self.chapters(frames) if chapter.cases]
         if not found:
             raise ValueError(self.nothing)
@@ -146,6 +147,17 @@ def _states(doc: Document, frames: Frames) -> None:
             f"Code, packages or machine changed between the runs ({len(first)} states; {'; '.join(dict.fromkeys(apart))}). "
             "Each state has tables of its own, and nothing is compared between them: one of them may hold a part of the jobs."
         )
+
+
+def _few(doc: Document, frames: Frames) -> None:
+    """Where a data set has one prompt, whatever the tables say is no finding."""
+    most: dict[str, int] = {}
+    for run, pairs in frames.pairs.items():
+        data = str(frames.runs.at[run, "data"])
+        most[data] = max(most.get(data, 0), len(pairs))
+    one = [data for data, number in most.items() if number == 1]
+    if one:
+        doc.warning(f"One prompt on {', '.join(one)}: there is no interval, and nothing is told apart by it.")
 
 
 # ---------------------------------------------------------------------------------------------------- which cases

@@ -20,9 +20,9 @@ from specbench.analysis.show import (
 )
 from specbench.analysis.show.across import across_machines
 from specbench.analysis.show.answer import answer
-from specbench.analysis.show.captions import counted
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import Drawing
+from specbench.config.say import counted
 
 GroupFigure = Callable[[Frames, Group, Sequence[Comparison]], Drawing | None]
 CellFigure = Callable[[Frames, Group, Comparison], Drawing | None]

@@ -9,6 +9,7 @@ from specbench.analysis.derive.conditions import Group
 from specbench.analysis.derive.derive import Comparison, Estimate, is_ranked, ratio_of_speedups
 from specbench.analysis.show.members import Member, members
 from specbench.analysis.show.run_tables import told_from_one
+from specbench.config.say import counted
 from specbench.measure.warnings import DOUBTFUL, LEVELS, kinds
 
 MAX_CELLS = 4  # conditions x pairs x data sets that three lines have room for
@@ -120,9 +121,10 @@ def _sureness(shown: Sequence[_Best], comparisons: Sequence[Comparison]) -> str:
     same = sum(m.facts["verdict"] in ("identical", "numerical_tie") for m in runs)
     lead = lead if any(b.second for b in shown) else "No two methods were run on the same prompts"
     lead += f". Over repeats, this machine's noise, the interval of {_joined(noisy)} contains 1: not sure" if noisy else ""
-    return (
-        f"Brackets are 95 % intervals over {prompts} prompts. {lead}. Output as the baseline's in {same} of {len(runs)} runs."
+    brackets = (
+        f"Brackets are 95 % intervals over {counted(prompts, 'prompt')}" if prompts != "1" else "One prompt has no interval"
     )
+    return f"{brackets}. {lead}. Output as the baseline's in {same} of {counted(len(runs), 'run')}."
 
 
 def _weight(comparisons: Sequence[Comparison]) -> str:
@@ -135,7 +137,10 @@ def _weight(comparisons: Sequence[Comparison]) -> str:
     found = [kind for kind in kinds(said) if LEVELS.index(kind.level) <= LEVELS.index(DOUBTFUL)]
     if not found:
         return "No run warns of more than the usual."
-    told = [f"{kind.level} ({len(kind.sources)} of {len(said)} runs): {kind.text.rstrip('.')}" for kind in found[:MAX_KINDS]]
+    told = [
+        f"{kind.level} ({len(kind.sources)} of {counted(len(said), 'run')}): {kind.text.rstrip('.')}"
+        for kind in found[:MAX_KINDS]
+    ]
     rest = f"; and {len(found) - MAX_KINDS} more, listed below" if len(found) > MAX_KINDS else ""
     return f"Warned of: {'; '.join(told)}{rest}."
 

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from specbench.analysis.derive.derive import Comparison
+from specbench.config.say import counted
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) ->
     """n, baseline, decoding law and hardware of a group's runs."""
     runs = pd.concat([c.runs for c in comparisons])
     prompts = _range([len(c.prompts) for c in comparisons if c.prompts] or runs["num_prompts"])
+    repeats = counted(_range(runs["repeats"]), "repeat")
     temperature = conditions.get("decoding.temperature") or 0.0
     law = "greedy" if not temperature else f"T={temperature:g}"
     extra = [f"{name}={conditions[f'decoding.{name}']}" for name in ("top_k", "top_p") if conditions.get(f"decoding.{name}")]
@@ -59,7 +61,7 @@ def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) ->
     dtype = ", ".join(dict.fromkeys(str(value) for value in runs["dtype"]))
     engine = f"{conditions.get('engine.backend')} engine"
     return (
-        f"n = {prompts} prompts x {counted(_range(runs['repeats']), 'repeat')}; baseline {conditions.get('baseline')}; {law}; "
+        f"n = {counted(prompts, 'prompt')} x {repeats}; baseline {conditions.get('baseline')}; {law}; "
         f"hardware: {hardware}, device {conditions.get('device')}, {dtype}, {engine}, batch size 1."
     )
 
@@ -67,11 +69,6 @@ def setting(conditions: Mapping[str, Any], comparisons: Sequence[Comparison]) ->
 def _range(values: Iterable[Any]) -> str:
     known = sorted({int(v) for v in values if v == v and v is not None})
     return "?" if not known else str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
-
-
-def counted(span: object, noun: str) -> str:
-    """`1 repeat`, `2 to 3 repeats`, `36 runs`."""
-    return f"{span} {noun}{'' if str(span) == '1' else 's'}"
 
 
 _LONGEST = 120  # bytes: file systems end at 255

@@ -15,6 +15,7 @@ from specbench.analysis.read.shape import entry
 from specbench.analysis.show import render
 from specbench.analysis.show.cells import Cell, Column, Row, row_of
 from specbench.analysis.show.table import Table
+from specbench.config.say import counted
 
 MOST_SWEEPS, MOST_JOBS = 4, 200
 _LONGEST = 300  # signs of an error
@@ -25,12 +26,16 @@ def page(followed: Sequence[Followed], reload_seconds: int) -> str:
     shown = followed[:MOST_SWEEPS]
     sweeps = [{"sweep": sweep, "table": so_far(sweep), "jobs": _in_turn(sweep.jobs)[:MOST_JOBS]} for sweep in shown]
     facts = {"now": time.strftime("%H:%M:%S"), "more": len(followed) - len(shown), "reload": reload_seconds}
-    return str(render.form("live").page(sweeps, {"progress": progress, "started": started_at, "text": _short, **facts}))
+    return str(
+        render.form("live").page(
+            sweeps, {"progress": progress, "counted": counted, "started": started_at, "text": _short, **facts}
+        )
+    )
 
 
 def _in_turn(jobs: Sequence[Job]) -> list[Job]:
     """What is under way first, then what went wrong; in each the order of the sweep."""
-    order = ("running", "silent", "failed", "interrupted", "unreadable", "done", "waiting")
+    order = ("running", "silent", "failed", "interrupted", "unreadable", "done", "waiting", "left out")
     assert set(order) == set(STATES)
     return sorted(jobs, key=lambda job: order.index(job.status))
 
@@ -40,7 +45,7 @@ def progress(job: Job) -> str:
     if not job.num_lines:
         return "loading models, warming up" if job.status == "running" else ""
     planned = "" if job.num_planned is None else f" of {job.num_planned}"
-    said = [f"{job.num_lines}{planned} samples"]
+    said = [counted(f"{job.num_lines}{planned}", "sample")]
     last = job.last
     if last:
         turn = f" turn {last.get('turn')}" if last.get("turn") else ""

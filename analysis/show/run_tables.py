@@ -30,6 +30,7 @@ from specbench.analysis.show.members import (
     ranked_rows,
 )
 from specbench.analysis.show.table import Table
+from specbench.config.say import counted
 from specbench.measure import stats
 from specbench.measure.warnings import Kind, kinds
 
@@ -207,7 +208,7 @@ def provenance_table(frames: Frames) -> Table:
         Column("options", "options", text=True, of=lambda item: options(item[1])),
     ]
     shown = list(frames.facts.items())[:MAX_PROVENANCE]
-    more = [f"and {len(frames.facts) - len(shown)} more runs"] if len(frames.facts) > len(shown) else []
+    more = [f"and {counted(len(frames.facts) - len(shown), 'more run')}"] if len(frames.facts) > len(shown) else []
     caption = "Started in UTC; options: what the command line said behind its program."
     table = Table("provenance", "Provenance", columns, [row_of(columns, item) for item in shown], caption, more)
     return table.fold("packages").fold("code").fold("options")

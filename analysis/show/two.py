@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from specbench.analysis.derive.derive import Estimate
+from specbench.analysis.derive.outputs import Agreement
 from specbench.analysis.derive.two import Two, two_runs
 from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.cells import Cell, Column, Row
 from specbench.analysis.show.table import Table
 from specbench.analysis.show.text import table_text, wrapped
+from specbench.config.say import counted
 
 MOST_SETTINGS = 16  # rows of the table
 _LONGEST = 40  # signs of a setting's value
@@ -43,7 +46,8 @@ def _ratio(two: Two) -> str:
     if two.ratio is None:
         return f"No ratio can be given: {two.why_not}."
     estimate = two.ratio
-    text = f"On the {two.num_common} samples that both finished, A's speed-up is {Cell.of(estimate.value).text()} times B's"
+    common = f"On the {counted(two.num_common, 'sample')} that both finished"
+    text = f"{common}, A's speed-up is {Cell.of(estimate.value).text()} times B's"
     if estimate.interval is None:
         return f"{text}, without an interval: it takes two samples."
     ends = f"95 % interval over prompts {estimate.low:.2f} to {estimate.high:.2f}"
@@ -57,13 +61,27 @@ def _outputs(two: Two) -> str:
     others = f" ({found.other_prompt} had other prompt ids)" if found.other_prompt else ""
     if not found.compared:
         return f"Their outputs were not compared: no output of both to the same prompt{others}."
-    if found.identical == found.compared:
-        return f"Their outputs are the same, all {found.compared}{others}."
-    first = min(found.positions)
+    limit = f"up to the shorter limit of {_span(found.limits)} tokens" if found.limits else ""
+    if not found.positions:
+        if len(found.limits) == found.compared:
+            return f"Their outputs are the same {limit}, all {found.compared}{others}."
+        some = f"{len(found.limits)} of {found.compared} {limit}" if limit else f"all {found.compared}"
+        return f"Their outputs are the same, {some}{others}."
+    cut = f"; the same {limit} are {len(found.limits)}" if limit else ""
     return (
-        f"Their outputs are NOT the same: {found.compared - found.identical} of {found.compared} differ, "
-        f"the earliest from token {first} on{others}."
+        f"Their outputs are NOT the same: {len(found.positions)} of {found.compared} differ, "
+        f"the earliest from token {min(found.positions)} on{cut}{others}."
     )
+
+
+def _same_output(found: Agreement) -> str:
+    same = found.identical + len(found.limits)
+    return f"{same}/{found.compared} up to the shorter limit" if found.limits else found.text()
+
+
+def _span(numbers: Sequence[int]) -> str:
+    ends = sorted({min(numbers), max(numbers)})
+    return " to ".join(map(str, ends))
 
 
 def _table(two: Two) -> Table:
@@ -93,7 +111,7 @@ def _table(two: Two) -> Table:
     if two.ratio is not None:
         rows.append(_row("speed-up, A over B", _estimate(two.ratio).text(), None, "Results"))
     if two.outputs.compared:
-        rows.append(_row("same output, A and B", two.outputs.text(), None, "Results"))
+        rows.append(_row("same output, A and B", _same_output(two.outputs), None, "Results"))
     return Table("two", "", columns, rows, "")
 
 

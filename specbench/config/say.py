@@ -23,6 +23,11 @@ def of_file(error: OSError) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+def counted(span: object, noun: str) -> str:
+    """`1 repeat`, `2 to 3 repeats`, `36 runs`."""
+    return f"{span} {noun}{'' if str(span) == '1' else 's'}"
+
+
 def say(text: str) -> None:
     """One line, at once, whatever line breaks the text holds."""
     print("specbench:", visible(" ".join(text.split())), file=sys.stderr, flush=True)

@@ -247,9 +247,11 @@ def warnings_for(samples: Sequence[SampleRecord], pairs: PairedTimes) -> list[st
     """What a reader must know beside the number, one line each."""
     found: list[str] = []
     if len(pairs) < MIN_PROMPTS:
-        found.append(f"only {len(pairs)} prompts: intervals over fewer than {MIN_PROMPTS} prompts cover less than 95 %")
+        few = f"only {len(pairs)} prompt{'s' * (len(pairs) != 1)}"
+        found.append(f"{few}: intervals over fewer than {MIN_PROMPTS} prompts cover less than 95 %")
     if pairs.num_excluded:
-        found.append(f"{pairs.num_excluded} prompts left out: failed, too long, or without a decode token in one of the arms")
+        some = f"{pairs.num_excluded} prompt{'s' * (pairs.num_excluded != 1)}"
+        found.append(f"{some} left out: failed, too long, or without a decode token in one of the arms")
     for name, times in (("method", pairs.method), ("baseline", pairs.baseline)):
         value = spread(times) if len(pairs) else None
         if value is not None and value > MAX_SPREAD:

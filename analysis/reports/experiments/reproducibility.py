@@ -19,10 +19,11 @@ from specbench.analysis.read.shape import entry
 from specbench.analysis.reports import study
 from specbench.analysis.reports.study import Chapter
 from specbench.analysis.reports.words import Words
-from specbench.analysis.show.captions import counted, verdict_text
+from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.document import Document
 from specbench.analysis.show.style import COLOURS, Drawing, Ladder, legend_below, new_figure, series, styled
 from specbench.analysis.show.table import Table
+from specbench.config.say import counted
 
 WORDS = Words(__name__)
 
@@ -169,7 +170,8 @@ def _setting(chapter: Chapter[Configured]) -> str:
     vary = varying(configuration_of(chapter.frames.facts[run]) for run in runs)
     same = "; ".join(f"{name} {shared[name]}" for name in ("machine", "device", "format", "attention") if name not in vary)
     limit = decoding.get("max_new_tokens")
-    return f"n = {prompts} prompts x {counted(repeats, 'repeat')}; {law}, at most {limit} new tokens; {same}; batch size 1."
+    n = f"{counted(prompts, 'prompt')} x {counted(repeats, 'repeat')}"
+    return f"n = {n}; {law}, at most {limit} new tokens; {same}; batch size 1."
 
 
 def figure_of(chapter: Chapter[Configured]) -> Drawing:
