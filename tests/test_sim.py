@@ -521,6 +521,22 @@ def test_no_run_goes_on_in_a_simulated_folder(tmp_path: Path) -> None:
         resume.finished(config)
 
 
+def test_the_table_says_where_its_grid_ends_and_which_machines_are_alike() -> None:
+    """The twins: acceptance within the grid, and a machine with another speed-up."""
+    from specbench.analysis.show.text import table_text
+    from specbench.sim.report import Line, table_of
+
+    def line(label: str, speedup: float, pays_from: float) -> Line:
+        return Line(label, "speculative", 4, 100.0, speedup, pays_from, None, {}, "folder")
+
+    lines = [line("one H100", 1.5, 0.3), line("phone", 1.501, 0.3), line("laptop", 1.4, 0.41)]
+    table = table_of(lines, "0.8", "rooflines", least=0.3)
+    text = " ".join(table_text(table).split())
+    assert "The speed-ups on one H100, phone are the same" in text and text.count("0.30 or below") == 2
+    assert "0.41" in text and "0.41 or below" not in text
+    assert table_of(lines[1:], "0.8", "rooflines", least=0.2).notes == []
+
+
 # ------------------------------------------------------------------------------------------------ the command
 def test_the_command_ends_in_a_table_a_figure_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from specbench.sim.__main__ import main

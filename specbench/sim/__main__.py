@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from specbench.config.options import ConfigError
-from specbench.config.say import of_file, say
+from specbench.config.say import counted, of_file, say
 from specbench.config.schema import RunConfig
 from specbench.measure.records.events import SIMULATED
 from specbench.sim.costs import CostError
@@ -92,7 +92,7 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
     pair = specify(config.pair)
     bench = Bench(options, pair, nodes, config.baseline)
     sources = {bench.costs(devices).source for devices in options.devices}
-    say(f"{len(options.devices)} machines, {len(nodes)} methods: {', '.join(nodes)}")
+    say(f"{counted(len(options.devices), 'machine')}, {counted(len(nodes), 'method')}: {', '.join(nodes)}")
     rate = rate_of(bench.texts(options.acceptance))  # first: it is refused at once where it is none
     cells = bench.over_acceptance()
     recorded = is_run_folder(options.acceptance)

@@ -32,14 +32,20 @@ class Line:
     folder: str
 
 
-def table_of(lines: Sequence[Line], acceptance: str, source: str) -> Table:
+def table_of(lines: Sequence[Line], acceptance: str, source: str, least: float | None = None) -> Table:
+    """least: the smallest acceptance that was tried."""
+
+    def pays(line: Line) -> float | str | None:
+        at_edge = line.pays_from is not None and line.pays_from == least
+        return f"{line.pays_from:.2f} or below" if at_edge else line.pays_from
+
     columns = [
         Column("label", "machine", of=lambda line: line.label, text=True, merge=True),
         Column("method", "method", of=lambda line: line.method, text=True),
         Column("draft_length", "best draft length", of=lambda line: line.draft_length, digits=0),
         Column("tokens_per_second", "tokens/s", of=lambda line: line.tokens_per_second, digits=1),
         Column("speedup", "speed-up", of=lambda line: line.speedup, digits=2),
-        Column("pays_from", "pays from acceptance", of=lambda line: line.pays_from, digits=2),
+        Column("pays_from", "pays from acceptance", of=pays, digits=2),
         Column(
             "largest_draft_percent",
             "largest draft that pays, % of the target",
@@ -56,10 +62,25 @@ def table_of(lines: Sequence[Line], acceptance: str, source: str) -> Table:
         )
     caption = (
         f"Simulated ({source}), acceptance {acceptance}. Speed-up over autoregressive decoding on the same machine, at the "
-        "best draft length of those tried. Pays from: the acceptance above which the best speed-up stays above 1 (the smallest "
-        "that was tried, if already there). Largest draft: at the asked acceptance; none is tried where costs are measured."
+        "best draft length of those tried. Pays from: the acceptance above which the best speed-up stays above 1 (or below: it "
+        "is above 1 at the smallest that was tried). Largest draft: at the asked acceptance; none is tried where costs are "
+        "measured."
     )
-    return Table("simulated", f"What the methods would do at acceptance {acceptance}", columns, rows, caption)
+    return Table("simulated", f"What the methods would do at acceptance {acceptance}", columns, rows, caption, alike(lines))
+
+
+def alike(lines: Sequence[Line]) -> list[str]:
+    """Machines whose speed-ups are the same as printed, and why."""
+    by_speed: dict[tuple[tuple[str, int, str], ...], list[str]] = {}
+    for label in dict.fromkeys(line.label for line in lines):
+        own = tuple((line.method, line.draft_length, f"{line.speedup:.2f}") for line in lines if line.label == label)
+        by_speed.setdefault(own, []).append(label)
+    return [
+        f"The speed-ups on {', '.join(labels)} are the same: a speed-up knows only how long the draft's forwards take beside "
+        "the target's. Where both read their weights from equal memory that is the ratio of their sizes; tokens/s differ."
+        for labels in by_speed.values()
+        if len(labels) > 1
+    ]
 
 
 def _percent(share: float | None) -> float | None:
@@ -116,7 +137,7 @@ def document(
         if first.largest_share is not None:
             text += f"; with it a draft of up to {100 * first.largest_share:.0f} % of the target pays"
         doc.answer(f"{label}:", text + ".")
-    tables = [table_of(lines, acceptance, source)]
+    tables = [table_of(lines, acceptance, source, min((cell.acceptance for cell in cells), default=None))]
     doc.add(tables[0])
     if len(cells) > 1:
         doc.add(comparison(cells, shares, rate, source))
