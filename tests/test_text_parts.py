@@ -6,6 +6,7 @@ import io
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +150,25 @@ def test_a_datastore_is_written_and_read_and_refused(tmp_path: Path) -> None:
     for name, size in ((str(tmp_path / "none"), 5), (str(tmp_path), 4), (None, 5)):
         with pytest.raises(ConfigError, match=r"method\.datastore"):
             Datastore.load(name, size)
+
+
+@pytest.mark.parametrize(
+    ("file", "wrong"),
+    [
+        ("tokens.npy", lambda found: found + 90),  # beyond the vocabulary
+        ("tokens.npy", lambda found: found - 90),
+        ("tokens.npy", lambda found: found[::-1].copy()),  # another corpus'
+        ("order.npy", lambda found: found + len(found)),
+        ("order.npy", lambda found: found - len(found)),
+        ("order.npy", lambda found: found * 0 - 1),
+    ],
+)
+def test_a_datastore_in_which_nothing_would_be_found_is_refused(file: str, wrong: Any, tmp_path: Path) -> None:
+    Datastore.build(list(range(1, 40)) * 3 + [7], 0, 50).save(tmp_path, {})
+    Datastore.load(str(tmp_path), 50)  # the twin
+    np.save(tmp_path / file, wrong(np.load(tmp_path / file)))
+    with pytest.raises(ConfigError, match=r"^method\.datastore=.*damaged: order\.npy does not sort tokens\.npy"):
+        Datastore.load(str(tmp_path), 50)
 
 
 @pytest.mark.parametrize("file", ["tokens.npy", "order.npy", "datastore.json"])

@@ -19,6 +19,7 @@ from specbench.config.options import ConfigError, UnfitError
 from specbench.parts.described import read_description
 
 DEPTH = 32  # tokens by which places are sorted
+LOOKED_AT = 4096  # rows that are checked before anything is looked up
 KEY = "method.datastore"
 COMMAND = f"python -m specbench.train part=datastore pair=<pair> train.out=<folder>, then {KEY}=<folder>"
 _TOKENS, _ORDER, _FACTS = "tokens.npy", "order.npy", "datastore.json"
@@ -39,6 +40,16 @@ def suffix_order(tokens: NDArray[Any]) -> NDArray[np.int32]:
         rank[order] = np.concatenate([[0], np.cumsum(ordered[1:] != ordered[:-1])])[: len(rank)]
         known *= 2
     return order.astype(np.int32)
+
+
+def _in_order(tokens: NDArray[Any], order: NDArray[Any], vocab_size: int) -> bool:
+    """Whether some rows, evenly spread, are places in the corpus, sorted by the token that stands there. Not all: they stay on
+    the disk until they are needed."""
+    places = np.asarray(order[:: max(1, len(order) // LOOKED_AT)])
+    if ((places < 0) | (places >= len(tokens))).any():
+        return False
+    found = np.asarray(tokens[places])
+    return bool(((found >= 0) & (found < vocab_size)).all() and (found[1:] >= found[:-1]).all())
 
 
 class Datastore:
@@ -80,6 +91,8 @@ class Datastore:
             raise ConfigError(KEY, name, f"cannot be read: {' '.join(str(error).split())[:200]}") from error
         if any(array.shape != (facts["num_tokens"],) or array.dtype != np.int32 for array in (tokens, order)):
             raise ConfigError(KEY, name, f"damaged: it says that it has {facts['num_tokens']} tokens; make it again: {COMMAND}")
+        if not _in_order(tokens, order, facts["vocab_size"]):  # nothing would be found, and the method look useless
+            raise ConfigError(KEY, name, f"damaged: {_ORDER} does not sort {_TOKENS}; make it again: {COMMAND}")
         return cls(tokens, order, facts["end_id"], facts["vocab_size"])
 
     def find(self, pattern: list[int]) -> tuple[int, int]:
