@@ -272,6 +272,16 @@ def test_padded_prompts_have_the_length_and_end_in_the_question() -> None:
         padded((QUESTION,), words, dataclasses.replace(config, context_tokens=900_000))
 
 
+def test_a_word_longer_than_the_slack_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checksum in a data card: whole words alone had left a prompt 28 tokens short."""
+    monkeypatch.setattr("specbench.data.padding.filler", lambda name: " ".join("0123456789abcdef" * 4 for _ in range(60)))
+    words = byte_tokenizer(bos=True, chat_template=None)
+    for tokens in (1000, 1010, 1030, 1050):
+        config = DataConfig(name="mt_bench", context_tokens=tokens, history="auto")
+        ids = render(padded((QUESTION,), words, config)[0], 0, (), words, "auto")
+        assert tokens - SLACK_TOKENS <= len(ids) <= tokens
+
+
 def test_the_padding_is_of_other_sets_and_has_no_passage_twice() -> None:
     own = [turn.user for sample in load_standin("mt_bench").samples for turn in sample.turns]
     # Spec-Bench's stand-in shares questions with that of MT-Bench: they are unrelated to everything else.

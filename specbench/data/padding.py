@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from specbench.config.options import ConfigError
@@ -18,7 +19,7 @@ from specbench.data.load import load_standin, standin_names
 from specbench.data.prompts import history_replies, render, turns_to_generate
 from specbench.data.samples import Dataset, Sample
 
-SLACK_TOKENS = 16  # how far below the asked length a prompt may end: texts are cut between words
+SLACK_TOKENS = 16  # how far below the asked length a prompt may end: texts are cut between words, and inside of longer ones
 
 
 def padded(samples: tuple[Sample, ...], tokenizer: Any, config: DataConfig) -> tuple[Sample, ...]:
@@ -56,9 +57,22 @@ def _pad(sample: Sample, text: str, tokenizer: Any, config: DataConfig, tokens: 
     turn = turns_to_generate(sample, config.history)[0]
     replies = history_replies(sample, turn, config.history, ())
 
-    def with_words(count: int) -> Sample:
-        first = dataclasses.replace(sample.turns[0], user=" ".join(words[:count]) + "\n\n" + sample.turns[0].user)
+    def behind(before: str) -> Sample:
+        first = dataclasses.replace(sample.turns[0], user=before + "\n\n" + sample.turns[0].user)
         return dataclasses.replace(sample, turns=(first, *sample.turns[1:]))
+
+    def with_words(count: int) -> Sample:
+        return behind(" ".join(words[:count]))
+
+    def with_part(count: int) -> Sample:
+        return behind(" ".join([*words[:low], words[low][:count]]))
+
+    def most(with_some: Callable[[int], Sample], low: int, high: int) -> int:
+        """How many fit, where `low` do and `high` do not."""
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if length(with_some(middle)) <= tokens else (low, middle)
+        return low
 
     def length(made: Sample) -> int:
         return len(render(made, turn, replies, tokenizer, config.template))
@@ -68,10 +82,11 @@ def _pad(sample: Sample, text: str, tokenizer: Any, config: DataConfig, tokens: 
     words = text.split(" ")
     start = int.from_bytes(hashlib.sha256(sample.sample_id.encode()).digest()[:8], "big") % len(words)
     words = (words[start:] + words[:start])[:tokens]  # a word is a token at least
-    low, high = 0, len(words)  # with `low` words the prompt fits
-    if (reach := length(with_words(high))) < tokens - SLACK_TOKENS:
+    if (reach := length(with_words(len(words)))) < tokens - SLACK_TOKENS:
         raise ConfigError("data.context_tokens", tokens, f"the unrelated text at hand makes prompts of {reach} tokens at most")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if length(with_words(middle)) <= tokens else (low, middle)
-    return with_words(low) if low else sample
+    low = most(with_words, 0, len(words))
+    made = with_words(low) if low else sample
+    if length(made) < tokens - SLACK_TOKENS:  # the next word is a long one: a checksum, an address
+        part = most(with_part, 0, len(words[low]))
+        made = with_part(part) if part else made
+    return made
