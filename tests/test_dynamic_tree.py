@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from specbench.engine.ranks import likeliest
+from specbench.engine.ranks import likeliest, ranked
 from specbench.engine.tree import DraftTree
 from specbench.parts.shapes.dynamic import ROOT, Growth, keep_best, next_frontier, renumber
 
@@ -40,9 +40,10 @@ def grow(law: Law, depth: int, top_k: int, num_nodes: int) -> tuple[Growth, int]
     for _ in range(depth):
         rows = [law(path(node)) for node in frontier]
         order = [sorted(range(len(row)), key=lambda t: (-row[t], t))[:top_k] for row in rows]
-        values = [[row[t] for t in tokens] for row, tokens in zip(rows, order, strict=True)]
+        above = growth.reached(frontier)
+        paths = [base + row[t] for base, row, tokens in zip(above, rows, order, strict=True) for t in tokens]
         expanded += len(frontier)
-        frontier = growth.offer(frontier, order, values)
+        frontier = growth.offer(frontier, [t for tokens in order for t in tokens], paths)
         if not frontier:
             break
     return growth, expanded
@@ -146,9 +147,9 @@ def test_ties_go_to_the_parent() -> None:
     # A certain child has its parent's score: with room for one it must be the parent, or the child hangs on nothing.
     assert keep_best([-1.0, -1.0, -1.0], [-1, 0, 1], 1) == [0]
     assert keep_best([-1.0, -1.0, -1.0], [-1, 0, 1], 2) == [0, 1]
-    growth = Growth(1, 1)
-    growth.offer([ROOT], [[4]], [[1e-7]])  # rounding above certainty
-    assert growth.scores == [0.0]
+    # Rounding must not put a child before its parent: nothing is above certainty, nor a path above the one that it continues.
+    sure = torch.tensor([[0.1, -40.0, -40.0], [31.7, -3.0, 2.0], [1e-7, -60.0, -70.0]])
+    assert all(path <= above for above in (0.0, -0.3) for path in ranked(sure, 2, above=[above] * 3)[1])
 
 
 def test_scores_that_rise_down_a_path_are_refused() -> None:

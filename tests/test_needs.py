@@ -145,7 +145,7 @@ def test_a_draft_that_no_answer_can_hold_is_refused(arm: str, options: dict[str,
 @pytest.mark.parametrize(
     ("lengths", "context", "limit", "said"),
     [
-        ([9, 12], 24, 8, r"data\.max_prompt_tokens=8: all 2 prompts are longer, the shortest has 9 tokens"),
+        ([9, 12], 24, 8, r"data\.max_prompt_tokens=8: all 2 prompts are too long, the shortest has 9 tokens"),
         ([9, 12], 24, None, r"decoding\.max_new_tokens=16: .* 24 positions, .*all 2 prompts are too long, .* has 9 tokens"),
         ([8, 12], 24, 8, None),
         ([99], None, None, None),

@@ -59,7 +59,7 @@ def test_jobs_of_equal_configuration_run_once(command: Command) -> None:
     assert (document["num_requested"], document["num_jobs"]) == (4, 3)
     ran = [(config.method_name, config.method["draft_length"]) for config in command.run.configs]
     assert ran == [("autoregressive", None), ("speculative", 2), ("speculative", 4)]
-    assert "1 combinations equal others and run once" in err
+    assert "1 combination like another, run once" in err
 
 
 def test_outside_a_sweep_an_option_that_does_not_apply_is_no_accident(command: Command) -> None:

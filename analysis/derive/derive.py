@@ -217,10 +217,8 @@ def _comparison(frames: Frames, pair: str, data: str, rows: pd.DataFrame) -> Com
     out.prompts = tuple(prompt for prompt in first if prompt in common)
     out.restricted = any(size != len(common) for size in sizes.values())
     if out.restricted:
-        span = f"{min(sizes.values())} to {max(sizes.values())}"
-        out.notes.append(
-            f"{data}: compared on the {counted(len(common), 'prompt')} that all runs finished (they finished {span})"
-        )
+        prompts, span = counted(len(common), "prompt"), f"{min(sizes.values())} to {max(sizes.values())}"
+        out.notes.append(f"{data}: compared on the {prompts} that all runs finished (they finished {span})")
     return out
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.config.options import ConfigError
-from specbench.config.say import say
+from specbench.config.say import counted, say
 from specbench.config.schema import RunConfig, as_dict
 from specbench.measure.records import provenance
 from specbench.measure.records import store as files
@@ -227,8 +227,8 @@ class SweepProgress:
         self.done = self.total - len(sweep.left())
         self.first = self.done
         same = sweep.num_requested - len(sweep.jobs)
-        parts = [f"{self.total} jobs"]
-        parts += [f"{same} combinations equal others and run once"] if same else []
+        parts = [counted(self.total, "job")]
+        parts += [f"{counted(same, 'combination')} like another, run once"] if same else []
         parts += [f"{self.done} finished before"] if self.done else []
         parts += [f"{left_out} left out"] if left_out else []
         say(f"sweep {sweep.name}: {', '.join(parts)}; {sweep.folder}")

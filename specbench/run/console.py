@@ -123,7 +123,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _interval(values: Any, digits: int = 2) -> str:
-    return "none to be had" if values is None else f"{values[0]:.{digits}f} to {values[1]:.{digits}f}"
+    return "none" if values is None else f"{values[0]:.{digits}f} to {values[1]:.{digits}f}"
 
 
 def _speed_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -134,12 +134,12 @@ def _speed_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     if speedup is None:
         return [*rows, ("speed-up", f"none: {s.get('speedup_why', 'not computed')}")]
     name = "noise floor (A/A)" if s.get("mode") == "aa" else "speed-up"
-    rows.append((name, f"{speedup['ratio_of_totals']:.3f}x, 95 % interval over prompts {_interval(speedup['ci95'], 3)}"))
+    rows.append((name, f"{speedup['ratio_of_totals']:.3f}x, 95 % interval over prompts: {_interval(speedup['ci95'], 3)}"))
     rows.append(("", f"95 % interval over repeats (this machine's noise): {_interval(speedup['ci95_repeats'], 3)}"))
     if not speedup["distinguishable"] and s.get("mode") != "aa":
         rows.append(("", f"NOT DISTINGUISHABLE: {speedup['distinguishable_why']}"))
     rows.append(
-        ("  end to end", f"{speedup['end_to_end']:.3f}x with prefill, interval {_interval(speedup['end_to_end_ci95'], 3)}")
+        ("  end to end", f"{speedup['end_to_end']:.3f}x with prefill, interval: {_interval(speedup['end_to_end_ci95'], 3)}")
     )
     slower = f"{speedup['share_slower']:.0%} of prompts slower than the baseline"
     rows.append(("  by prompt", f"geometric mean {speedup['geomean']:.3f}x, worst 5 % at {speedup['worst5']:.3f}x, {slower}"))

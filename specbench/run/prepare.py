@@ -150,11 +150,11 @@ def refuse_too_long(config: RunConfig, lengths: Sequence[int], context: int | No
     shortest, longest, new = min(lengths), config.data.max_prompt_tokens, config.decoding.max_new_tokens
     if not data.too_long([0] * shortest, longest, context, new):
         return
-    found = f"all {len(lengths)} prompts are longer, the shortest has {shortest} tokens"
+    found = f"all {len(lengths)} prompts are too long, the shortest has {shortest} tokens"
     if longest is not None and shortest > longest:
         raise ConfigError("data.max_prompt_tokens", longest, found)
-    remedy = f"prompt and answer have the pair's {context} positions, and {found.replace('longer', 'too long')}"
-    raise ConfigError("decoding.max_new_tokens", new, f"{remedy}: take fewer, or other prompts")
+    remedy = f"prompt and answer have the pair's {context} positions, and {found}: take fewer, or other prompts"
+    raise ConfigError("decoding.max_new_tokens", new, remedy)
 
 
 def create_arms(config: RunConfig) -> dict[str, Method]:

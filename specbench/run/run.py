@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench import data
-from specbench.config.say import say
+from specbench.config.say import counted, say
 from specbench.config.schema import RunConfig, validate
 from specbench.engine.probe import probe_rollback
 from specbench.engine.runtime import Runtime
@@ -92,8 +92,7 @@ def measure(config: RunConfig, prepared: Prepared, opened: Opened, held: Held) -
     disturbed: list[str] = []
     watchdog = Watchdog(10 * config.engine.timeout_seconds)  # a prefill on a CPU may take minutes
     try:
-        warming = f"{len(prepared.warmup)} prompt{'s' * (len(prepared.warmup) != 1)}"
-        say(f"{store.folder}: loading the models, then {warming} to warm up")
+        say(f"{store.folder}: loading the models, then {counted(len(prepared.warmup), 'prompt')} to warm up")
         runtime = load(config, prepared)
         runtime.watched_by(watchdog.alive)
         arms: dict[str, Arm] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from specbench.config.errors import unknown
 from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, number, option, text, whole
 from specbench.config.paths import CONF_DIR
 from specbench.config.schema import RunConfig
@@ -74,25 +74,22 @@ class SimConfig:
         return ", then ".join([self.acceptance, *map(str, self.stage_acceptance)])
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f", did you mean {near[0]}?" if near else ""
-
-
 def parse(arguments: Sequence[str]) -> tuple[SimConfig, list[str]]:
-    """Own options from `key=value`, and what is left for a run's configuration. Raises ConfigError for a value out of range."""
+    """Own options from `key=value`, and what is left for a run's configuration.
+
+    Raises ConfigError for a value out of range, ValueError for an option that neither has.
+    """
     import yaml
 
     known = {part.name: str(part.type) for part in fields(SimConfig)}
-    of_a_run = {part.name for part in fields(RunConfig)} | {"experiment", "launcher", "track", "hydra"}
+    of_a_run = {part.name for part in fields(RunConfig)}
     own: dict[str, Any] = {}
     rest = []
     for argument in arguments:
         key, equals, written = argument.partition("=")
         if not equals or key not in known:
-            if (top := re.split(r"[.@]", key.lstrip("+~"))[0]) not in of_a_run:
-                possible = f"possible: {', '.join(sorted(known))}, and a run's own (pair, method.<option>, runs_dir)"
-                raise ConfigError(key, written, f"unknown option{_nearest(top, known)}; {possible}")
+            if re.split(r"[.@]", key.lstrip("+~"))[0] not in of_a_run:
+                raise ValueError(unknown(key, written, [*known, "pair", "method.<option>", "runs_dir"]))
             rest.append(argument)
             continue
         if known[key].startswith("tuple"):

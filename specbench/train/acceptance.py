@@ -28,7 +28,7 @@ from specbench.parts.heads.stored import save_heads
 from specbench.parts.stops.specdec_pp import AcceptanceHead
 from specbench.train.calibrate import calibration_prompts, calibration_text
 from specbench.train.card import write_training
-from specbench.train.chats import ChatBatches, chat_facts
+from specbench.train.chats import HELDOUT, ChatBatches, chat_facts
 from specbench.train.common import Teacher, facts_of, fit, identity_of
 from specbench.train.distill import final_hidden, head_of
 from specbench.train.loop import BatchSource
@@ -172,10 +172,9 @@ def train_acceptance_head(settings: Settings) -> dict[str, Any]:
 
 def own_texts(settings: Settings, teacher: Teacher) -> tuple[str, Iterable[Text]]:
     """Text of the target that nothing was trained on, and where its prompts come from in words."""
-    options, part = settings.train, settings.chosen()
+    options = settings.train
     if isinstance(teacher.batches, ChatBatches):
-        held = teacher.batches.heldout(part.rows or options.rows, part.length or options.length)
-        return "chats that nothing was trained on", held
+        return HELDOUT, teacher.batches.heldout(*settings.batch_size)
     source, arrays = calibration_prompts(teacher.folder)
     ids = calibration_text(teacher.target, arrays, CALIBRATION_ROWS, options.new_tokens, teacher.eos_ids, options.seed)
     return source, greedy_texts(teacher.target, ids)

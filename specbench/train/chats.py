@@ -26,6 +26,7 @@ from specbench.train.corpus.prepare import gather_corpus
 from specbench.train.replies import replies, writer_of
 from specbench.train.settings import TrainSettings
 
+HELDOUT = "chats that nothing was trained on"
 HELDOUT_EVERY = 25  # every 25th chat is one that nothing is trained on
 WINDOW = 8  # blocks whose prompts are sorted by length, so that those of a block need little padding
 PROMPT_TOKENS = (16, 224)

@@ -86,10 +86,11 @@ def fit(
 ) -> tuple[dict[str, Any], bool]:
     """Train by the chosen part's schedule, checkpoints in the work folder `name`: the history, and whether it was all of it."""
     options, part = settings.train, settings.chosen()
+    rows, length = settings.batch_size
     schedule = Schedule(
         tokens=part.tokens,
-        rows=part.rows or options.rows,
-        length=part.length or options.length,
+        rows=rows,
+        length=length,
         long_share=options.long_share if part.kind == "target" else 0.0,
         matrix_lr=options.matrix_lr * part.rate,
         other_lr=options.other_lr * part.rate,

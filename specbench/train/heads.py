@@ -21,7 +21,7 @@ from specbench.parts.heads.files import builtin_folder
 from specbench.parts.heads.stored import save_heads
 from specbench.train.calibrate import calibrate, calibration_prompts, calibration_text, judge_heads
 from specbench.train.card import write_training
-from specbench.train.chats import ChatBatches, chat_facts
+from specbench.train.chats import HELDOUT, ChatBatches, chat_facts
 from specbench.train.common import Teacher, facts_of, fit, identity_of
 from specbench.train.settings import Settings
 
@@ -88,11 +88,11 @@ def train_heads(settings: Settings) -> dict[str, Any]:
 
 def own_calibration(settings: Settings, heads: Heads, teacher: Teacher) -> dict[str, Any]:
     """What the heads are worth on text of the target that nothing was trained on."""
-    options, part, batches = settings.train, settings.chosen(), teacher.batches
+    options, batches = settings.train, teacher.batches
     if isinstance(batches, ChatBatches):
-        held = batches.heldout(part.rows or options.rows, part.length or options.length)
+        held = batches.heldout(*settings.batch_size)
         text = f"replies of at most {options.new_tokens} tokens, at temperatures {options.temperatures}"
-        return judge_heads(heads, held) | {"text": text, "prompts": "chats that nothing was trained on"}
+        return judge_heads(heads, held) | {"text": text, "prompts": HELDOUT}
     rows = min(4 * options.generate_rows, MAX_CALIBRATION_ROWS)
     source, arrays = calibration_prompts(teacher.folder)
     ids = calibration_text(teacher.target, arrays, rows, options.new_tokens, teacher.eos_ids, options.seed)

@@ -131,8 +131,7 @@ def train_draft(settings: Settings) -> dict[str, Any]:
         save_borrowing(draft, teacher.ids, identity, out, rounded_state(draft, options.mantissa_bits))
     if isinstance(teacher.batches, ChatBatches):
         report |= chat_facts(teacher.batches, teacher.folder)
-        held = teacher.batches.heldout(part.rows or options.rows, part.length or options.length)
-        report |= heldout_chats(draft, head, teacher.ids, held)
+        report |= heldout_chats(draft, head, teacher.ids, teacher.batches.heldout(*settings.batch_size))
     else:
         heldout = load_streams(teacher.folder, "heldout")
         report["heldout_loss"] = heldout_loss(draft, heldout, part.length or options.length)

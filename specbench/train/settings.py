@@ -115,6 +115,12 @@ class Settings:
             raise ConfigError("train.weight_bits", FOUR_BITS, remedy)
         return chosen
 
+    @property
+    def batch_size(self) -> tuple[int, int]:
+        """Rows of a batch, and tokens of a row, by the chosen part."""
+        part = self.chosen()
+        return part.rows or self.train.rows, part.length or self.train.length
+
 
 def settings_from(plain: dict[str, Any]) -> Settings:
     """Settings from Hydra's plain containers. Raises ConfigError for an unknown key and for what would fail only at the end."""

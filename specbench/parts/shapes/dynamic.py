@@ -22,8 +22,6 @@ from specbench.engine.tree import DraftTree
 from specbench.parts.contracts import Shape
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from specbench.parts.contracts import Source, Stop
     from specbench.parts.drafts.choice import Choice
 
@@ -75,31 +73,18 @@ class Growth:
     scores: list[float] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
 
-    def offer(self, nodes: Sequence[int], tokens: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]]) -> list[int]:
-        """Children tokens[i] of nodes[i] with their log-probabilities given that node; returns the next frontier."""
-        paths: list[float] = []
-        for above, values in zip(self.reached(nodes), log_probs, strict=True):
-            # A log-probability is not above 0; rounding must not put a child before its parent.
-            paths += [above + min(value, 0.0) for value in values]
-        parents = [node for node, children in zip(nodes, tokens, strict=True) for _ in children]
-        return self._grown([token for children in tokens for token in children], paths, parents)
-
-    def offer_best(self, nodes: Sequence[int], scores: Tensor) -> list[int]:
-        """The same with the `top_k` best by scores [n, V] of the nodes."""
-        tokens, paths = ranked(scores, self.top_k, above=self.reached(nodes))
-        each = len(tokens) // len(nodes)
-        return self._grown(tokens, paths, [node for node in nodes for _ in range(each)])
+    def offer(self, nodes: Sequence[int], tokens: Sequence[int], scores: Sequence[float]) -> list[int]:
+        """Equally many children of each node, one node's behind the other's, with the log-probabilities of their paths, as
+        `ranked` gives them; returns the next frontier."""
+        first, each = len(self.tokens), len(tokens) // len(nodes)
+        self.tokens += tokens
+        self.scores += scores
+        self.parents += [node for node in nodes for _ in range(each)]
+        return next_frontier(first, self.scores, self.top_k, self.num_nodes)
 
     def reached(self, nodes: Sequence[int]) -> list[float]:
         """Log-probabilities of the paths to them."""
         return [self.scores[node] if node >= 0 else 0.0 for node in nodes]
-
-    def _grown(self, tokens: list[int], scores: list[float], parents: list[int]) -> list[int]:
-        first = len(self.tokens)
-        self.tokens += tokens
-        self.scores += scores
-        self.parents += parents
-        return next_frontier(first, self.scores, self.top_k, self.num_nodes)
 
     def best(self) -> tuple[list[int], list[int]]:
         """Tokens and parents of the tree that stays, as `DraftTree` takes them."""
@@ -132,7 +117,8 @@ class Dynamic(Shape):
         logits, frontier, fed = source.root(), [ROOT], 0
         number_of: dict[int, int] = {ROOT: ROOT}  # of the nodes that the source was given, in its numbering
         for level in range(max_depth):
-            frontier = growth.offer_best(frontier, choice.scores(logits, position + level))
+            scores = choice.scores(logits, position + level)
+            frontier = growth.offer(frontier, *ranked(scores, width, above=growth.reached(frontier)))
             if not frontier or level + 1 == max_depth:
                 break
             above = [number_of[growth.parents[node]] for node in frontier]
