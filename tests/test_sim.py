@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,43 @@ def test_a_grid_goes_through_its_points_and_no_further() -> None:
         Grid(POINTS[:-1])
     with pytest.raises(CostError, match="is no point"):
         Grid([[1, 0, 1, 0.0]])
+
+
+def test_noise_is_evened_out_and_not_carried_upwards() -> None:
+    """A reading too dear moves what is beside it by its share; were each the dearest so far it would raise what is behind."""
+    by_rows = [[rows, 0, 1, seconds] for rows, seconds in ((1, 1.0), (2, 3.0), (3, 2.0), (4, 4.0))]
+    assert [Grid(by_rows).seconds(rows, 0) for rows in (1, 2, 3, 4)] == pytest.approx([1.0, 2.5, 2.5, 4.0])
+
+
+def test_every_number_of_rows_is_measured_because_kernels_have_steps() -> None:
+    """What AMUSD's error was: 13 rows take the weights another way, and a line from 12 to 17 is 11 % below 14."""
+
+    def kernel(rows: int) -> float:
+        return 3.5 * rows + (10.0 if rows > 12 else 0.0)
+
+    rows = parse([])[0].rows
+    assert list(rows) == list(range(1, max(rows) + 1))
+    every, some = (Grid([[r, 0, 1, kernel(r)] for r in measured]) for measured in (rows, (*range(1, 10), 12, 17)))
+    assert all(every.seconds(r, 0) == pytest.approx(kernel(r)) for r in rows)
+    assert some.seconds(14, 0) == pytest.approx(0.90 * kernel(14), rel=0.01)
+
+
+def test_a_runs_own_baseline_and_that_of_all_runs() -> None:
+    """tests/bench/simulated.py: two runs that the clock has right but for baselines that scatter by a tenth either way."""
+    bench = runpy.run_path(str(Path(__file__).parent / "bench" / "simulated.py"))
+    found = [
+        {"data": data, "method": method, "seconds": 10.0, "simulated_seconds": 10.0, "rounds": 5, "simulated_rounds": 5}
+        | {"baseline_seconds": by * scale, "simulated_baseline_seconds": 5.0 * scale}
+        for data, scale in (("a", 1.0), ("b", 2.0))
+        for method, by in (("amusd", 4.5), ("pearl", 5.5))
+    ]
+    shared = bench["with_all_baselines"](found)
+    for method, own in (("amusd", 100 * (5 / 4.5 - 1)), ("pearl", 100 * (5 / 5.5 - 1))):
+        one = bench["compared"](*([run for run in some if run["method"] == method] for some in (found, shared)))
+        assert one["error_percent"] == pytest.approx(own) and one["baseline_seconds_percent"] == pytest.approx(own)
+        assert (
+            one["all_baselines_error_percent"] == pytest.approx(0.0) and one["seconds_percent"] == one["rounds_percent"] == 0.0
+        )
 
 
 def test_a_roofline_is_memory_for_few_rows_and_arithmetic_for_many() -> None:

@@ -1,6 +1,7 @@
 """What a forward takes: a grid of points over rows, context and batch, measured on a machine, or a roofline from data sheets.
 
-A grid is linear between its points, never falls where there is more to do, and says nothing far from where it was measured.
+A grid is linear between its points, never falls where there is more to do, and says nothing far from where it was measured. By
+its rows a kernel takes steps, of which a line between two points knows nothing: measure every number of rows that is met.
 A roofline (Williams, Waterman, Patterson 2009) takes the longer of moving the weights and computing with them.
 """
 
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
+
+from specbench.parts.shapes.static import never_falling
 
 T = TypeVar("T")
 AXES = ("rows", "context", "batch")
@@ -32,8 +35,9 @@ class Curve(Protocol):
 class Grid:
     """Measured points [rows, context, batch, seconds], one for every combination of what occurs on the axes.
 
-    Noise may make a smaller forward look dearer than a larger one: each point counts as the dearest of all that are no larger
-    in anything. name: for errors. Raises CostError for points that are none or leave a combination out.
+    Noise may make a smaller forward look dearer than a larger one: then the mean counts for both (`never_falling`), and not the
+    dearer, which would carry one bad reading upwards. name: for errors. Raises CostError for points that are none or leave a
+    combination out.
     """
 
     def __init__(self, points: Iterable[Sequence[float]], name: str = "cost curve"):
@@ -52,7 +56,8 @@ class Grid:
         for key, seconds in found.items():
             values[tuple(self.axes[axis].index(value) for axis, value in enumerate(key))] = seconds
         for axis in range(3):
-            values = np.maximum.accumulate(values, axis=axis)
+            # What never falls along the axes before still does not: of two sequences the larger stays the larger.
+            values = np.apply_along_axis(lambda line: np.array(never_falling(line.tolist())), axis, values)
         self._values: list[list[list[float]]] = values.tolist()
         self._known: dict[tuple[int, int, int], float] = {}
 

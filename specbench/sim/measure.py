@@ -195,7 +195,7 @@ def measure_pair(
     target = Forwards(models["target"], options.contexts, room, is_target=True)
     first = target.contexts[0]
     threads = {ALONE: fastest(device, config.engine.threads, lambda: target.verify(1, first))}
-    curves = {("target", ALONE): Points(target, options.rows)}
+    curves = {("target", ALONE): Points(target, options.rows, lambda context: target.verify(1, context))}  # among their like
     prefill, found = {"target": target}, dict[tuple[str, str], Any]()
     neighbours: dict[str, Neighbour] = {}
     link, num_devices = {"latency_seconds": 0.0}, 1

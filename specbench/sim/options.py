@@ -66,7 +66,7 @@ class SimConfig:
         self.draft_lengths = self.draft_lengths or (1, 2, 4, 6, 8, 12)
         self.draft_shares = self.draft_shares or (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6)
         self.requests_per_second = self.requests_per_second or (0.5, 1, 2, 4, 8, 16, 32, 64)
-        self.rows = self.rows or (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17)
+        self.rows = self.rows or tuple(range(1, 18))  # every one: kernels have steps between
         self.contexts = self.contexts or (32, 128, 256, 512)
 
     @property
