@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,9 @@ def refactoring() -> tuple[list[int], list[int]]:
     return [*code, 0], [7 if token == 25 else token for token in code]
 
 
+papers, cold_papers = partial(Suffix, num_nodes=24), partial(Suffix, num_nodes=24, scope="sample")
+
+
 def per_round(method: Method, requests: list[tuple[list[int], list[int]]]) -> float:
     if isinstance(method.drafter, SuffixDraft):
         method.drafter.branches = True
@@ -58,14 +62,14 @@ def per_round(method: Method, requests: list[tuple[list[int], list[int]]]) -> fl
 
 
 def test_suffix_is_far_ahead_of_prompt_lookup_where_text_repeats() -> None:
-    lookup, warm, cold = (per_round(make(), agent_calls()) for make in (PromptLookup, Suffix, lambda: Suffix(scope="sample")))
+    lookup, warm, cold = (per_round(make(), agent_calls()) for make in (PromptLookup, papers, cold_papers))
     assert warm > 2.5 * lookup and warm > 2.5 * cold, (warm, lookup, cold)
-    lookup, cold = (per_round(make(), [refactoring()]) for make in (PromptLookup, lambda: Suffix(scope="sample")))
+    lookup, cold = (per_round(make(), [refactoring()]) for make in (PromptLookup, cold_papers))
     assert cold > 2 * lookup, (cold, lookup)
 
 
 def test_the_longer_the_match_the_more_is_drafted() -> None:
-    draft = Suffix(factor=1.0, scope="sample", min_probability=0.0).drafter
+    draft = Suffix(num_nodes=24, factor=1.0, scope="sample", min_probability=0.0).drafter
     assert isinstance(draft, SuffixDraft)
     draft.branches = True
     sizes = []
@@ -92,7 +96,7 @@ def test_kept_outputs_are_cut_as_they_were_and_the_oldest_go() -> None:
 
 
 def rounds_of_repeats(folder: Path) -> list[list[tuple[int, int]]]:
-    config = composed("method=suffix", "data.source=standin", "measure.power=off")
+    config = composed("method=suffix", "method.num_nodes=24", "data.source=standin", "measure.power=off")
     config.run_folder, config.measure.repeats, config.data.limit, config.decoding.max_new_tokens = str(folder), 2, 1, 12
     config.measure.warmup, config.engine.threads = 1, 1
     config.baseline = config.method  # one arm

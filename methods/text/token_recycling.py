@@ -5,6 +5,11 @@ that token: all rows of a verification are kept, rejected ones too, since what w
 later. A round's tree has a fixed form; a node is a choice among its parent's row. Greedy in the released code; here every rule
 for a fixed set is exact, as the tree is filled without chance.
 
+That is `num_nodes: <a number>`, whose template takes its rows for free, as an accelerator does. `num_nodes: auto`, the default
+and ours, drafts what pays here (`parts.shapes.worth`): a node's chance is how often the token of its rank at its depth was
+right so far, and the nodes with most tokens per second are taken, by the seconds that a forward of so many rows was measured to
+take.
+
 Of the paper are the matrix of eight (1 MB at a vocabulary of 32,000, as int32), 80 nodes with 8, 21, 25, 15, 8 and 3 of them
 at depths 1 to 6, its start with nothing (the prompt's logits are not used) and its life across requests: the order of prompts
 is part of the result, and `scope: sample` begins every prompt cold. Ours: which 80 nodes these are (the likeliest of every
@@ -15,6 +20,8 @@ stands on several rows of a forward a committed row wins, and the last of equals
 from __future__ import annotations
 
 from bisect import bisect
+from collections.abc import Hashable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -33,12 +40,17 @@ from specbench.method import (
     one_of,
     whole,
 )
+from specbench.parts.shapes.likeliest import grow_likeliest
 from specbench.parts.shapes.static import Node, node_probabilities, parents_of
+from specbench.parts.shapes.worth import Worth
 
 BY_DEPTH = (8, 21, 25, 15, 8, 3)
 WIDTH = 8
+AUTO_NODES = 47  # weighed at most
 _SHARES = [1.0 / (rank + 1) ** 2 for rank in range(WIDTH)]
 SHARES = [[share / sum(_SHARES) for share in _SHARES]] * len(BY_DEPTH)
+
+Place = tuple[tuple[int, int], Hashable]  # a token and its depth, and the kind of guess that led to it
 
 
 def template(num_nodes: int) -> list[Node]:
@@ -57,13 +69,13 @@ def template(num_nodes: int) -> list[Node]:
 
 
 class TokenRecycling(Method):
-    """num_nodes: of the template, at most 80. scope: session (the matrix lasts) | sample.
+    """num_nodes: of the template, at most 80, or auto (by costs and success). scope: session (the matrix lasts) | sample.
 
     rule: greedy_match | sample_match | delta; null = match.
     """
 
-    def __init__(self, *, num_nodes: int = 80, scope: str = "session", rule: str | Rule | None = None):
-        whole("method.num_nodes", num_nodes, 1)
+    def __init__(self, *, num_nodes: int | str = "auto", scope: str = "session", rule: str | Rule | None = None):
+        whole("method.num_nodes", num_nodes, 1, auto=True)
         one_of("method.scope", scope, "session", "sample")
         super().__init__(RecycledDraft(num_nodes, scope), rule=rule, rules=exact_rules(trees=True))
 
@@ -74,30 +86,53 @@ class RecycledDraft(Drafter):
     source, form = "the target's own top tokens", "static tree"
     successors = np.empty((0, WIDTH), dtype=np.int32)
 
-    def __init__(self, num_nodes: int, scope: str):
-        self.nodes, self.needs = template(num_nodes), Needs(scope="session" if scope == "session" else "sample")
+    def __init__(self, num_nodes: int | str, scope: str):
+        self.worth = Worth(AUTO_NODES) if isinstance(num_nodes, str) else None
+        self.nodes = [] if isinstance(num_nodes, str) else template(num_nodes)
+        self.needs = Needs(scope="session" if scope == "session" else "sample")
 
     @property
     def max_nodes(self) -> int:
-        return len(self.nodes)
+        return len(self.nodes) if self.worth is None else self.worth.max_nodes
 
     def open(self, setting: Setting) -> None:
         model = setting.runtime.target
-        if model.tree_refusal is not None:
+        self.branches = model.tree_refusal is None
+        if not self.branches:
             self.nodes = [node for node in self.nodes if not any(node)]
         self.parents, self.depths = parents_of(self.nodes), [len(node) for node in self.nodes]
         self.successors = np.full((model.vocab_size, WIDTH), -1, dtype=np.int32)
         self.read = self.successors.reshape(-1).data  # of one number in a fraction of numpy's time
+        if self.worth is not None:
+            self.worth.open(setting.target)
+
+    def settle(self) -> None:
+        if self.worth is not None:
+            self.worth.settle()
 
     def reset(self) -> None:
         self.successors.fill(-1)
+        if self.worth is not None:
+            self.worth.clear()
 
     def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
         if self.needs.scope == "sample":
             self.reset()
         self.pending = first_token
 
+    def _children(self, place: Place) -> Iterator[tuple[int, float, Place]]:
+        (token, depth), _ = place
+        for rank in range(WIDTH if depth < len(BY_DEPTH) else 0):
+            below = self.read[WIDTH * token + rank]
+            if below >= 0:
+                assert self.worth is not None
+                yield below, self.worth.chance((depth, rank), SHARES[depth][rank]), ((below, depth + 1), (depth, rank))
+
     def propose(self, max_depth: int) -> DraftTree:
+        if self.worth is not None:
+            root: Place = ((self.pending, 0), None)
+            grow = partial(grow_likeliest, root, self._children, self.worth.max_nodes, max_depth, 0.0, self.branches)
+            return self.worth.weigh(grow)[0].draft()
         tokens: list[int] = []
         parents: list[int] = []
         place = {-1: -1}  # of the template's nodes that are drafted; nothing is below one that is not
@@ -114,6 +149,8 @@ class RecycledDraft(Drafter):
 
     def observe(self, feedback: Feedback) -> None:
         verdict, logits = feedback.verdict, feedback.evidence.logits
+        if self.worth is not None:
+            self.worth.learn(verdict.tokens)
         read = [self.pending, *feedback.tree.tokens]
         latest = {token: row for row, token in enumerate(read)} | {read[row]: row for row in verdict.rows}
         found = greatest(logits, WIDTH, list(latest.values()))[1].cpu().numpy()
@@ -122,3 +159,6 @@ class RecycledDraft(Drafter):
 
     def memory_bytes(self) -> dict[str, int]:
         return {"successors": self.successors.nbytes}
+
+    def facts(self) -> dict[str, float | int | str]:
+        return {} if self.worth is None else self.worth.facts()

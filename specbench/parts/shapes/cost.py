@@ -23,7 +23,7 @@ _TURNS = 16
 
 
 def measure_costs(
-    session: Target, drafting: Sequence[Callable[[], Any]] = (), rows: Sequence[int] = ROWS
+    session: Target, drafting: Sequence[Callable[[], Any]] = (), rows: Sequence[int] = ROWS, turns: int = _TURNS
 ) -> tuple[dict[int, float], list[float]]:
     """Seconds of one target forward by its number of rows, and of each drafting step; the session is left empty.
 
@@ -43,7 +43,7 @@ def measure_costs(
 
     sizes = sorted(set(rows))
     steps = [*(lambda count=count: forward(count) for count in sizes), *drafting]
-    times = interleaved_seconds(steps, device)
+    times = interleaved_seconds(steps, device, turns)
     session.start(0)
     forwards, drafts = never_falling(times[: len(sizes)]), never_falling(times[len(sizes) :])
     return dict(zip(sizes, forwards, strict=True)), drafts

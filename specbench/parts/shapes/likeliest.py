@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from specbench.engine.tree import DraftTree
 
@@ -14,16 +14,25 @@ Place = TypeVar("Place")
 
 @dataclass
 class Likeliest:
-    """Nodes in the order of their probability, parents first; parents[i] is -1 below the root. probabilities: of the paths."""
+    """Nodes in the order of their probability, parents first; parents[i] is -1 below the root. probabilities: of the paths.
+
+    places: where each node leads, as it was met.
+    """
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
+    places: list[Any] = field(default_factory=list)
 
     @property
     def score(self) -> float:
         """Tokens that are expected to stand, if the counts are right."""
         return sum(self.probabilities)
+
+    def first(self, num_nodes: int) -> Likeliest:
+        """The likeliest so many of them, which are a tree too."""
+        lists = (self.tokens, self.parents, self.probabilities, self.places)
+        return Likeliest(*(values[:num_nodes] for values in lists))
 
     def draft(self, phase: str = "") -> DraftTree:
         """As a chain where no node has a sibling."""
@@ -38,11 +47,13 @@ def grow_likeliest(
     max_depth: int,
     least: float = 0.0,
     branches: bool = True,
+    goes_on: Callable[[float], bool] | None = None,
 ) -> Likeliest:
     """The `num_nodes` likeliest nodes below root, at most `max_depth` deep, of probability `least` and up.
 
     children: of a place the tokens that may follow, the share of each, and where it leads; of equals the one that was met
-    first goes first. branches: whether siblings are taken; else the likeliest child of each node alone.
+    first goes first. branches: whether siblings are taken; else the likeliest child of each node alone. goes_on: asked behind
+    each node, with the probability of its path, whether more are wanted.
     """
     tree = Likeliest()
     waiting: list[tuple[float, int, int, int, int, Place]] = []
@@ -66,6 +77,9 @@ def grow_likeliest(
         tree.tokens.append(token)
         tree.parents.append(parent)
         tree.probabilities.append(-negative)
+        tree.places.append(place)
+        if goes_on is not None and not goes_on(-negative):
+            break
         if depth < max_depth:
             offer(place, node, depth + 1, -negative)
     return tree
