@@ -31,8 +31,8 @@ class Likeliest:
 
     def first(self, num_nodes: int) -> Likeliest:
         """The likeliest so many of them, which are a tree too."""
-        lists = (self.tokens, self.parents, self.probabilities, self.places)
-        return Likeliest(*(values[:num_nodes] for values in lists))
+        n = num_nodes
+        return Likeliest(self.tokens[:n], self.parents[:n], self.probabilities[:n], self.places[:n])
 
     def draft(self, phase: str = "") -> DraftTree:
         """As a chain where no node has a sibling."""
