@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from typing import Any
 
@@ -14,7 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tests take no timings: they wait for no measurement that goes on beside them, and hold none up.
-os.environ.setdefault("SPECBENCH_LOCKS", tempfile.mkdtemp(prefix="specbench-test-locks-"))
+if "SPECBENCH_LOCKS" not in os.environ:
+    os.environ["SPECBENCH_LOCKS"] = tempfile.mkdtemp(prefix="specbench-test-locks-")
+    atexit.register(shutil.rmtree, os.environ["SPECBENCH_LOCKS"], ignore_errors=True)  # in the process that made it alone
 
 
 @pytest.fixture(scope="session")

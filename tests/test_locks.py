@@ -262,3 +262,10 @@ def test_what_others_write_into_a_lock_is_printed_without_control_signs(holder: 
         with pytest.raises(ConfigError) as caught:
             locks.hold(["cpu"], "refuse").__enter__()
         assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+def test_a_run_of_the_tests_leaves_no_folder_of_locks(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SPECBENCH_LOCKS", "PYTEST_"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "device_key_of_none", str(Path(__file__))]
+    subprocess.run(command, env={**environment, "TMPDIR": str(tmp_path)}, capture_output=True, check=False)
+    assert not list(tmp_path.glob("specbench-test-locks-*"))

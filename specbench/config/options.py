@@ -41,12 +41,14 @@ def one_of(key: str, value: object, *possible: str | None) -> None:
         raise ConfigError(key, value, f"possible: {', '.join('null' if p is None else p for p in possible)}")
 
 
-def whole(key: str, value: object, low: int, null: str | None = None, auto: bool = False) -> None:
-    """Refuse all but integers of at least `low`; None too, where `null` says what it means, and "auto" where it is allowed."""
+def whole(key: str, value: object, low: int, null: str | None = None, auto: bool = False, high: int | None = None) -> None:
+    """Refuse all but integers of at least `low`, and at most `high` where there is such a limit; None too, where `null` says
+    what it means, and "auto" where it is allowed."""
     if (value is None and null is not None) or (auto and value == "auto"):
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        possible = f"{'auto or ' if auto else ''}an integer of at least {low}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        within = f"of at least {low}" if high is None else f"from {low} to {high:,}"
+        possible = f"{'auto or ' if auto else ''}an integer {within}"
         raise ConfigError(key, value, f"possible: {possible}" + (f", or null ({null})" if null else ""))
 
 

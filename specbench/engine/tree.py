@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_NODES = 4096  # of a tree, and of what is prepared at once: said before one is laid out that no memory holds
+
+
 class Contract(enum.Enum):
     """How the drafted tokens came about; an acceptance rule is exact only for some of these."""
 

@@ -19,7 +19,7 @@ from specbench.config.say import counted, of_file, say
 from specbench.config.schema import RunConfig
 from specbench.measure.records.events import SIMULATED
 from specbench.sim.costs import CostError
-from specbench.sim.options import SimConfig, parse
+from specbench.sim.options import SimConfig, parse, refuse_too_many
 
 OK, FAILED, WRONG_OPTION, INTERRUPTED = 0, 1, 2, 130
 
@@ -91,6 +91,7 @@ def compare(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> 
     config, nodes = configuration(rest, *chosen)
     pair = specify(config.pair)
     bench = Bench(options, pair, nodes, config.baseline)
+    bench.refuse_other_stages()
     sources = {bench.costs(devices).source for devices in options.devices}
     say(f"{counted(len(options.devices), 'machine')}, {counted(len(nodes), 'method')}: {', '.join(nodes)}")
     rate = rate_of(bench.texts(options.acceptance))  # first: it is refused at once where it is none
@@ -171,7 +172,9 @@ def serve(options: SimConfig, rest: Sequence[str], folders: Sequence[str]) -> di
         count, number = options.replicas, options.replicas * options.num_requests
         traces = {rate: poisson(rate * count, number, options.seed) for rate in options.requests_per_second}
     wanted = len(next(iter(traces.values())))
-    made = texts_of(replace(options, samples=min(wanted, MAX_TEXTS)), options.acceptance)
+    few = replace(options, samples=min(wanted, MAX_TEXTS))
+    refuse_too_many(few)
+    made = texts_of(few, options.acceptance)
     texts = [made[number % len(made)] for number in range(wanted)]
     lengths = sorted({0, *options.draft_lengths})
     doc = Document(f"Simulated serving: {pair.name}")

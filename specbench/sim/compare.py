@@ -12,6 +12,7 @@ import numpy as np
 
 from specbench.config.draft_errors import DraftErrors
 from specbench.config.options import ConfigError
+from specbench.config.say import counted
 from specbench.config.specs import PairSpec
 from specbench.measure.records import store
 from specbench.method import create_method
@@ -94,6 +95,15 @@ class Bench:
         self._costs: dict[tuple[str, float | None, tuple[str, ...]], Costs] = {}
         self._texts: dict[str | float, list[Text]] = {}
         self._played: dict[tuple[str, str | float], Played] = {}
+
+    def refuse_other_stages(self) -> None:
+        """Raises ConfigError for rates of more stages than any of the methods has: nobody would be asked them."""
+        further, rates = max(max(0, len(stages) - 1) for stages in self.stages.values()), self.options.stage_acceptance
+        if len(rates) > further:
+            remedy = (
+                f"the longest chain here has {counted(further, 'stage')} behind its first: give so many rates (method.stages)"
+            )
+            raise ConfigError("stage_acceptance", list(rates), remedy)
 
     def costs(self, devices: str, method: str | None = None, share: float | None = None) -> Costs:
         key = (devices, share, self.stages.get(method or "", ()))

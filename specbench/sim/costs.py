@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
@@ -32,6 +33,14 @@ class Curve(Protocol):
     def seconds(self, rows: int, context: int, batch: int = 1) -> float: ...
 
 
+def _is_point(point: object) -> bool:
+    if not isinstance(point, Sequence) or len(point) != 4:
+        return False
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in point):
+        return False
+    return bool(point[0] >= 1 and point[1] >= 0 and point[2] >= 1 and point[3] > 0)
+
+
 class Grid:
     """Measured points [rows, context, batch, seconds], one for every combination of what occurs on the axes.
 
@@ -43,9 +52,9 @@ class Grid:
     def __init__(self, points: Iterable[Sequence[float]], name: str = "cost curve"):
         self.name = name
         found = {}
-        for point in points:
-            if len(point) != 4 or point[0] < 1 or point[1] < 0 or point[2] < 1 or not 0 < point[3] < float("inf"):
-                raise CostError(f"{name}: {list(point)} is no point: give rows, context, batch and seconds")
+        for point in points if isinstance(points, Iterable) else [points]:
+            if not _is_point(point):
+                raise CostError(f"{name}: {point!r} is no point: give rows, context, batch and seconds")
             found[tuple(int(value) for value in point[:3])] = float(point[3])
         self.axes = [sorted({key[axis] for key in found}) for axis in range(3)]
         shape = tuple(map(len, self.axes))

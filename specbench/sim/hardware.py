@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from specbench.config.options import ABOVE_ZERO, ConfigError, number, one_of
+from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.specs import ModelSpec, PairSpec, local_folder
 from specbench.pair.spec import resolve_path
@@ -24,9 +24,9 @@ from specbench.sim.costs import (
     ALONE,
     BESIDE,
     COMPANY,
-    RATES,
     TURNS,
     Company,
+    CostError,
     Costs,
     Curve,
     Grid,
@@ -36,10 +36,10 @@ from specbench.sim.costs import (
     Sharing,
     Size,
 )
+from specbench.sim.described import machine_of, measured_of, read_yaml
 
 FORMAT = 2  # of a file of measured costs
 PRESETS = CONF_DIR / "sim" / "devices"
-ROLES = ("target", "draft")
 
 
 @dataclass(frozen=True)
@@ -117,29 +117,19 @@ def load_costs(devices: str, pair: PairSpec, draft_share: float | None = None, s
     path = Path(devices) if devices.endswith((".yaml", ".yml")) else PRESETS / f"{devices}.yaml"
     if not path.is_file():
         raise ConfigError("devices", devices, f"possible: {', '.join(preset_names())}, a YAML like these, a measured .json")
-    facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return preset_costs(devices, facts, pair, draft_share, stages)
+    return preset_costs(devices, read_yaml(path, "devices"), pair, draft_share, stages)
 
 
 def preset_costs(
     name: str, facts: Mapping[str, Any], pair: PairSpec, draft_share: float | None = None, stages: Sequence[str] = ()
 ) -> Costs:
-    """Raises ConfigError for a preset that lacks something or gives a rate that is none.
+    """Raises ConfigError for a preset that is wrong or lacks something, by the key (`described.machine_of`).
 
     Stages of a chain are where the draft is and share it, unless `each` says that every model has a device like it for itself.
     """
-    try:
-        weight_bytes, shared = facts["weight_bytes"], facts["shared"]
-        for role in ROLES:
-            for rate in RATES:
-                number(f"{name}.{role}.{rate}", facts[role][rate], ABOVE_ZERO, math.inf, "a number above 0")
-        for rate in shared:
-            one_of(f"{name}.shared", rate, *RATES)
-        link = Link(facts["link"]["latency_seconds"], facts["link"]["bytes_per_second"])
-        label, each, number_of = str(facts["title"]), bool(facts.get("each")), max(1, len(stages))
-        num_devices = 1 + number_of if each else int(facts["num_devices"])
-    except (KeyError, TypeError) as error:
-        raise ConfigError("devices", name, f"its description lacks or misplaces {error}") from error
+    machine = machine_of(name, facts)
+    weight_bytes, each, link = machine.weight_bytes, machine.each, Link(**vars(machine.link))
+    num_devices = 1 + max(1, len(stages)) if each else machine.num_devices
     sizes = {"target": shape_of(pair.target).size(weight_bytes)}
     if draft_share is not None:
         sizes["draft"] = sizes["target"].scaled(draft_share)
@@ -150,15 +140,12 @@ def preset_costs(
             sizes[stage] = stage_shape(pair, stage).size(weight_bytes)
     curves, beside = dict[tuple[str, str], Curve](), dict[str, Company]()
     for role, size in sizes.items():
-        device = facts["target" if role == "target" else "draft"]
-        rates = {rate: float(device[rate]) for rate in RATES}
-        overhead = float(device.get("overhead_seconds", 0.0))
-        alone = Roofline(size, **rates, overhead_seconds=overhead)
+        alone = Roofline(size, **vars(machine.target if role == "target" else machine.draft))
         curves |= {(role, mode): alone for mode in (ALONE, TURNS)}
-        beside[role] = Sharing(alone, frozenset(shared), role == "target" or each)
+        beside[role] = Sharing(alone, frozenset(machine.shared), role == "target" or each)
     prefill = {role: curves[role, ALONE] for role in sizes}
     about = {"devices": name, "preset": dict(facts), "dtype": f"{8 * weight_bytes:g} bit"}
-    return Costs(label, "roofline", curves, prefill, link, num_devices, about, beside)
+    return Costs(machine.title, "roofline", curves, prefill, link, num_devices, about, beside)
 
 
 # ---------------------------------------------------------------------------------------------------- measured costs
@@ -173,31 +160,28 @@ def models_of(pair: PairSpec) -> list[ModelSpec]:
 
 def read_costs(path: Path, pair: PairSpec | None = None) -> Costs:
     """Costs that `python -m specbench.sim measure` wrote. Raises ConfigError for a file that is none or another pair's."""
+    file = measured_of(path, FORMAT)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["format_version"] != FORMAT:
-            raise ConfigError("devices", str(path), f"is of format {stored['format_version']}, this version reads {FORMAT}")
         curves = {
             (entry["role"], entry["mode"]): Grid(entry["points"], f"{path.name}: {entry['role']} {entry['mode']}")
-            for entry in stored["curves"]
+            for entry in file.curves
         }
-        prefill = {role: Grid(points, f"{path.name}: {role} prefill") for role, points in stored["prefill"].items()}
-        link = Link(stored["link"]["latency_seconds"], stored["link"].get("bytes_per_second") or math.inf)
-        beside = {
-            role: Neighbours(tuple(curves.pop((role, f"{BESIDE} {other}")) for other in COMPANY))
-            for role in prefill
-            if (role, f"{BESIDE} {COMPANY[0]}") in curves
-        }
-        label, num_devices, measured = stored["label"], stored["num_devices"], stored["pair"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ConfigError("devices", str(path), f"no file of measured costs: {why}") from error
+        prefill = {role: Grid(points, f"{path.name}: {role} prefill") for role, points in file.prefill.items()}
+    except CostError as error:
+        raise ConfigError("devices", str(path), f"no file of measured costs: {error}") from error
+    link = Link(file.latency_seconds, file.bytes_per_second or math.inf)
+    beside = dict[str, Neighbours]()
+    for role in prefill:
+        company = [curves.pop((role, f"{BESIDE} {other}"), None) for other in COMPANY]
+        if found := [curve for curve in company if curve is not None]:
+            if len(found) < len(COMPANY):
+                remedy = f"the {role} beside others has {len(found)} of {len(COMPANY)} curves: measure again"
+                raise ConfigError("devices", str(path), f"no file of measured costs: {remedy}")
+            beside[role] = Neighbours(tuple(found))
     if pair is not None:
         for spec in models_of(pair):
-            name = measured.get(spec.role, {}).get("name")
+            name = file.pair.get(spec.role, {}).get("name")
             if name != spec.name:
                 raise ConfigError(f"pair.{spec.role}", spec.name, f"{path} was measured with {name}: choose that pair")
-    facts = {"devices": path.name, **{name: stored.get(name) for name in ("pair", "machine", "measured_at", "threads")}}
-    return Costs(label, "measured", curves, prefill, link, num_devices, facts, beside, stored.get("around", {}))
+    facts = {"devices": path.name, **{name: file.about.get(name) for name in ("pair", "machine", "measured_at", "threads")}}
+    return Costs(file.label, "measured", curves, prefill, link, file.num_devices, facts, beside, file.around)

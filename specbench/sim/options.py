@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -12,19 +12,23 @@ from specbench.config.errors import unknown
 from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, number, option, text, whole
 from specbench.config.paths import CONF_DIR
 from specbench.config.schema import RunConfig
+from specbench.engine.tree import MOST_NODES
 from specbench.sim.hardware import preset_names
 
 METHODS = ("speculative", "amusd", "pearl", "ssd", "dsi")  # of a comparison, where nothing is named
 
 
-def each(key: str, values: object, check: Callable[..., None], *limits: Any, none: bool = False) -> None:
+def each(key: str, values: object, check: Callable[..., None], *limits: Any, none: bool = False, **more: Any) -> None:
     """Refuse all but tuples of at least one value that the checker takes. none: or of no value."""
     if not isinstance(values, tuple) or not (values or none):
         raise ConfigError(key, values, "give one value or several with commas between")
     for value in values:
-        check(key, value, *limits)
+        check(key, value, *limits, **more)
 
 
+# What is played out in minutes, and kept in memory.
+MOST_TEXTS, MOST_TOKENS, MOST_ROWS, MOST_REQUESTS = 100_000, 10_000_000, 1_000_000, 10_000_000
+A_METHOD = r"(?!(null|true|false|nan|inf)$)[A-Za-z_][\w.-]*"  # a file's name that a command line takes for a text
 _RATE = (number, 0.0, 1.0, "rates between 0 and 1")
 
 
@@ -37,25 +41,25 @@ class SimConfig:
     """
 
     devices: tuple[str, ...] = option(None, each, text, "name a preset or a file of measured costs")
-    methods: tuple[str, ...] = option(None, each, text, "name methods of conf/method")
+    methods: tuple[str, ...] = option(None, each, text, "name methods of conf/method", A_METHOD)
     acceptance: str = option("0.8", text, "a rate, rates by run length (0.8/0.7), a pattern of wrong drafts, or a run folder")
     stage_acceptance: tuple[float, ...] = option((), each, *_RATE, none=True)
     acceptances: tuple[float, ...] = option(None, each, *_RATE)
-    draft_lengths: tuple[int, ...] = option(None, each, whole, 1)
+    draft_lengths: tuple[int, ...] = option(None, each, whole, 1, high=MOST_NODES)
     draft_shares: tuple[float, ...] = option(None, each, number, ABOVE_ZERO, 1.0, "shares above 0 and up to 1")
-    samples: int = option(4, whole, 1)
-    tokens: int = option(128, whole, 2)
-    prompt_tokens: int = option(128, whole, 1)
+    samples: int = option(4, whole, 1, high=MOST_TEXTS)
+    tokens: int = option(128, whole, 2, high=MOST_ROWS)
+    prompt_tokens: int = option(128, whole, 1, high=MOST_ROWS)
     seed: int = option(0, whole, 0)
-    requests_per_second: tuple[float, ...] = option(None, each, number, ABOVE_ZERO, math.inf, "rates above 0")
-    num_requests: int = option(400, whole, 1)
-    max_batch: int = option(256, whole, 1)
-    replicas: int = option(1, whole, 1)
+    requests_per_second: tuple[float, ...] = option(None, each, number, 1e-9, 1e9, "rates from 1e-9 to 1e9")
+    num_requests: int = option(400, whole, 1, high=MOST_REQUESTS)
+    max_batch: int = option(256, whole, 1, high=MOST_ROWS)
+    replicas: int = option(1, whole, 1, high=MOST_TEXTS)
     arrivals: str | None = option(None, text, "name a file of arrival times, or null for a Poisson process", null=True)
-    seconds: float = option(60.0, number, ABOVE_ZERO, math.inf, "seconds above 0")
-    rows: tuple[int, ...] = option(None, each, whole, 1)
-    contexts: tuple[int, ...] = option(None, each, whole, 0)
-    experts: int = option(8, whole, 2)
+    seconds: float = option(60.0, number, ABOVE_ZERO, 1e6, "seconds above 0 and up to 1e6")
+    rows: tuple[int, ...] = option(None, each, whole, 1, high=MOST_NODES + 1)
+    contexts: tuple[int, ...] = option(None, each, whole, 0, high=MOST_ROWS)
+    experts: int = option(8, whole, 2, high=1024)
     experts_per_token: int = option(2, whole, 1)
     out: str = option("sim_report", text, "name a folder or a file")
 
@@ -74,13 +78,30 @@ class SimConfig:
         return ", then ".join([self.acceptance, *map(str, self.stage_acceptance)])
 
 
+def _read(written: str) -> Any:
+    """A number, true, false or null; else the text itself, which its checker refuses."""
+    for read in (int, float):
+        with contextlib.suppress(ValueError):
+            return read(written)
+    return {"null": None, "true": True, "false": False}.get(written.strip().lower(), written)
+
+
+def refuse_too_many(options: SimConfig) -> None:
+    """Raises ConfigError for options that are possible each by itself, and too much together."""
+    tokens, requests = options.samples * options.tokens, options.num_requests * options.replicas
+    if tokens > MOST_TOKENS:
+        remedy = f"with tokens={options.tokens} that is {tokens:,} tokens of text: {MOST_TOKENS:,} at most"
+        raise ConfigError("samples", options.samples, remedy)
+    if requests > MOST_REQUESTS:
+        remedy = f"with num_requests={options.num_requests} that is {requests:,} requests: {MOST_REQUESTS:,} at most"
+        raise ConfigError("replicas", options.replicas, remedy)
+
+
 def parse(arguments: Sequence[str]) -> tuple[SimConfig, list[str]]:
     """Own options from `key=value`, and what is left for a run's configuration.
 
     Raises ConfigError for a value out of range, ValueError for an option that neither has.
     """
-    import yaml
-
     known = {part.name: str(part.type) for part in fields(SimConfig)}
     of_a_run = {part.name for part in fields(RunConfig)}
     own: dict[str, Any] = {}
@@ -93,9 +114,10 @@ def parse(arguments: Sequence[str]) -> tuple[SimConfig, list[str]]:
             rest.append(argument)
             continue
         if known[key].startswith("tuple"):
-            own[key] = tuple(v if "str" in known[key] else yaml.safe_load(v) for v in written.split(",") if v)
+            own[key] = tuple(v if "str" in known[key] else _read(v) for v in written.split(",") if v)
         else:
-            own[key] = written if "str" in known[key] and written != "null" else yaml.safe_load(written)
+            own[key] = written if "str" in known[key] and written != "null" else _read(written)
     made = SimConfig(**own)
     check_ranges(made)
+    refuse_too_many(made)
     return made, rest

@@ -73,7 +73,7 @@ def opened(
     rates, further = min((len(text.behind) for text in texts), default=0), method.needs.stages[1:]
     if rates < len(further):
         remedy = f"one rate for each stage behind the first of the chain ({', '.join(further)}), as it was not recorded"
-        raise ConfigError("stage_acceptance", rates, remedy)
+        raise ConfigError("stage_acceptance", None if not rates else f"{rates} of {len(further)}", remedy)
     mode = MODE_OF_DRAFT[method.needs.draft]
     chain = method.needs.stages or ("draft",)
     world = World(costs.link)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from specbench.config.options import ConfigError, whole
 from specbench.engine.ranks import likeliest
-from specbench.engine.tree import Contract, DraftTree
+from specbench.engine.tree import MOST_NODES, Contract, DraftTree
 from specbench.parts.contracts import Shape
 from specbench.parts.shapes.dynamic import ROOT
 from specbench.parts.shapes.static import Node, parents_of
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from specbench.parts.contracts import Source, Stop
     from specbench.parts.drafts.choice import Choice
-
-
-MOST_NODES = 4096  # of a fixed tree: said before one is laid out that no memory holds
 
 
 def branching_nodes(branching: Sequence[int], key: str = "method.branching") -> list[Node]:
