@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from specbench.engine.ranks import likeliest, ranked
-from specbench.engine.tree import DraftTree
-from specbench.parts.shapes.dynamic import ROOT, Growth, keep_best, next_frontier, renumber
+from specbench.engine.tree import EMPTY, DraftTree
+from specbench.parts.shapes.dynamic import ROOT, Growth
 
 Law = Callable[[tuple[int, ...]], list[float]]  # path -> log-probability of each token after it
 
@@ -114,12 +114,22 @@ def test_the_likeliest_tokens() -> None:
     assert [len(row) for row in likeliest(scores, 9)[0]] == [4, 4]  # no more than the vocabulary
 
 
+def offered(scores: list[float], parents: list[int], num_nodes: int) -> Growth:
+    """A tree to which these nodes were offered one by one."""
+    growth = Growth(2, num_nodes)
+    for node, (score, parent) in enumerate(zip(scores, parents, strict=True)):
+        growth.offer([parent], [node], [score])
+    return growth
+
+
 def test_the_frontier() -> None:
     scores = [-1.0, -5.0, -3.0, -1.0, -2.0, -1.0]
-    assert next_frontier(0, scores, 2, 99) == [0, 3]
-    assert next_frontier(2, scores, 2, 99) == [3, 5]
-    assert next_frontier(2, scores, 4, 4) == [3, 5]  # the fourth best is -2: its node is kept, its children could not be
-    assert next_frontier(2, scores, 4, 3) == []
+    assert Growth(2, 99).offer([ROOT], range(6), scores) == [0, 3]
+    for top_k, num_nodes, frontier in ((2, 99, [3, 5]), (4, 4, [3, 5]), (4, 3, [])):
+        growth = Growth(top_k, num_nodes)
+        growth.offer([ROOT], range(2), scores[:2])
+        # With four the fourth best is -2: its node is kept, its children could not be.
+        assert growth.offer([0], range(4), scores[2:]) == frontier
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -131,22 +141,23 @@ def test_re_ranking_equals_brute_force_over_all_trees(seed: int) -> None:
         parent = draw.randrange(-1, node)
         parents.append(parent)
         scores.append((scores[parent] if parent >= 0 else 0.0) - draw.choice([0.0, 0.5, 1.0]))
-    for num_nodes in range(8):
-        kept = keep_best(scores, parents, num_nodes)
-        assert len(kept) == num_nodes and all(parents[node] < 0 or parents[node] in kept for node in kept)
+    for num_nodes in range(1, 8):
+        tokens, numbered = offered(scores, parents, num_nodes).best()  # a node's token is its number
+        assert len(tokens) == num_nodes and tokens == sorted(tokens)
+        assert [tokens[parent] if parent >= 0 else ROOT for parent in numbered] == [parents[token] for token in tokens]
         best = max(
             sum(scores[node] for node in nodes)
             for nodes in itertools.combinations(range(9), num_nodes)
             if all(parents[node] < 0 or parents[node] in nodes for node in nodes)
         )
-        assert sum(scores[node] for node in kept) == pytest.approx(best)
-        assert DraftTree([0] * num_nodes, renumber(kept, parents)).depth <= 9
+        assert sum(scores[token] for token in tokens) == pytest.approx(best)
+        assert DraftTree(tokens, numbered).depth <= 9
 
 
 def test_ties_go_to_the_parent() -> None:
     # A certain child has its parent's score: with room for one it must be the parent, or the child hangs on nothing.
-    assert keep_best([-1.0, -1.0, -1.0], [-1, 0, 1], 1) == [0]
-    assert keep_best([-1.0, -1.0, -1.0], [-1, 0, 1], 2) == [0, 1]
+    assert offered([-1.0, -1.0, -1.0], [-1, 0, 1], 1).best() == ([0], [-1])
+    assert offered([-1.0, -1.0, -1.0], [-1, 0, 1], 2).best() == ([0, 1], [-1, 0])
     # Rounding must not put a child before its parent: nothing is above certainty, nor a path above the one that it continues.
     sure = torch.tensor([[0.1, -40.0, -40.0], [31.7, -3.0, 2.0], [1e-7, -60.0, -70.0]])
     assert all(path <= above for above in (0.0, -0.3) for path in ranked(sure, 2, above=[above] * 3)[1])
@@ -155,4 +166,33 @@ def test_ties_go_to_the_parent() -> None:
 def test_scores_that_rise_down_a_path_are_refused() -> None:
     # What probabilities of single tokens (and not of paths) would do: the twin of the closedness above.
     with pytest.raises(ValueError, match="sums of log"):
-        keep_best([-2.0, -0.1], [-1, 0], 1)
+        offered([-2.0, -0.1], [-1, 0], 2).best()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_path_of_first_children_leads(seed: int) -> None:
+    """The same tree in the same order of siblings, numbered so that its first path is the first nodes."""
+    draw = random.Random(seed)
+    parents = [draw.randrange(-1, node) for node in range(draw.randrange(1, 14))]
+    tokens = [draw.randrange(3) for _ in parents]
+    tree, before = (DraftTree(list(tokens), list(parents), q=[torch.tensor(n) for n in range(len(tokens))]) for _ in range(2))
+    tree.lead_with_first_path()
+
+    def walk(of: DraftTree, node: int) -> list[object]:
+        """What is below a node, by siblings; `q` names the nodes."""
+        assert of.q is not None
+        return [(of.tokens[child], int(of.q[child]), walk(of, child)) for child in of.children()[node + 1]]
+
+    assert walk(tree, -1) == walk(before, -1)
+    path, children = [], tree.children()
+    while siblings := children[path[-1] + 1 if path else 0]:
+        path.append(siblings[0])
+    assert path == list(range(len(path)))
+    assert tree.parents is not None and all(parent < node for node, parent in enumerate(tree.parents))
+
+
+def test_a_chain_is_left_as_it_is() -> None:
+    for tree in (DraftTree([5, 6, 7]), DraftTree([5, 6, 7], [-1, 0, 1]), EMPTY):
+        tokens, parents = tree.tokens, tree.parents
+        tree.lead_with_first_path()
+        assert tree.tokens is tokens and tree.parents is parents

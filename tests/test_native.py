@@ -25,7 +25,7 @@ from specbench.engine import threads
 from specbench.engine.backends.native import build
 from specbench.engine.backends.native.linear import NativeLinear, NativeNorm, run_natively
 from specbench.engine.backends.native.packing import BLOCK, EIGHT_BITS, FLOATS, FOUR_BITS, HALVES
-from specbench.engine.backends.native.session import NativeSession
+from specbench.engine.backends.native.session import NativeCache, NativeSession
 from specbench.engine.backends.native.weights import Layer, NativeWeights, refusal
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
@@ -185,6 +185,57 @@ def test_a_draft_grows_a_tree_and_keeps_a_path() -> None:
         said.append([*grown, session.feed([9, 10])])
     for one, other in zip(*said, strict=True):
         same(one, other)
+
+
+def check_kept_rows() -> None:
+    """Rows of a path are moved by the forward that comes next, and by whoever asks for something else before it."""
+
+    def fork(session: Any) -> torch.Tensor:
+        mark = session.mark()
+        drafted = session.fork((1,)).feed([5, 6])
+        session.restore(mark)
+        return torch.cat([drafted, session.feed([5, 6])])
+
+    def lower(session: Any) -> torch.Tensor:
+        hidden = session.run_layers([5], 0, 2)
+        session.pending = 5
+        return session.forward(DraftTree([], start_layer=2, hidden=hidden)).logits
+
+    def again(session: Any) -> torch.Tensor:
+        session.cache.keep_rows(PROMPT, [0, 2])  # of the three that were kept: pending and the path's two
+        return session.feed([5, 6])
+
+    def more_room(session: Any) -> torch.Tensor:
+        session.cache.reserve(4 * session.cache.capacity if isinstance(session, NativeSession) else 4096)
+        return session.feed([5, 6])
+
+    def many(session: Any) -> torch.Tensor:
+        return session.feed(drawn(70, session.model, 2))  # more rows than go at once
+
+    def cut(session: Any) -> torch.Tensor:
+        session.rollback(session.length - 1)
+        return session.feed([5, 6])
+
+    for then in (fork, lower, again, more_room, many, cut):
+        said = []
+        for session in (begun(model_of("llama"), Session), begun(native("llama"))):
+            session.pending = 3
+            session.forward(DraftTree([4, 5, 6, 7, 8], [-1, -1, 1, 1, 1]))
+            session.commit(Verdict((1, 4), (5, 8, 9)))
+            assert (getattr(session.cache, "unmoved", None) is not None) == isinstance(session, NativeSession)
+            said.append(then(session))
+        same(*said)
+
+
+def test_rows_that_are_kept_move_before_anybody_reads_them() -> None:
+    check_kept_rows()
+
+
+def test_rows_that_stay_where_they_were_fed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin."""
+    monkeypatch.setattr(NativeCache, "settle", lambda self: setattr(self, "unmoved", None))
+    with pytest.raises(AssertionError, match="not close"):
+        check_kept_rows()
 
 
 # --------------------------------------------------------------------------------------------------------------- the bits

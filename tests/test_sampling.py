@@ -380,10 +380,14 @@ def test_a_narrow_row_is_ranked_as_the_whole_one(ranked_by: str) -> None:
             assert torch.equal(greatest(said, 4)[1], greatest(whole, 4)[1])
             assert law.choose(said, [0] * 4, 0) == law.choose(whole, [0] * 4, 0) and said.rows is not None, "nobody widened it"
             assert score_of(said, 2, 10) == float(whole[2, 10]) and score_of(said, 2, 11) == score_of(said, 2, 999) == -math.inf
+            assert [log_total(said, row) for row in range(4)] == pytest.approx(whole.logsumexp(-1).tolist(), abs=2e-6)
+            assert said.totals is not None, "the law told them: no row is read again"
         for width in (len(ids) - 2, len(ids) + 1):  # ids without a row are due
             assert ranked(said, width)[1] == pytest.approx(ranked(whole, width)[1], abs=2e-6)
         assert torch.equal(said, whole) and torch.equal(said[1:].softmax(-1), whole[1:].softmax(-1))
         assert said.tolist() == whole.tolist() and torch.equal(pickle.loads(pickle.dumps(said)), whole)
+        said.zero_()  # whoever has the whole rows may write into them
+        assert said.totals is None and log_total(said, 1) == pytest.approx(math.log(1000), abs=2e-6)
         said[0, 4] = 50.0  # the twin: what is written into the whole rows is ranked
         assert ranked(said, 1)[0][0] == law.choose(said, [0] * 4, 0)[0] == 4
 

@@ -69,14 +69,14 @@ class Rasd(Method):
 
 
 class FusedDraft(ModelDraft):
-    """said: by forward of the round, what the model said, and after which nodes of which parents: see `Source.next`."""
+    """said: logits and row of what the model said after the pending token, and after each of the rows grown behind it."""
 
     source = "model and text"
 
     def __init__(self, shape: Shape, stop: Stop, num_retrieved: int, min_match: int, min_probability: float):
         super().__init__(shape, stop)
         self.num_retrieved, self.min_match = num_retrieved, min_match
-        self.said: list[tuple[Tensor, Sequence[int], Sequence[int]]] = []
+        self.said: list[tuple[Tensor, int]] = []
         self.least = math.log(min_probability) if min_probability else -math.inf
 
     @property
@@ -89,24 +89,13 @@ class FusedDraft(ModelDraft):
 
     def root(self) -> Tensor:
         logits = super().root()
-        self.said = [(logits, [], [])]
+        self.said = [(logits, 0)]
         return logits
 
     def next(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
         logits = super().next(tokens, parents)
-        self.said.append((logits, tokens, parents))
+        self.said += [(logits, row) for row in range(len(tokens))]
         return logits
-
-    def _heard(self) -> dict[tuple[int, ...], tuple[Tensor, int]]:
-        """Logits and row of what the model said after the pending token and each node that it was asked about, by paths."""
-        (logits, *_), *levels = self.said
-        heard: dict[tuple[int, ...], tuple[Tensor, int]] = {(): (logits, 0)}
-        paths: list[tuple[int, ...]] = []
-        for logits, tokens, parents in levels:
-            new = [(*(paths[parent] if parent >= 0 else ()), token) for token, parent in zip(tokens, parents, strict=True)]
-            heard |= {path: (logits, row) for row, path in enumerate(new)}
-            paths += new
-        return heard
 
     def propose(self, max_depth: int) -> DraftTree:
         tree, room = super().propose(max_depth), self.end - len(self.tokens) - 1
@@ -120,31 +109,31 @@ class FusedDraft(ModelDraft):
         """The drafted tree, and below its nodes what came through of the retrieved one."""
         assert tree.parents is not None
         tokens, parents = list(tree.tokens), list(tree.parents)
-        paths: list[tuple[int, ...]] = []
-        for token, parent in zip(tokens, parents, strict=True):
-            paths.append((*(paths[parent] if parent >= 0 else ()), token))
-        place = {path: node for node, path in enumerate(paths)} | {(): -1}
-        came: dict[int, tuple[int, ...]] = {-1: ()}
-        heard = self._heard()
-        least: dict[tuple[int, ...], float] = {}  # what a token's logit must be, by the path above it
+        place = {key: node for node, key in enumerate(zip(parents, tokens, strict=True))}
+        came: dict[int, tuple[int, int | None]] = {-1: (-1, -1)}  # retrieved: fused, and which the model was asked about
+        least: dict[int, float] = {}  # what a token's logit must be, by what the model was asked about
         for node, (token, parent) in enumerate(zip(found.tokens, found.parents, strict=True)):
-            above = came.get(parent)
-            if above is None:
+            if parent not in came:
                 continue
-            if above in heard:
-                logits, row = heard[above]
-                if above not in least:
-                    least[above] = log_total(logits, row) + self.least
-                if token >= logits.shape[1] or score_of(logits, row, token) < least[above]:
+            above, asked = came[parent]
+            if asked is not None:
+                logits, row = self.said[asked + 1]
+                if asked not in least:
+                    least[asked] = log_total(logits, row) + self.least
+                if token >= logits.shape[1] or score_of(logits, row, token) < least[asked]:
                     continue
-            came[node] = (*above, token)
-            if came[node] not in place:
-                place[came[node]] = len(tokens)
+                asked = self.grown.get((asked, token))
+            key = above, token
+            if key not in place:
+                place[key] = len(tokens)
                 tokens.append(token)
-                parents.append(place[above])
+                parents.append(above)
+            came[node] = place[key], asked
         if len(tokens) == len(tree.tokens):
             return tree
-        return DraftTree(tokens, parents, num_forwards=tree.num_forwards, phase="fused", by_stop=False)
+        fused = DraftTree(tokens, parents, num_forwards=tree.num_forwards, phase="fused", by_stop=False)
+        fused.lead_with_first_path()  # which goes on below the draft's
+        return fused
 
     def observe(self, feedback: Feedback) -> None:
         super().observe(feedback)

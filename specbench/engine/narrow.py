@@ -7,6 +7,7 @@ operation of torch gets whole rows with -inf elsewhere, as `ReducedHead.widen` m
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,23 @@ class Narrow(Tensor):
     ids: Tensor
     whole: Tensor | None
     head: ReducedHead
+    memory: tuple[int, int, int, int] | None  # of rows in float32 on the CPU, from whoever knows it: see `ranks.memory_of`
+    totals: array[float] | None  # by row, the logarithm of its sum of exponentials, if somebody has asked
 
     @staticmethod
-    def __new__(cls, rows: Tensor, head: ReducedHead, ids: Tensor) -> Narrow:
+    def __new__(cls, rows: Tensor, head: ReducedHead, ids: Tensor, memory: tuple[int, int, int, int] | None = None) -> Narrow:
         """ids: the head's; looked up by whoever makes many of these."""
         made: Narrow = Tensor._make_wrapper_subclass(cls, (len(rows), head.vocab_size), dtype=rows.dtype, device=rows.device)
-        made.rows, made.ids, made.whole, made.head = rows, ids, None, head
+        made.rows, made.ids, made.whole, made.head, made.memory, made.totals = rows, ids, None, head, memory, None
         return made
 
-    def __init__(self, rows: Tensor, head: ReducedHead, ids: Tensor):
+    def __init__(self, rows: Tensor, head: ReducedHead, ids: Tensor, memory: tuple[int, int, int, int] | None = None):
         """Nothing is left to do, and torch's own takes no such arguments."""
 
     def widened(self) -> Tensor:
         if self.whole is None:
             assert self.rows is not None
-            self.whole, self.rows = self.head.widen(self.rows), None
+            self.whole, self.rows, self.memory, self.totals = self.head.widen(self.rows), None, None, None
         return self.whole
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from specbench.engine import threads
 from specbench.engine.backends.native import build
-from specbench.engine.narrow import narrow_rows
+from specbench.engine.narrow import Narrow, narrow_rows
 
 NO_LAW = "the logits hold NaN or infinity: no token follows from them (broken weights, or a number format that overflowed)"
+_WHOLE, _DOUBLE, _FLOAT = array("q", [0]), array("d", [0.0]), array("f", [0.0])  # so many of them are room for answers
 _SPAN, _FEW = 16, 1 << 16  # of `greatest`: ids in a column, and numbers that are not worth a second look
-_VALUES, _LOG_PROBS, _TOTALS = "f", "d", "t"  # what is asked beside the ids
 
 
 def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
@@ -32,8 +32,8 @@ def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> t
     on 49,152 ids; those maxima are taken of all rows, for a copy of some costs more.
     """
     vocab_size = scores.shape[1]
-    if (found := _natively(scores, count, rows, _VALUES)) is not None:
-        values, ids = (np.frombuffer(part, part.typecode).reshape(-1, min(count, vocab_size)) for part in found[::-1])
+    if (found := _natively(scores, count, rows, False)) is not None:
+        values, ids = (np.frombuffer(part, part.typecode).reshape(-1, min(count, vocab_size)) for part in (found[1], found[0]))
         return torch.from_numpy(values), torch.from_numpy(ids)
     few = scores.numel() < _FEW or vocab_size < 4 * count * _SPAN
     if few or not scores.is_cpu or scores.dtype not in (torch.float32, torch.float64):
@@ -70,7 +70,7 @@ def ranked(
     scores: Tensor, count: int, rows: Sequence[int] | None = None, above: Sequence[float] | None = None
 ) -> tuple[list[int], list[float]]:
     """`likeliest`, one row behind the other. above: by row, what is added to its log-probabilities (which are at most 0)."""
-    found = _natively(scores, count, rows, _LOG_PROBS, above)
+    found = _natively(scores, count, rows, True, above)
     if found is not None:
         return found[0].tolist(), found[1].tolist()
     chosen = (scores if rows is None else scores[rows]).float()
@@ -86,8 +86,10 @@ def ranked(
 
 def log_total(scores: Tensor, row: int) -> float:
     """The logarithm of the sum of the exponentials of a row of scores [n, V]: a score less this is a log-probability."""
-    found = _natively(scores, 1, [row], _TOTALS)
-    return float(scores[row].float().logsumexp(-1)) if found is None else float(found[1][0])
+    if type(scores) is Narrow and scores.totals is not None:
+        return scores.totals[row]
+    found = _natively(scores, 1, [row], True)
+    return float(scores[row].float().logsumexp(-1)) if found is None else found[2][0]
 
 
 def score_of(scores: Tensor, row: int, token: int) -> float:
@@ -101,36 +103,39 @@ def score_of(scores: Tensor, row: int, token: int) -> float:
 
 
 def _natively(
-    scores: Tensor, count: int, rows: Sequence[int] | None, asked: str, above: Sequence[float] | None = None
-) -> tuple[array[int], array[float]] | None:
-    """Ids and what is asked, flat; None where others have to: no float32 rows here, or numbers that make no answer."""
+    scores: Tensor, count: int, rows: Sequence[int] | None, as_law: bool, above: Sequence[float] | None = None
+) -> tuple[array[int], array[float], array[float]] | None:
+    """Ids, their scores or log-probabilities, flat, and of a law the rows' totals; None where others have to: no float32 rows
+    here, or numbers that make no answer."""
     if not build.loaded:
         return None
+    memory = (scores.memory if type(scores) is Narrow else None) or memory_of(scores)
+    if memory is None:
+        return None
+    address, ld, size, names = memory
+    if names and count > size:
+        return None
+    chosen, over = None if rows is None else array("q", rows), None if above is None else array("d", above)
+    num_rows, width = len(rows if rows is not None else scores if above is None else above), min(count, size)
+    ids = _WHOLE * (num_rows * width)
+    found, totals = (_DOUBLE if as_law else _FLOAT) * (num_rows * width), _FLOAT * (num_rows if as_law else 0)
+    which, paths = chosen.buffer_info()[0] if chosen else 0, over.buffer_info()[0] if over else 0
+    to, summed = found.buffer_info()[0], totals.buffer_info()[0] if as_law else 0
+    by_value, by_law = (0, to) if as_law else (to, 0)
+    at = ids.buffer_info()[0]
+    words = (address, ld, size, which, names, paths, num_rows, width, at, by_value, by_law, summed, threads.count())
+    asked = array("q", words)  # `Asked` in forward.cpp
+    if not build.loaded[-1].sb_ranks(asked.buffer_info()[0]):
+        return None
+    if as_law and rows is None and type(scores) is Narrow and scores.rows is not None:
+        scores.totals = totals
+    return ids, found, totals
+
+
+def memory_of(scores: Tensor) -> tuple[int, int, int, int] | None:
+    """Address, numbers from row to row, numbers of a row, and address of what ids they are of (0: all, in order); None of rows
+    that are not read natively."""
     few, names = narrow_rows(scores)
     if not few.is_cpu or few.dtype != torch.float32 or few.stride(1) != 1:
         return None
-    size = few.shape[1]
-    if names is not None and count > size:
-        return None
-    chosen, over = None if rows is None else array("q", rows), None if above is None else array("d", above)
-    num_rows, width = len(few) if chosen is None else len(chosen), min(count, size)
-    ids = array("q", bytes(8 * num_rows * width))
-    kind, size_of = ("d", 8) if asked == _LOG_PROBS else ("f", 4)
-    found: array[float] = array(kind, bytes(size_of * num_rows * width))
-    to = found.buffer_info()[0]
-    whole = build.loaded[-1].sb_ranks(
-        few.data_ptr(),
-        few.stride(0),
-        size,
-        None if chosen is None else chosen.buffer_info()[0],
-        None if names is None else names.data_ptr(),
-        None if over is None else over.buffer_info()[0],
-        num_rows,
-        width,
-        to if asked == _VALUES else None,
-        ids.buffer_info()[0],
-        to if asked == _LOG_PROBS else None,
-        to if asked == _TOTALS else None,
-        threads.count(),
-    )
-    return (ids, found) if whole else None
+    return few.data_ptr(), few.stride(0), few.shape[1], 0 if names is None else names.data_ptr()

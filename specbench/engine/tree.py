@@ -95,6 +95,30 @@ class DraftTree:
         """Depth of the deepest node; 0 when nothing is drafted."""
         return len(self.tokens) if self.parents is None else max(self.depths(), default=0)
 
+    def lead_with_first_path(self) -> None:
+        """Number the path of first children (the root's, its, and so on) 0, 1 ..., and the others behind it as they stood.
+
+        Siblings keep their order. A rule that tries the likeliest child first stays on that path more often than on any other,
+        and its rows then lie in the cache where they are kept: a key that moves is read and written number by number.
+        """
+        path, above = [], -1
+        for node, parent in enumerate(self.parents or ()):
+            if parent == above:
+                path.append(node)
+                above = node
+        if above == len(path) - 1:  # a chain, or led by it already
+            return
+        assert self.riders is None and self.hidden is None, "they go by the nodes' numbers"
+        assert self.parents is not None
+        tokens, parents = self.tokens, self.parents
+        order = path + [node for node in range(len(tokens)) if node not in path]
+        place = [-1] * (len(order) + 1)  # the last is the root's
+        for number, node in enumerate(order):
+            place[node] = number
+        self.tokens, self.parents = [tokens[node] for node in order], [place[parents[node]] for node in order]
+        if self.q is not None:
+            self.q = [self.q[node] for node in order]
+
     def children(self) -> list[list[int]]:
         """children()[i + 1] lists the children of node i in sibling order; entry 0 belongs to the root."""
         lists: list[list[int]] = [[] for _ in range(len(self.tokens) + 1)]

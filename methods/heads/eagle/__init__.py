@@ -190,6 +190,7 @@ class EagleDraft(Drafter):
         forwards = self.draft.num_forwards
         tree = self.shape.grow(self, depth, self.choice, self.num_committed - self.prompt_length, self.stop)
         tree.num_forwards = self.draft.num_forwards - forwards
+        tree.lead_with_first_path()
         return tree
 
     # As a source.

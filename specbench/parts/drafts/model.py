@@ -70,7 +70,9 @@ class ModelDraft(Drafter):
     def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
         self.prompt_length = len(request.prompt_ids)
         self.tokens = [*request.prompt_ids, first_token]  # everything committed
-        self.grown: list[tuple[int, int]] = []  # (parent, token) of the rows below the trunk, with branches
+        self.grown: dict[
+            tuple[int, int], int
+        ] = {}  # (parent, token): the row below the trunk, with branches; of equals the first
         self.session.feed(request.prompt_ids, last_only=True)
         self.choice.begin(request)
 
@@ -84,6 +86,7 @@ class ModelDraft(Drafter):
             return EMPTY
         tree = self.shape.grow(self, max_depth, self.choice, len(self.tokens) - self.prompt_length, self.stop)
         tree.num_forwards = self.num_forwards
+        tree.lead_with_first_path()
         return tree
 
     def rehearsal(self, longest: int) -> Callable[[int], DraftTree]:
@@ -107,7 +110,7 @@ class ModelDraft(Drafter):
         if self.shape.branches:
             assert isinstance(self.session, Branching)
             self.session.branch()
-            self.grown = []
+            self.grown = {}
         self.num_forwards = 1
         return logits
 
@@ -115,22 +118,24 @@ class ModelDraft(Drafter):
         self.num_forwards += 1
         if not isinstance(self.session, Branching):
             return self.session.feed(tokens, last_only=True)
-        self.grown += zip(parents, tokens, strict=True)
+        for row, key in enumerate(zip(parents, tokens, strict=True), len(self.session.row_parents)):
+            self.grown.setdefault(key, row)
         return self.session.grow(tokens, parents)
 
     def observe(self, feedback: Feedback) -> None:
         if isinstance(self.session, Branching) and self.grown:  # nothing was, where there was room for no draft
             self.session.keep(self._path(feedback.verdict.tokens))
-            self.grown = []
+            self.grown = {}
         self.tokens += feedback.verdict.tokens
         # What was fed beyond the accepted prefix is wrong; the target's own token is not fed yet.
-        self.session.rollback(min(self.session.length, len(self.tokens) - 1))
+        if self.session.length >= len(self.tokens):
+            self.session.rollback(len(self.tokens) - 1)
 
     def _path(self, tokens: Sequence[int]) -> list[int]:
         """The grown rows along the committed tokens, as far as they go."""
         path, above = [], -1
         for token in tokens[:-1]:
-            row = next((n for n, (parent, own) in enumerate(self.grown) if parent == above and own == token), None)
+            row = self.grown.get((above, token))
             if row is None:
                 break
             path.append(row)

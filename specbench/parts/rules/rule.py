@@ -70,15 +70,16 @@ class _Asked(Sequence[int]):
 
     def __init__(self, tree: DraftTree, logits: Tensor, position: int, law: SamplingLaw, noise_key: int):
         self.tree, self.logits, self.position, self.law, self.noise_key = tree, logits, position, law, noise_key
+        self.rows = range(1 + len(tree.tokens))
 
     def __len__(self) -> int:
-        return len(self.logits)
+        return len(self.rows)
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
             return [self[one] for one in range(*row.indices(len(self)))]
-        row = range(len(self))[row]  # IndexError beyond the rows, and -1 is the last
-        depth = len(path_to(self.tree, row - 1))
+        row = self.rows[row]  # IndexError beyond the rows, and -1 is the last
+        depth = 0 if self.law.greedy else len(path_to(self.tree, row - 1))  # a greedy token is the same at any position
         return self.law.choose(self.logits, [self.position + depth], self.noise_key, [row])[0]
 
 

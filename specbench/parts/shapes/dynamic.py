@@ -28,31 +28,6 @@ if TYPE_CHECKING:
 ROOT = -1
 
 
-def next_frontier(first: int, scores: Sequence[float], top_k: int, num_nodes: int) -> list[int]:
-    """Which nodes from number `first` on (the last level) are worth expanding, ascending: at most `top_k`, the best ones.
-
-    Left out are those that `num_nodes` nodes beat already or equal. Of equals the earlier go first.
-    """
-    bar = -math.inf if len(scores) < num_nodes else sorted(scores, reverse=True)[num_nodes - 1]
-    able = [node for node in range(first, len(scores)) if scores[node] > bar]
-    return sorted(sorted(able, key=scores.__getitem__, reverse=True)[:top_k])  # which keeps equals in their order
-
-
-def keep_best(scores: Sequence[float], parents: Sequence[int], num_nodes: int) -> list[int]:
-    """The numbers of the `num_nodes` best nodes, ascending: parents before children, siblings in their order.
-
-    scores[i] and parents[i] of node i over all levels; parents[i] < i. Of equals the earlier node stays; nodes of score -inf
-    never do. Raises ValueError when a child's score is above its parent's (then the best nodes need not be a tree).
-    """
-    best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: max(num_nodes, 0)]
-    kept = sorted(node for node in best if scores[node] > -math.inf)
-    for node in kept:
-        parent = parents[node]
-        if parent >= 0 and scores[node] > scores[parent]:
-            raise ValueError(f"node {node}: score {scores[node]} above its parent's {scores[parent]}; take sums of logarithms")
-    return kept
-
-
 def renumber(kept: Sequence[int], parents: Sequence[int]) -> list[int]:
     """The parents of the kept nodes in the numbering of the kept ones (-1 stays the root), as `DraftTree` takes them."""
     place = {node: index for index, node in enumerate(kept)}
@@ -64,7 +39,8 @@ def renumber(kept: Sequence[int], parents: Sequence[int]) -> list[int]:
 class Growth:
     """A tree while it grows: offer the children of the frontier, ask for the next frontier, and at last for the best nodes.
 
-    top_k: children of an expanded node, and nodes expanded per level. num_nodes: N, how many stay in the end.
+    top_k: children of an expanded node, and nodes expanded per level. num_nodes: N, how many stay in the end. standing: the
+    numbers of the N best so far, best first; of equals the earlier goes first.
     """
 
     top_k: int
@@ -72,24 +48,43 @@ class Growth:
     tokens: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
+    standing: list[int] = field(default_factory=list)
 
     def offer(self, nodes: Sequence[int], tokens: Sequence[int], scores: Sequence[float]) -> list[int]:
         """Equally many children of each node, one node's behind the other's, with the log-probabilities of their paths, as
-        `ranked` gives them; returns the next frontier."""
-        first, each = len(self.tokens), len(tokens) // len(nodes)
+        `ranked` gives them; returns the next frontier: which of them are worth expanding, ascending, at most `top_k`.
+
+        Left out are those that `num_nodes` nodes beat already or equal.
+        """
+        first, each, known = len(self.tokens), len(tokens) // len(nodes), self.scores
         self.tokens += tokens
-        self.scores += scores
-        self.parents += [node for node in nodes for _ in range(each)]
-        return next_frontier(first, self.scores, self.top_k, self.num_nodes)
+        known += scores
+        for node in nodes:
+            self.parents += [node] * each
+        able = [*self.standing, *range(first, len(known))]
+        standing = self.standing = sorted(able, key=known.__getitem__, reverse=True)[: self.num_nodes]  # keeps equals' order
+        bar = known[standing[-1]] if len(standing) == self.num_nodes else -math.inf
+        return sorted([node for node in standing if node >= first and known[node] > bar][: self.top_k])
 
     def reached(self, nodes: Sequence[int]) -> list[float]:
         """Log-probabilities of the paths to them."""
         return [self.scores[node] if node >= 0 else 0.0 for node in nodes]
 
     def best(self) -> tuple[list[int], list[int]]:
-        """Tokens and parents of the tree that stays, as `DraftTree` takes them."""
-        kept = keep_best(self.scores, self.parents, self.num_nodes)
-        return [self.tokens[node] for node in kept], renumber(kept, self.parents)
+        """Tokens and parents of the tree that stays, as `DraftTree` takes them: parents before children, siblings in their
+        order; nodes of score -inf never stay.
+
+        Raises ValueError when a child's score is above its parent's (then the best nodes need not be a tree).
+        """
+        scores, parents = self.scores, self.parents
+        kept = sorted(node for node in self.standing if scores[node] > -math.inf)
+        for node in kept:
+            parent = parents[node]
+            if parent >= 0 and scores[node] > scores[parent]:
+                raise ValueError(
+                    f"node {node}: score {scores[node]} above its parent's {scores[parent]}; take sums of logarithms"
+                )
+        return [self.tokens[node] for node in kept], renumber(kept, parents)
 
 
 class Dynamic(Shape):
@@ -123,8 +118,7 @@ class Dynamic(Shape):
                 break
             above = [number_of[growth.parents[node]] for node in frontier]
             logits = source.next([growth.tokens[node] for node in frontier], above)
-            for node in frontier:
-                number_of[node] = fed
-                fed += 1
+            number_of.update(zip(frontier, range(fed, fed + len(frontier)), strict=True))
+            fed += len(frontier)
         chosen, parents = growth.best()
         return DraftTree(chosen, parents if self.branches else None)

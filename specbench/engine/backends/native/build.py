@@ -49,7 +49,7 @@ def library(instructions: str | None = None) -> ctypes.CDLL:
     made.sb_linear.restype, made.sb_linear.argtypes = None, [pointer, pointer, whole, pointer, whole]
     made.sb_norm.restype, made.sb_norm.argtypes = None, [pointer, pointer, whole, whole, ctypes.c_float, pointer]
     made.sb_ranks.restype = whole
-    made.sb_ranks.argtypes = [pointer, whole, whole, *[pointer] * 3, whole, whole, *[pointer] * 4, whole]
+    made.sb_ranks.argtypes = [pointer]
     made.sb_sizes.restype, made.sb_sizes.argtypes = whole, [whole]
     loaded.append(made)
     return made

@@ -220,6 +220,8 @@ struct Forward {
     float* last;             // [rows][width], as the last layer leaves them, or null
     float* logits;           // [rows - first_logit][outputs of the head in sixteens], or null
     int64_t first_logit;
+    const int64_t* kept;     // what `sb_keep` would do first, done by each layer when its turn comes: its keys are read then anyway
+    int64_t num_kept, kept_from;
 };
 }
 
@@ -542,6 +544,19 @@ static void attention(const Team& team, const Work& w, const Layer& layer, int64
     }
 }
 
+// Of the positions from `start` on keep `rows` (relative, ascending), packed together: one kv head of one layer.
+static void keep(const Model& m, float* K, float* V, int64_t start, const int64_t* rows, int64_t count) {
+    const int64_t dim = m.head_dim, ld = up(dim, LANES);
+    for (int64_t r = 0; r < count; r++) {
+        const int64_t from = start + rows[r], to = start + r;
+        if (from == to) continue;
+        const float* k = K + from / LANES * dim * LANES + from % LANES;
+        float* kept = K + to / LANES * dim * LANES + to % LANES;
+        for (int64_t i = 0; i < dim; i++) kept[i * LANES] = k[i * LANES];
+        memcpy(V + to * ld, V + from * ld, ld * sizeof(float));
+    }
+}
+
 // Queries and keys are normed and turned; keys and values go to their slots.
 static void place(const Team& team, const Work& w, const Layer& layer, int64_t number, int64_t row0, int64_t rows) {
     const Model& m = *w.m;
@@ -598,6 +613,15 @@ static void chunk(Team& team, const Work& w, int64_t row0, int64_t rows) {
             const float* h = w.h + r * w.ld_width;
             if (f.taps && f.taps[n]) memcpy(f.taps[n] + (row0 + r) * m.width, h, m.width * sizeof(float));
             rms_norm(h, layer.norm_1, m.width, m.eps, w.x + r * w.ld_width);
+        }
+        if (f.num_kept && !row0) {  // before any new row takes a place that one of these leaves
+            const int64_t dim = m.head_dim, capacity = up(f.capacity, LANES), number = f.layers[n];
+            int64_t kv, end;
+            team.share(m.kv_heads, &kv, &end);
+            for (; kv < end; kv++) {
+                float *K = f.keys[number] + kv * capacity * dim, *V = f.values[number] + kv * capacity * up(dim, LANES);
+                keep(m, K, V, f.kept_from, f.kept, f.num_kept);
+            }
         }
         team.meet();
         multiply(team, layer.qkv, w.x, w.ld_width, rows, [&](int64_t row, int64_t at, int sixteens, const float* sums) {
@@ -707,14 +731,20 @@ extern "C" void sb_norm(const float* x, const float* w, int64_t rows, int64_t n,
 }
 
 // ------------------------------------------------------------------------------------------------------------------- ranks
-struct Ranks {
+struct Asked {                      // as ranks.py lays it out: thirteen words, which one conversion hands over
     const float* scores;
-    int64_t ld, outputs, count, k;  // `count` of the rows, each `ld` numbers behind the last
+    int64_t ld, outputs;            // each row `ld` numbers behind the last
     const int64_t *rows, *names;    // which, or null for the first ones; what columns are called, or null for their numbers
     const double* above;            // by row, added to its log-probabilities; or null
-    float *values, *totals;         // null where nobody asks, as
-    double* log_probs;              // of the greatest: value - total, at most 0
+    int64_t count, k;               // of rows, and of the greatest of each
     int64_t* ids;
+    float* values;                  // null where nobody asks, as
+    double* log_probs;              // of the greatest: value - total, at most 0, and as
+    float* totals;
+    int64_t threads;
+};
+
+struct Ranks : Asked {
     std::atomic<bool> broken;       // a NaN was met, or a sum that makes no law
 };
 
@@ -807,28 +837,18 @@ static void ranks_team(void* given, Team team) {
 }
 
 // Whether every row gave its answer; only then there are any.
-extern "C" int64_t sb_ranks(const float* scores, int64_t ld, int64_t outputs, const int64_t* rows, const int64_t* names,
-                            const double* above, int64_t count, int64_t k, float* values, int64_t* ids, double* log_probs,
-                            float* totals, int64_t threads) {
-    Ranks w = {scores, ld, outputs, count, k, rows, names, above, values, totals, log_probs, ids, {false}};
-    pool().run(ranks_team, &w, outputs * count < 65536 ? 1 : (int)threads);
+extern "C" int64_t sb_ranks(const Asked* asked) {
+    Ranks w = {*asked, {false}};
+    pool().run(ranks_team, &w, w.outputs * w.count < 65536 ? 1 : (int)w.threads);
     return !w.broken;
 }
 
-// Of the positions from `start` on keep `rows` (relative, ascending), packed together, in each layer.
+// `keep` in each layer.
 extern "C" void sb_keep(const Model* m, float* const* keys, float* const* values, int64_t capacity, int64_t start,
                         const int64_t* rows, int64_t count) {
     const int64_t dim = m->head_dim, ld = up(dim, LANES), positions = up(capacity, LANES);
     for (int64_t layer = 0; layer < m->layers; layer++) for (int64_t kv = 0; kv < m->kv_heads; kv++) {
-        float *K = keys[layer] + kv * positions * dim, *V = values[layer] + kv * positions * ld;
-        for (int64_t r = 0; r < count; r++) {
-            const int64_t from = start + rows[r], to = start + r;
-            if (from == to) continue;
-            const float* k = K + from / LANES * dim * LANES + from % LANES;
-            float* kept = K + to / LANES * dim * LANES + to % LANES;
-            for (int64_t i = 0; i < dim; i++) kept[i * LANES] = k[i * LANES];
-            memcpy(V + to * ld, V + from * ld, ld * sizeof(float));
-        }
+        keep(*m, keys[layer] + kv * positions * dim, values[layer] + kv * positions * ld, start, rows, count);
     }
 }
 

@@ -21,7 +21,12 @@ from specbench.engine.session import Session
 
 
 class NativeCache:
-    """Keys [kv head, capacity / 16, head_dim, 16] and values [kv head, capacity, head_dim in sixteens] of each layer."""
+    """Keys [kv head, capacity / 16, head_dim, 16] and values [kv head, capacity, head_dim in sixteens] of each layer.
+
+    unmoved: where rows begin and which of them were kept, if they still stand where they were fed. Keys lie dimension by
+    dimension, so that to move one is to read a line of memory for each: a whole forward reads them anyway, layer by layer, and
+    moves them then. `settle` does it now.
+    """
 
     def __init__(self, weights: NativeWeights):
         self.weights, shape = weights, weights.shape
@@ -29,6 +34,7 @@ class NativeCache:
         self.lengths = [0] * shape.layers
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.unmoved: tuple[int, array[int]] | None = None
         self.reserve(LANES)
 
     @property
@@ -44,6 +50,7 @@ class NativeCache:
     def layers(self) -> list[Any]:
         """Copies in the common layout, [1, kv heads, length, head_dim], for those who compare caches."""
         dim = self.weights.shape.head_dim
+        self.settle()
         return [
             SimpleNamespace(
                 length=length,
@@ -57,6 +64,7 @@ class NativeCache:
         """Make room for `capacity` positions, keeping what is there."""
         if capacity <= self.capacity:
             return
+        self.settle()
         shape, blocks = self.weights.shape, -(-capacity // LANES)
         self.capacity = blocks * LANES
         ld = -(-shape.head_dim // LANES) * LANES
@@ -76,14 +84,22 @@ class NativeCache:
 
     def keep_rows(self, start: int, rows: Sequence[int]) -> None:
         """Of the positions from `start` on keep `rows` (relative, ascending)."""
+        self.settle()
         count = len(rows)
         if count and rows[-1] != count - 1:
-            kept, weights = array("q", rows), self.weights
-            pointers = (ctypes.addressof(self.key_pointers), ctypes.addressof(self.value_pointers))
-            weights.library.sb_keep(weights.reference, *pointers, self.capacity, start, kept.buffer_info()[0], count)
+            self.unmoved = start, array("q", rows)
         self.lengths = [start + count] * len(self.lengths)
 
+    def settle(self) -> None:
+        """Move what was kept to where it is counted."""
+        if self.unmoved is None:
+            return
+        (start, kept), weights, self.unmoved = self.unmoved, self.weights, None
+        pointers = (ctypes.addressof(self.key_pointers), ctypes.addressof(self.value_pointers))
+        weights.library.sb_keep(weights.reference, *pointers, self.capacity, start, kept.buffer_info()[0], len(kept))
+
     def reset(self) -> None:
+        self.unmoved = None
         self.lengths = [0] * len(self.lengths)
 
 
@@ -144,7 +160,9 @@ class NativeSession(Session):
         self._run(ids, past, trunk, parents, depths)
         if weights.reduced is not None:
             size = len(weights.reduced_ids)
-            logits = Narrow(logits if size == weights.outputs else logits[:, :size], weights.reduced, weights.reduced_ids)
+            rows_of = logits if size == weights.outputs else logits[:, :size]
+            memory = (call.logits or 0, weights.outputs, size, weights.reduced_at)
+            logits = Narrow(rows_of, weights.reduced, weights.reduced_ids, memory)
         return self.model.answer(logits, past, rows)
 
     def _run(
@@ -187,8 +205,17 @@ class NativeSession(Session):
             call.keys, call.values = ctypes.addressof(cache.key_pointers), ctypes.addressof(cache.value_pointers)
             call.capacity, self._bound = cache.capacity, (tables, cache.key_pointers)
         call.rows, call.past, call.trunk, call.threads = rows, past, trunk, threads.count()
+        is_whole = self._is_whole and call.num_layers == len(cache.lengths)
+        if not is_whole:
+            cache.settle()
+        unmoved = cache.unmoved
+        if unmoved is not None:
+            call.kept_from, kept = unmoved
+            call.kept, call.num_kept = kept.buffer_info()[0], len(kept)
         weights.library.sb_forward(weights.reference, self._address)
-        if self._is_whole and call.num_layers == len(cache.lengths):
+        if unmoved is not None:
+            cache.unmoved, call.num_kept = None, 0
+        if is_whole:
             cache.lengths = [end] * len(cache.lengths)
         else:
             cache.cut(end, self.layers)

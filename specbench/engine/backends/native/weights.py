@@ -53,6 +53,8 @@ class Call(ctypes.Structure):
         ("num_layers", _whole),
         *((name, _pointer) for name in ("keys", "values", "cosines", "sines", "taps", "last", "logits")),
         ("first_logit", _whole),
+        ("kept", _pointer),
+        *((name, _whole) for name in ("num_kept", "kept_from")),
     ]
 
 
@@ -113,6 +115,7 @@ class NativeWeights:
         shape.embed, shape.norm = self._own(module.model.embed_tokens.weight), self._own(module.model.norm.weight)
         self.reduced = module.lm_head if isinstance(module.lm_head, ReducedHead) else None
         self.reduced_ids = torch.empty(0, dtype=torch.long) if self.reduced is None else self.reduced.ids
+        self.reduced_at = self.reduced_ids.data_ptr()
         shape.head = self._matrix([module.lm_head if self.reduced is None else self.reduced.linear])
         layers = (Layer * shape.layers)(*(self._layer(layer, n, config) for n, layer in enumerate(module.model.layers)))
         self._kept.append(layers)
