@@ -212,12 +212,12 @@ def test_what_the_model_finds_unlikely_is_pruned_and_the_rest_is_merged() -> Non
     draft = FusedDraft.__new__(FusedDraft)
     draft.least = math.log(0.1)
     said = 3.0 + torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.05, 0.45, 0.45]]).log()
-    draft.said = [(said[:1], [], []), (said[1:], [0], [-1])]
+    draft.said, draft.grown = [(said[:1], 0), (said[1:], 0)], {(-1, 0): 0}
     tree = DraftTree([0, 1, 2], [-1, -1, 0])
     found = Likeliest([0, 3, 2, 1, 3, 2], [-1, -1, -1, 0, 1, 2], [0.4, 0.3, 0.3, 0.4, 0.3, 0.3])
     fused = draft._fused(tree, found)
     # 0 is there already; 3 is unlikely, and so goes what follows it; 2 is likely, and the 2 behind it nobody was asked about.
-    assert (fused.tokens, fused.parents) == ([0, 1, 2, 2, 2], [-1, -1, 0, -1, 3])
+    assert (fused.tokens, fused.parents) == ([0, 2, 1, 2, 2], [-1, 0, -1, -1, 3])  # the path of first children leads
     assert fused.contract is Contract.FIXED_SET and fused.phase == "fused"
 
 
