@@ -21,7 +21,7 @@ from specbench.engine.request import Outcome, Request
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.target import Target, open_target
-from specbench.engine.tree import EMPTY, Contract, DraftTree, Evidence, Feedback, Riders, Verdict
+from specbench.engine.tree import EMPTY, MOST_NODES, Contract, DraftTree, Evidence, Feedback, Riders, Verdict
 from specbench.parts.contracts import Adapter, Drafter, Needs, Part, Schedule, Setting, Shape, Source, Stop
 from specbench.parts.drafts.choice import Choice
 from specbench.parts.drafts.heads import HeadDraft

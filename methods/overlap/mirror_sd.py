@@ -16,7 +16,7 @@ target's noise.
 
 from __future__ import annotations
 
-from specbench.method import Method, Rule, whole
+from specbench.method import MOST_NODES, ConfigError, Method, Rule, whole
 from specbench.parts.schedules.foreseeing.mirrored import Mirrored
 
 
@@ -40,5 +40,8 @@ class MirrorSd(Method):
     ):
         whole("method.num_candidates", num_candidates, 1)
         whole("method.exit_layer", exit_layer, 1, null="half of the layers")
+        if isinstance(draft_length, int) and (branches := (draft_length + 1) * num_candidates) > MOST_NODES:
+            remedy = f"with draft_length={draft_length} that is {branches:,} branches: {MOST_NODES:,} at most, take fewer"
+            raise ConfigError("method.num_candidates", num_candidates, remedy)
         schedule = Mirrored(draft_length, num_candidates, exit_layer, fallback, draft_cores)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

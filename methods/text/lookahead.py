@@ -20,6 +20,8 @@ from collections import OrderedDict
 
 from specbench.method import (
     EMPTY,
+    MOST_NODES,
+    ConfigError,
     Drafter,
     DraftTree,
     Evidence,
@@ -45,6 +47,9 @@ class Lookahead(Method):
         whole("method.window", window, 1)
         whole("method.ngram", ngram, 2)
         whole("method.guesses", guesses, 1)
+        if (rows := (window + guesses) * (ngram - 1)) > MOST_NODES:
+            remedy = f"with ngram={ngram} and guesses={guesses} a round has {rows:,} rows: {MOST_NODES:,} at most, take fewer"
+            raise ConfigError("method.window", window, remedy)
         super().__init__(LookaheadDraft(window, ngram, guesses), rule=rule, rules=exact_rules(trees=True))
 
 

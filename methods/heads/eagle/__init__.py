@@ -12,6 +12,7 @@ keyed noise: the token that the target will choose is then among its first ones 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from specbench.engine.ranks import likeliest
 from specbench.method import (
     EMPTY,
+    MOST_NODES,
     Choice,
     ConfigError,
     Drafter,
@@ -49,6 +51,8 @@ from specbench.parts.shapes.static import fastest_tree, seconds_of_rows
 
 TAP = -1  # the LM head's input
 
+WIDEST = math.isqrt(MOST_NODES)  # so many nodes have so many children each, level by level
+
 
 class Eagle(Method):
     """draft_length: levels of the tree at most. top_k: children of an expanded node, and nodes expanded per level (1: a chain).
@@ -72,7 +76,7 @@ class Eagle(Method):
         rule: str | Rule | None = None,
     ):
         whole("method.draft_length", draft_length, 1)
-        whole("method.top_k", top_k, 1)
+        whole("method.top_k", top_k, 1, high=WIDEST)
         whole("method.num_nodes", num_nodes, 1, auto=True)
         drafter = EagleDraft(heads, draft_length, top_k, num_nodes)
         stop = make_stop(stop, draft_length, at_once=True)
