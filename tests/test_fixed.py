@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, BloomConfig
 
 from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
-from specbench.engine.backends import captures, fixed
+from specbench.engine.backends import captures, programs
 from specbench.engine.backends.fixed import Capture, FixedBranching, FixedSession
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
@@ -89,7 +89,7 @@ def test_programs_say_what_transformers_says(architecture: str) -> None:
     assert set(session._programs) == {1, 2, 3, 8} and session.length == 12
 
 
-def _without_mask(self: Any, ids: torch.Tensor, positions: torch.Tensor, mask: Any, real: Any = fixed._Rows.__call__) -> Any:
+def _without_mask(self: Any, ids: torch.Tensor, positions: torch.Tensor, mask: Any, real: Any = programs.Rows.__call__) -> Any:
     return real(self, ids, positions, None)
 
 
@@ -113,7 +113,7 @@ def _in_place(step: Any) -> Any:
 def test_a_program_with_a_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin."""
     if fault == "mask":
-        monkeypatch.setattr(fixed._Rows, "__call__", _without_mask)
+        monkeypatch.setattr(programs.Rows, "__call__", _without_mask)
     else:
         monkeypatch.setitem(captures.CAPTURES, "as_written", Capture(_in_place))
     with pytest.raises(AssertionError, match="not close" if fault == "mask" else "written over"):
@@ -209,13 +209,13 @@ def test_a_program_that_is_made_while_a_clock_runs_is_found(fault: str, monkeypa
         monkeypatch.setattr(ModelDraft, "announce", lambda self, request: None)
         monkeypatch.setattr(ModelDraft, "begin", late)
     else:
-        ready = fixed._Rows.make_ready
+        ready = programs.Rows.make_ready
 
-        def make_ready(self: fixed._Rows, threads: int) -> None:
+        def make_ready(self: programs.Rows, threads: int) -> None:
             ready(self, threads)
             self.ready_for |= {1, 2}
 
-        monkeypatch.setattr(fixed._Rows, "make_ready", make_ready)
+        monkeypatch.setattr(programs.Rows, "make_ready", make_ready)
     assert made_on_the_clock([1, 1, 2], monkeypatch)[1] > 0
 
 

@@ -124,6 +124,12 @@ class SamplingLaw:
         return chosen
 
 
+def chosen(scores: Tensor) -> Tensor:
+    """The ids [n] that `choose` takes by scores [n, V], on their device and without a host read; -1 where it refuses them."""
+    best = scores.argmax(dim=-1, keepdim=True)
+    return best.masked_fill(~scores.gather(-1, best).isfinite(), -1)[:, 0]
+
+
 def shares(scores: Tensor) -> Tensor:
     """Softmax over the last dimension. Raises ValueError for scores that make no law (NaN, infinity); costs one host read."""
     law = scores.softmax(dim=-1)
@@ -148,7 +154,7 @@ def keyed_uniforms(key: int, positions: Sequence[int], vocab_size: int, device: 
     rows = [_mix(seed + int(position) * _GOLDEN) for position in positions]
     if str(device) == "cpu":
         return torch.from_numpy(_uniforms_on_cpu(rows, vocab_size))
-    signed = torch.tensor([_signed(row) for row in rows], dtype=torch.int64, device=device)
+    signed = torch.tensor([_signed(row) for row in rows]).to(device, non_blocking=True)  # nobody waits for the device
     bits = signed[:, None] ^ _token_hash(vocab_size, str(device))
     # The finaliser's last xor-shift is left out: it only improves low bits, which rounding to 24 bits drops.
     bits = _mix_rounds(bits).bitwise_and_(_MAX63).bitwise_or_(1)

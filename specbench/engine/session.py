@@ -10,6 +10,7 @@ This is transformers' own forward, the reference of every other backend (`engine
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Session:
         self._positions = torch.arange(0, device=model.device).unsqueeze(0)
         self._parts: dict[tuple[int, ...], Session] = {}
 
-    @property
+    @cached_property
     def can(self) -> frozenset[str]:
         """What may be asked of it: tree, taps, riders, logits (of all rows), layers (a range of them), fork."""
         able = {"taps", "logits"} | ({"tree", "riders"} if self.model.tree_refusal is None else set())

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
     from specbench.engine.branching import Branching
     from specbench.engine.model import Model
+    from specbench.engine.sampling import SamplingLaw
     from specbench.engine.session import Session
 
 
 class Target(Protocol):
-    """One sequence on the target. `can`: tree, taps, riders, logits, layers, fork, as far as the backend and the model go."""
+    """One sequence on the target. `can`: tree, taps, riders, logits, layers, fork, as far as the backend and the model go;
+    chain and choice, where several things are one program (`Chaining`, `Choosing`).
+    """
 
     model: Model
     pending: int | None
@@ -58,6 +61,21 @@ class Target(Protocol):
         """Where it stands, for `restore`."""
 
     def restore(self, mark: Any) -> None: ...
+
+
+class Choosing(Target, Protocol):
+    """A target that can "choice": its own token for every row of a chain, and how many drafts agree, on the device."""
+
+    def forward_and_choose(self, tree: DraftTree, law: SamplingLaw, position: int, noise_key: int) -> Evidence:
+        """`forward`, with `Evidence.own` where the chain is no longer than a program may be. position: of row 0's token."""
+
+
+class Chaining(Protocol):
+    """A draft's sequence that can "chain": feed, choose, feed the choice, and the host reads once."""
+
+    def chain(self, ids: Sequence[int], length: int, law: SamplingLaw, position: int, noise_key: int) -> Sequence[int] | None:
+        """Feed ids and the first `length` - 1 of `length` tokens of its own choice, which stand from output position `position`
+        on; these tokens, or None where they are more than a program may have."""
 
 
 def open_target(model: Model, taps: Sequence[int] = ()) -> Target:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,47 @@ class Contract(enum.Enum):
     FIXED_SET = "fixed_set"  # chosen without randomness that the rule must undo (argmax, top-k, keyed noise, retrieval)
     IID = "iid"  # each node drawn independently from q of its parent
     WITHOUT_REPLACEMENT = "without_replacement"  # siblings drawn from q of their parent without replacement, in index order
+
+
+class Unread(Sequence[int]):
+    """Drafted ids that lie on a device and that the host has not read: whoever looks at one of them waits for the device, once.
+
+    on_device [n], -1 where the draft's logits made no law. below: no id is as large. Raises ValueError where one is -1.
+    """
+
+    def __init__(self, on_device: torch.Tensor, below: int):
+        self.on_device, self.below = on_device, below
+        self._ids: list[int] | None = None
+
+    def lies_on(self, device: torch.device) -> bool:
+        """Whether what runs there can take the ids without the host."""
+        return self.on_device.device == device
+
+    def tell(self, ids: list[int]) -> None:
+        """The ids, by somebody who read them along with something else."""
+        if min(ids) < 0:
+            from specbench.engine.ranks import NO_LAW
+
+            raise ValueError(NO_LAW)
+        self._ids = ids
+
+    def read(self) -> list[int]:
+        if self._ids is None:
+            self.tell(self.on_device.tolist())
+        assert self._ids is not None
+        return self._ids
+
+    def __len__(self) -> int:
+        return len(self.on_device)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.read()[place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self.read() == list(other)
+
+    def __repr__(self) -> str:
+        return f"Unread({len(self)})" if self._ids is None else repr(self._ids)
 
 
 @dataclass(slots=True)
@@ -42,7 +83,7 @@ class DraftTree:
     goes on from there.
     """
 
-    tokens: list[int]
+    tokens: Sequence[int]
     parents: list[int] | None = None
     contract: Contract = Contract.FIXED_SET
     q: Sequence[torch.Tensor] | torch.Tensor | None = None
@@ -65,7 +106,8 @@ class DraftTree:
 
     def refuse_impossible(self, room: int, max_nodes: int, vocab_size: int) -> None:
         """Raise ValueError for a proposal that breaks what its drafter promised or names ids that the target does not have."""
-        if self.tokens and not (min(self.tokens) >= 0 and max(self.tokens) < vocab_size):
+        known = isinstance(self.tokens, Unread) and self.tokens.below <= vocab_size  # without reading them
+        if self.tokens and not known and not (min(self.tokens) >= 0 and max(self.tokens) < vocab_size):
             odd = next(token for token in self.tokens if not 0 <= token < vocab_size)
             raise ValueError(f"id {odd!r} was drafted: the target's are 0 to {vocab_size - 1}")
         rows = len(self.tokens) + (0 if self.riders is None else len(self.riders))
@@ -165,18 +207,28 @@ class Riders:
         return len(self.parents)
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What the target itself says of a chain. tokens: by row, the root's first; agreed: so many drafts are these tokens."""
+
+    tokens: list[int]
+    agreed: int
+
+
 @dataclass(slots=True)
 class Evidence:
     """What one forward of the target answered, rejected rows included.
 
     logits [1 + N, vocab]: row 0 after pending, row i + 1 after node i (a prefill: [1, vocab], after the prompt). taps: by layer
-    [rows, width] of the same rows, or of the whole prompt. riders [R, vocab]. share: layers that the forward ran, of all.
+    [rows, width] of the same rows, or of the whole prompt. riders [R, vocab]. share: layers that the forward ran, of all. own:
+    the target's tokens, where it was asked to choose as it went (`target.Choosing`).
     """
 
     logits: torch.Tensor
     taps: Mapping[int, torch.Tensor]
     riders: torch.Tensor | None = None
     share: float = 1.0
+    own: Own | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,10 @@ class Drafter(Part):
 
 
 class Source(Protocol):
-    """Distributions to grow a tree on, one round at a time. num_forwards: of the model or heads behind it, in this round."""
+    """Distributions to grow a tree on, one round at a time. num_forwards: of the model or heads behind it, in this round.
+
+    One that can draft a chain by itself has `chain(length, choice, position)` too: the tokens without a draw, or None for now.
+    """
 
     num_forwards: int
 
@@ -212,6 +215,11 @@ class Stop(Part):
     def budget(self, room: int) -> int:
         """Tokens to draft at most in the coming round, in depth; `room` can be kept. 0: a plain step."""
         return room if self.draft_length is None else min(room, self.draft_length)
+
+    @property
+    def looks(self) -> bool:
+        """Whether it wants to see every token before the next one is drafted."""
+        return type(self).goes_on is not Stop.goes_on
 
     def goes_on(self, logits: Tensor, token: int) -> bool:
         """Whether to draft another one behind `token`, which was chosen by `logits` [1, vocab]."""

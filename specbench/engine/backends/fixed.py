@@ -1,34 +1,36 @@
 """Sessions whose forward has one shape per number of rows: what torch.compile and CUDA graphs want (`captures`).
 
 The cache is allocated at its full length, new rows go to slots that a tensor names, the mask covers every slot: a forward over
-n rows is one fixed program over buffers that stay where they are. A number of rows that is met for the first time runs as
-written, on the same cache; its program is made when the next sequence starts, outside every clock (or by `warm`). Prompts,
-states that enter in place of tokens, and parts of the model run as written too.
+n rows is one fixed program over buffers that stay where they are (`programs`). What is met for the first time runs as written,
+on the same cache; its program is made when the next sequence starts, outside every clock (or by `warm`). Prompts, states that
+enter in place of tokens, and parts of the model run as written too.
+
+Where it is worth it (`Capture.at_once`), a draft's chain is one program (`chain`), and so is the target's forward with its own
+choice for every row (`forward_and_choose`): then a round waits for the device once.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from specbench.config.say import say
+from specbench.engine.backends.programs import MAX_ROWS, Chain, Program, Rows, Step, Verify
 from specbench.engine.branching import BranchingSession
 from specbench.engine.cache import KVCache, PreallocatedLayer
-from specbench.engine.masks import FULL
 from specbench.engine.model import Model
+from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
+from specbench.engine.tree import DraftTree, Evidence, Unread
 from specbench.measure.sensors.clock import now
 
-MAX_ROWS = 64  # of a program
 _STEP = 256  # capacities are multiples of it: another one means all programs anew
-
-Program = Callable[[], Any]
+_LEAD = 2  # rows at most that begin a chain in its program: a fully accepted round leaves two unfed
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Capture:
     """make: of a step over fixed buffers something that does the same and is faster; called while nobody's clock runs.
 
     layer_seconds: about what that takes for each layer of the model, which is said beforehand; 0: too little to speak of.
+    at_once: whether several forwards and what is chosen between them are worth a program.
     """
 
-    make: Callable[[Program], Program]
+    make: Callable[[Step], Step]
     layer_seconds: float = 0.0
+    at_once: bool = False
 
 
 class FixedLayer(PreallocatedLayer):
@@ -85,42 +89,57 @@ class FixedSession(Session):
     ):
         assert capture is not None
         super().__init__(model, taps, cache if cache is not None else FixedCache(model.num_cache_layers), layers)
-        self._capture = capture
-        self._programs: dict[int, _Rows] = {}
-        self._wanted: set[int] = set()
+        self.capture = capture
+        self._programs: dict[Hashable, Program] = {}
+        self._wanted: dict[Hashable, Callable[[], Program]] = {}
         self._made_for = 0  # capacity of the buffers that the programs hold
+
+    @cached_property
+    def can(self) -> frozenset[str]:
+        # Who answers in the model's place (a script) does so between forwards.
+        whole = self.capture.at_once and type(self.model).answer is Model.answer
+        return super().can | ({"chain", "choice"} if whole else set())
 
     def start(self, capacity: int) -> None:
         super().start(capacity)
         self.warm(())
 
     def warm(self, rows: Sequence[int]) -> None:
-        self._wanted.update(count for count in rows if count <= MAX_ROWS)
+        for count in sorted(count for count in rows if count <= MAX_ROWS):
+            self._want_rows(count)
         if self.cache.layers[0].keys is None or not self._wanted:
             return  # buffers are made by the first forward
-        if self._made_for != self.cache.room:
-            self._programs.clear()
-            self._made_for = self.cache.room
+        self._drop_stale()
         threads = torch.get_num_threads()
-        lacking = [n for n in sorted(self._wanted) if n not in self._programs or threads not in self._programs[n].ready_for]
+        for key, create in self._wanted.items():
+            if key not in self._programs:
+                self._programs[key] = create()
+        lacking = [program for program in self._programs.values() if threads not in program.ready_for]
         if lacking:
             self._make(lacking, threads)
 
-    def _make(self, counts: Sequence[int], threads: int) -> None:
-        """The programs for so many rows each, with a word about it where it takes long."""
+    def _want_rows(self, count: int) -> None:
+        self._wanted.setdefault(count, lambda: Rows(self, count))
+
+    def _drop_stale(self) -> None:
+        """The buffers have become others: programs that hold those of before are of no use."""
+        if self._made_for != self.cache.room:
+            self._programs.clear()
+            self._made_for = self.cache.room
+
+    def _make(self, lacking: Sequence[Program], threads: int) -> None:
+        """Make these programs, with a word about it where it takes long."""
         model = self.model
-        about = self._capture.layer_seconds * model.num_cache_layers
+        about = self.capture.layer_seconds * model.num_cache_layers
         if about:
-            role, those = "draft" if model.is_draft else "target", ", ".join(map(str, counts))
+            role, those = "draft" if model.is_draft else "target", ", ".join(program.name for program in lacking)
             say(f"compiling the {role}'s forwards of {those} rows: about {about:.0f} s for each, less where they were kept")
-        for number, count in enumerate(counts, 1):
+        for number, program in enumerate(lacking, 1):
             begin = now()
-            program = self._programs.get(count) or _Rows(self, count)
             program.make_ready(threads)
-            self._programs[count] = program
             model.alive()
             if about:
-                say(f"compiled {number} of {len(counts)} in {now() - begin:.0f} s")
+                say(f"compiled {number} of {len(lacking)} in {now() - begin:.0f} s")
 
     @torch.inference_mode()
     def _forward(self, module: Any, mask: Any, positions: Tensor, **inputs: Any) -> Any:
@@ -129,79 +148,52 @@ class FixedSession(Session):
         if module is not self.model.module or "input_ids" not in inputs or rows > MAX_ROWS or is_prompt:
             return super()._forward(module, mask, positions, **inputs)
         program = self._programs.get(rows)
-        if program is None:
-            self._wanted.add(rows)
+        if not isinstance(program, Rows):
+            self._want_rows(rows)
             return super()._forward(module, mask, positions, **inputs)
         return program(inputs["input_ids"], positions, mask)
 
+    # Several things at once. What has no program yet runs its step as written: the same ids, with a wait for nobody.
 
-class _Rows:
-    """The program for one number of rows, and the buffers that it reads."""
+    def _at_once(self, key: Hashable, create: Callable[[], Program]) -> Program:
+        self._drop_stale()
+        program = self._programs.get(key)
+        if program is None:
+            self._wanted[key] = create
+            program = self._programs[key] = create()
+        return program
 
-    def __init__(self, session: FixedSession, count: int):
-        model, cache, device = session.model, session.cache, session.model.device
-        self.cache, self.session, self.count = cache, session, count
-        capacity, plan = cache.room + MAX_ROWS, model.plan
-        self.lowest = torch.finfo(model.dtype).min
-        self.ids = torch.zeros((1, count), dtype=torch.int64, device=device)
-        self.positions = torch.arange(count, device=device)[None].clone()
-        self.slots = torch.arange(cache.room, cache.room + count, device=device)
-        kinds = plan.layer_types if plan.window is not None else (FULL,)
-        self.masks = {kind: torch.zeros((1, 1, count, capacity), dtype=model.dtype, device=device) for kind in kinds}
-        self.given = next(iter(self.masks.values())) if len(self.masks) == 1 else self.masks
-        self.program: Program | None = None
-        self.ready_for: set[int] = set()
+    @torch.inference_mode()
+    def chain(self, ids: Sequence[int], length: int, law: SamplingLaw, position: int, noise_key: int) -> Unread | None:
+        """Feed ids and then, one behind the other, `length` tokens of its own choice but the last; these tokens.
 
-    def make_ready(self, threads: int) -> None:
-        """Run once with as many threads as this process has now: what compiles does so at the first run. The text stays."""
-        torch.arange(self.cache.room, self.cache.room + self.count, out=self.slots)
-        with torch.inference_mode(), self._in_fixed_form():
-            self.program = self.program or self.session._capture.make(self._step)
-            self.program()
-        self.ready_for.add(threads)
+        position: where the first of them will stand in the output. None for a chain that is too long for a program.
+        """
+        if _LEAD + length > MAX_ROWS:
+            return None
+        if len(ids) > _LEAD or not self.length:
+            self.feed(ids[:-1], last_only=True)
+            ids = ids[-1:]
+        lead = len(ids)
+        program = self._at_once(("chain", lead, length, law), lambda: Chain(self, law, lead, length))
+        assert isinstance(program, Chain)
+        return program(ids, position, noise_key)
 
-    def _step(self) -> Any:
-        session = self.session
-        output = session.model.module(
-            input_ids=self.ids,
-            attention_mask=self.given,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            output_hidden_states=bool(session.tap_layers),
-        )
-        return output.logits, output.hidden_states
-
-    def __call__(self, ids: Tensor, positions: Tensor, mask: Any) -> Any:
-        cache, past = self.cache, self.cache.length
-        end = past + self.count
-        assert end <= cache.room, f"cache of {cache.room} positions asked for {end}"
-        self.ids.copy_(ids)
-        self.positions.copy_(positions)
-        torch.arange(past, end, out=self.slots)
-        for kind, whole in self.masks.items():
-            whole.fill_(self.lowest)
-            whole[..., :end] = 0.0 if mask is None else mask[kind] if isinstance(mask, dict) else mask
-        assert self.program is not None, "make it ready first"
-        with self._in_fixed_form():
-            logits, hidden = self.program()
-        for layer in cache.layers:
-            layer.length = end
-        # The next run of this program writes to the same places.
-        kept = None if hidden is None else {n: hidden[n].clone() for n in self.session.tap_layers}
-        return SimpleNamespace(logits=logits.clone(), hidden_states=kept)
-
-    @contextlib.contextmanager
-    def _in_fixed_form(self) -> Iterator[None]:
-        """While it lasts layers write to the slots, and their lengths, which programs must not depend on, read 0."""
-        lengths = self.cache.lengths
-        for layer in self.cache.layers:
-            layer.slots, layer.length = self.slots, 0
-        try:
-            yield
-        finally:
-            for layer, length in zip(self.cache.layers, lengths, strict=True):
-                layer.slots, layer.length = None, length
+    @torch.inference_mode()
+    def forward_and_choose(self, tree: DraftTree, law: SamplingLaw, position: int, noise_key: int) -> Evidence:
+        """`forward` of a chain without riders, with the target's own tokens in the evidence (`Evidence.own`)."""
+        assert self.pending is not None and tree.is_chain, "prefill first; chains only"
+        rows = 1 + len(tree.tokens)
+        if rows > MAX_ROWS:
+            return self.forward(tree)
+        program = self._at_once(("verify", rows, law), lambda: Verify(self, law, rows))
+        assert isinstance(program, Verify)
+        self._last_start = self.length
+        evidence, hidden = program(self.pending, tree.tokens, position, noise_key)
+        if hidden is not None:
+            self._tapped = {layer: hidden[layer][0] for layer in self.tap_layers}
+            evidence.taps = self._tapped
+        return evidence
 
 
 class FixedBranching(FixedSession, BranchingSession):

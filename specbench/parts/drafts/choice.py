@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from specbench.engine.tree import Contract
 if TYPE_CHECKING:
     from specbench.engine.request import Request
     from specbench.engine.sampling import SamplingLaw
+    from specbench.engine.session import Session
+    from specbench.engine.target import Chaining
     from specbench.parts.rules.rule import Rule
 
 OWN_STREAM = 0x5DEECE66D  # the draft's coins must not be the rule's: with one seed for both the output would be biased
@@ -41,6 +44,12 @@ class Choice:
     def token(self, logits: Tensor, position: int) -> int:
         """The token for an output position, from logits [1, vocab], without a draw."""
         return self.law.choose(logits, [position], self.noise_key)[0]
+
+    def tokens(self, session: Session, ids: Sequence[int], length: int, position: int) -> Sequence[int] | None:
+        """`length` of them behind ids that are fed first, where the session can draft a chain at once; None where it cannot."""
+        if "chain" not in session.can:
+            return None
+        return cast("Chaining", session).chain(ids, length, self.law, position, self.noise_key)
 
     def laws(self, logits: Tensor) -> Tensor:
         """The draft's own laws [n, vocab_size], warped as the target's, of logits [n, vocab]."""

@@ -101,6 +101,10 @@ class ModelDraft(Drafter):
                 self.session.rollback(context)
             return tree
 
+        if "chain" in self.session.can and not self.shape.branches:
+            for length in range(1, longest + 1):
+                draft(length)
+            self.session.warm(())  # what was met now has its programs before it is timed
         return draft
 
     # As a source.
@@ -113,6 +117,11 @@ class ModelDraft(Drafter):
             self.grown = {}
         self.num_forwards = 1
         return logits
+
+    def chain(self, length: int, choice: Choice, position: int) -> Sequence[int] | None:
+        tokens = choice.tokens(self.session, self.tokens[self.session.length :], length, position)
+        self.num_forwards = 0 if tokens is None else length
+        return tokens
 
     def next(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
         self.num_forwards += 1

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ from specbench.parts.rules.chain import lockstep_ratio, match, path_to, ratio
 from specbench.parts.rules.coins import RuleRng, TorchRng
 from specbench.parts.rules.lossy import typical
 from specbench.parts.rules.tree import delta, k_seq, recursive_with_replacement, recursive_without_replacement
+
+if TYPE_CHECKING:
+    from specbench.engine.target import Choosing, Target
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,13 @@ class Rule:
         """The rule's chance for one sample; None for a rule that has none."""
         return TorchRng.seeded(noise_key) if self.reads == "probabilities" else None
 
+    def ask(self, target: Target, tree: DraftTree, law: SamplingLaw, position: int, noise_key: int) -> Evidence:
+        """What the target says of pending and a tree; of a chain its own tokens at once, if that is what counts and it can."""
+        plain = tree.parents is None and tree.riders is None and not tree.start_layer
+        if plain and self.reads == "choice" and "choice" in target.can:
+            return cast("Choosing", target).forward_and_choose(tree, law, position, noise_key)
+        return target.forward(tree)
+
     def judge(
         self, tree: DraftTree, evidence: Evidence, law: SamplingLaw, position: int, noise_key: int, coins: RuleRng | None
     ) -> Verdict:
@@ -55,6 +65,11 @@ class Rule:
         """
         check_contract(self, tree.contract)
         if self.reads == "choice":
+            if evidence.own is not None:
+                if self.function is match:  # counted where the tokens were chosen
+                    agreed = evidence.own.agreed
+                    return Verdict(tuple(range(agreed)), tuple(evidence.own.tokens[: agreed + 1]))
+                return self.function(tree, evidence.own.tokens)
             if tree.parents is None:
                 positions: Sequence[int] = range(position, position + len(tree.tokens) + 1)
             elif evidence.logits.is_cpu:  # elsewhere one read for all rows is cheaper than one a level

@@ -42,7 +42,7 @@ class Sequential(Schedule):
             tree = drafter.propose(min(books.room, stop.budget(books.room)))
             tree.refuse_impossible(books.room, drafter.max_nodes, vocab_size)
             books.stamp("draft")
-            evidence = target.forward(tree)
+            evidence = rule.ask(target, tree, law, books.position, key)
             verdict = rule.judge(tree, evidence, law, books.position, key, coins)
             verdict.refuse_impossible(tree, vocab_size)
             books.stamp("verify")

@@ -125,7 +125,7 @@ class Deciding:
     def judged(self, tree: DraftTree) -> Verdict:
         """The verdict on a draft, and what it cost booked."""
         start = now()
-        evidence = self.session.forward(tree)
+        evidence = self.rule.ask(self.session, tree, self.law, self.books.position, self.request.noise_key)
         verdict = self.rule.judge(tree, evidence, self.law, self.books.position, self.request.noise_key, None)
         self.books.add("verify", now() - start)
         return verdict

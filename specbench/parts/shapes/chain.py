@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 
 
 class Chain(Shape):
-    """The source's own sequence, until the stop says so."""
+    """The source's own sequence, until the stop says so; at once (`Source.chain`) where nobody looks at it on the way."""
 
     form = "chain"
 
     def grow(self, source: Source, max_depth: int, choice: Choice, position: int, stop: Stop) -> DraftTree:
         tokens: list[int] = []
         laws: list[Tensor] = []
+        if not (choice.draws or stop.looks) and (at_once := getattr(source, "chain", None)) is not None:
+            found = at_once(max_depth, choice, position)
+            if found is not None:
+                return DraftTree(found)
         logits = source.root()
         while True:
             if choice.draws:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,7 +124,7 @@ class NativeSession(Session):
             self._tap_pointers = (ctypes.c_void_p * total)()
             self._call_of.taps = ctypes.addressof(self._tap_pointers)
 
-    @property
+    @cached_property
     def can(self) -> frozenset[str]:
         return frozenset({"tree", "taps", "riders", "logits", "layers", "fork"})
 

@@ -64,9 +64,10 @@ class Verifier(Deciding):
         if self.rests:
             return Progress.WORKED
         start = now()
-        self.evidence = self.session.forward(DraftTree(self.unverified))
+        tree = DraftTree(self.unverified)
+        self.evidence = self.rule.ask(self.session, tree, self.law, self.books.position, self.request.noise_key)
         if self.rows is None:
-            self.verdict = self._judge(self.rule, DraftTree(self.unverified))
+            self.verdict = self._judge(self.rule, tree)
         else:
             self.clock.synchronize()  # the wait that follows must not hide the device's work
         self.books.add("verify", now() - start)
