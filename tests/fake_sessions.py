@@ -77,6 +77,8 @@ def agreement(kind: str, rate: float, seed: int, prompt_length: int) -> Callable
 class FakeSession:
     """One sequence on a table. `cost`, if given, is called with the rows of every forward (a virtual clock's hand)."""
 
+    can: frozenset[str] = frozenset()
+
     def __init__(self, table: Table, cost: Callable[[int], None] | None = None):
         self.table, self.cost = table, cost
         self.fed: list[int] = []

@@ -148,7 +148,7 @@ def test_speculative_decoding_keeps_its_rounds() -> None:
     assert rounds[0] == rounds[1]
 
 
-def made_on_the_clock(threads: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+def made_on_the_clock(threads: Sequence[int], monkeypatch: pytest.MonkeyPatch, at_once: bool = False) -> tuple[int, int]:
     """Speculative decoding of one sample after the other, each with so many threads: programs made, and those of them that
     were made between the sample's first stamp and its outcome."""
     running, made = [False], []
@@ -176,7 +176,7 @@ def made_on_the_clock(threads: Sequence[int], monkeypatch: pytest.MonkeyPatch) -
 
     noted("start", True)
     noted("outcome", False)
-    monkeypatch.setitem(captures.CAPTURES, "lazy", Capture(lazily))
+    monkeypatch.setitem(captures.CAPTURES, "lazy", Capture(lazily, at_once=at_once))
     target, draft = tiny.bare(tiny.VOCAB, seed=0, spread=4.0), tiny.bare(tiny.VOCAB, seed=0, spread=4.2)
     around = tiny.runtime(replace(target, fixed="lazy"), replace(draft, fixed="lazy"), max_new_tokens=6)
     method, texts, before = tiny.opened(Speculative(draft_length=1), around), set(), torch.get_num_threads()
@@ -190,14 +190,16 @@ def made_on_the_clock(threads: Sequence[int], monkeypatch: pytest.MonkeyPatch) -
     return len(made), sum(made)
 
 
-def test_no_clock_runs_while_programs_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_no_clock_runs_while_programs_are_made(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the target's, not the draft's, and not where the threads have become others."""
-    made, on_the_clock = made_on_the_clock([1, 1, 2, 2, 1], monkeypatch)
+    made, on_the_clock = made_on_the_clock([1, 1, 2, 2, 1], monkeypatch, at_once)
     assert made >= 6 and not on_the_clock
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("fault", ["draft", "threads"])
-def test_a_program_that_is_made_while_a_clock_runs_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_is_made_while_a_clock_runs_is_found(fault: str, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin: the draft's sequence begins behind the prefill; programs are made without asking for how many threads."""
     if fault == "draft":
         begin = ModelDraft.begin
@@ -209,14 +211,14 @@ def test_a_program_that_is_made_while_a_clock_runs_is_found(fault: str, monkeypa
         monkeypatch.setattr(ModelDraft, "announce", lambda self, request: None)
         monkeypatch.setattr(ModelDraft, "begin", late)
     else:
-        ready = programs.Rows.make_ready
+        ready = programs.Program.make_ready
 
-        def make_ready(self: programs.Rows, threads: int) -> None:
+        def make_ready(self: programs.Program, threads: int) -> None:
             ready(self, threads)
             self.ready_for |= {1, 2}
 
-        monkeypatch.setattr(programs.Rows, "make_ready", make_ready)
-    assert made_on_the_clock([1, 1, 2], monkeypatch)[1] > 0
+        monkeypatch.setattr(programs.Program, "make_ready", make_ready)
+    assert made_on_the_clock([1, 1, 2], monkeypatch, at_once)[1] > 0
 
 
 def test_a_text_stands_when_its_programs_are_made_ready_again() -> None:

@@ -1,0 +1,123 @@
+"""CUDA graphs of whole chains and verdicts, on an accelerator: eager's ids, one wait a round, answers that stand.
+
+In float32, and the ids of a tiny model with logits units apart: what the two ways add up in different orders moves none.
+"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from test_at_once import KEY, LAWS, decoded, models, told
+
+from specbench.engine.backends import captures, programs
+from specbench.engine.backends.fixed import Capture, FixedSession
+from specbench.engine.model import Model
+from specbench.engine.target import open_session
+from specbench.engine.tree import DraftTree
+from specbench.methods.chains.speculative import Speculative
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda:0"
+
+
+def on_device(capture: str | None, architecture: str = "llama") -> tuple[Model, Model]:
+    made = models(architecture, capture)
+    for model in made:
+        model.module.to(DEVICE)
+    return made
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3"])
+def test_graphs_give_the_rounds_of_eager(architecture: str, law: str) -> None:
+    said = [
+        told(decoded(Speculative(draft_length=4), kind, LAWS[law], architecture, device=DEVICE)) for kind in (None, "graph")
+    ]
+    assert said[0] == said[1]
+
+
+def waits_by_round(kind: str, law: str) -> list[int]:
+    """Operations that wait for the device, as torch counts them, in each round of a sample whose programs are there."""
+    around = tiny.runtime(*on_device(kind), law=LAWS[law], max_new_tokens=30)
+    method, counts = tiny.opened(Speculative(draft_length=4), around), [0]
+    for _ in range(2):
+        method.decode(tiny.request(around, tiny.prompt(6)))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+
+        def count() -> None:
+            counts.append(sum("synchroniz" in str(one.message) for one in found))
+
+        around.alive = count
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            method.decode(tiny.request(around, tiny.prompt(6)))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return [after - before for before, after in pairwise(counts[1:])]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_round_waits_once(law: str) -> None:
+    assert set(waits_by_round("graph", law)) == {1}
+
+
+def test_by_token_a_round_waits_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: graphs of single forwards."""
+    monkeypatch.setitem(captures.CAPTURES, "single", Capture(captures.Graph))
+    assert max(waits_by_round("single", "greedy")) >= 5
+
+
+def test_what_was_answered_stands_and_a_changed_buffer_is_read() -> None:
+    target, draft = on_device("graph")
+    session = open_session(draft)
+    assert isinstance(session, FixedSession)
+    chains = []
+    for _ in range(3):
+        session.start(100)
+        session.feed(tiny.prompt(9))
+        chains.append(session.chain([3], 4, LAWS["sampled"], 5, KEY))
+        session.rollback(9)
+        chains.append(session.chain([4], 4, LAWS["sampled"], 9, KEY))
+    assert all(isinstance(program.made, captures.Graph) for program in session._programs.values())
+    assert list(chains[0] or ()) == list(chains[2] or ()) == list(chains[4] or ())
+    assert list(chains[1] or ()) == list(chains[3] or ()) == list(chains[5] or ())
+
+    judge = open_session(target)
+    assert isinstance(judge, FixedSession)
+    kept: list[Any] = []
+    for _ in range(2):
+        judge.start(600)  # other buffers than the draft's, and larger ones
+        judge.pending = int(judge.prefill(tiny.prompt(9)).logits.argmax())
+        for drafts in ([1, 2], [5, 6]):
+            evidence = judge.forward_and_choose(DraftTree(drafts), LAWS["greedy"], 1, KEY)
+            assert evidence.own is not None and evidence.own.tokens == evidence.logits.argmax(-1).tolist()
+            kept.append((evidence.logits, evidence.logits.clone()))
+            judge.rollback(9)
+    assert all(torch.equal(one, other) for one, other in kept)
+    assert torch.equal(kept[1][0], kept[3][0]) or torch.allclose(kept[1][0], kept[3][0], atol=1e-4)
+
+
+def test_recording_refuses_a_step_that_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: a host read in a step is no graph. The last one here: whatever it leaves behind, nobody follows."""
+
+    def reads(scores: torch.Tensor) -> torch.Tensor:
+        best = scores.argmax(-1)
+        return best + 0 * int(best[0])
+
+    _, draft = on_device("graph")
+    session = open_session(draft)
+    assert isinstance(session, FixedSession)
+    session.start(100)
+    session.feed(tiny.prompt(9))
+    monkeypatch.setattr(programs, "chosen", reads)
+    session.chain([3], 2, LAWS["greedy"], 5, KEY)
+    with pytest.raises(RuntimeError):
+        session.start(100)
+    torch.cuda.synchronize(DEVICE)
