@@ -5,8 +5,11 @@ In float32, and the ids of a tiny model with logits units apart: what the two wa
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,8 +107,8 @@ def test_what_was_answered_stands_and_a_changed_buffer_is_read() -> None:
     assert torch.equal(kept[1][0], kept[3][0]) or torch.allclose(kept[1][0], kept[3][0], atol=1e-4)
 
 
-def test_recording_refuses_a_step_that_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The twin: a host read in a step is no graph. The last one here: whatever it leaves behind, nobody follows."""
+def record_a_read() -> None:
+    """Record a step that reads: what `test_recording_refuses_a_step_that_reads` runs in a process of its own."""
 
     def reads(scores: torch.Tensor) -> torch.Tensor:
         best = scores.argmax(-1)
@@ -114,10 +117,16 @@ def test_recording_refuses_a_step_that_reads(monkeypatch: pytest.MonkeyPatch) ->
     _, draft = on_device("graph")
     session = open_session(draft)
     assert isinstance(session, FixedSession)
-    session.start(100)
-    session.feed(tiny.prompt(9))
-    monkeypatch.setattr(programs, "chosen", reads)
-    session.chain([3], 2, LAWS["greedy"], 5, KEY)
-    with pytest.raises(RuntimeError):
+    programs.chosen = reads
+    for _ in range(2):
         session.start(100)
-    torch.cuda.synchronize(DEVICE)
+        session.feed(tiny.prompt(9))
+        session.chain([3], 2, LAWS["greedy"], 5, KEY)
+    print("recorded")
+
+
+def test_recording_refuses_a_step_that_reads() -> None:
+    """The twin: a host read in a step is no graph. What a broken recording leaves behind nobody else shall meet."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_cuda_graph as t; t.record_a_read()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "recorded" not in done.stdout and "capturing" in done.stderr, done.stderr
