@@ -71,14 +71,14 @@ def models(architecture: str, capture: str | None, noise: float = 0.3) -> tuple[
 def decoded(
     method: Method, capture: str | None, law: SamplingLaw, architecture: str = "llama", device: str = "cpu"
 ) -> list[Outcome]:
-    """Two prompts, one of them twice: what is met in the first sample is a program in the next."""
+    """Three prompts, one of them twice: what is met in the first sample is a program in the next."""
     made = models(architecture, capture)
     for model in made:
         model.module.to(device)
     around = tiny.runtime(*made, law=law, max_new_tokens=22)
     tiny.opened(method, around)
     try:
-        return [method.decode(tiny.request(around, tiny.prompt(5 + n, n), str(n))) for n in (0, 1, 0)]
+        return [method.decode(tiny.request(around, tiny.prompt(5 + n, n), str(n))) for n in (0, 1, 2, 0)]
     finally:
         method.close()
 
