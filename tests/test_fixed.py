@@ -213,8 +213,8 @@ def test_a_program_that_is_made_while_a_clock_runs_is_found(fault: str, at_once:
     else:
         ready = programs.Program.make_ready
 
-        def make_ready(self: programs.Program, threads: int) -> None:
-            ready(self, threads)
+        def make_ready(self: programs.Program, threads: int, make: Any) -> None:
+            ready(self, threads, make)
             self.ready_for |= {1, 2}
 
         monkeypatch.setattr(programs.Program, "make_ready", make_ready)

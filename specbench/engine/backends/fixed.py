@@ -136,7 +136,7 @@ class FixedSession(Session):
             say(f"compiling the {role}'s forwards of {those} rows: about {about:.0f} s for each, less where they were kept")
         for number, program in enumerate(lacking, 1):
             begin = now()
-            program.make_ready(threads)
+            program.make_ready(threads, self.capture.make)
             model.alive()
             if about:
                 say(f"compiled {number} of {len(lacking)} in {now() - begin:.0f} s")

@@ -25,7 +25,7 @@ from specbench.engine.sampling import SamplingLaw, chosen, keyed_gumbel
 from specbench.engine.tree import Evidence, Own, Unread
 
 if TYPE_CHECKING:
-    from specbench.engine.backends.fixed import FixedSession
+    from specbench.engine.session import Session
 
 MAX_ROWS = 64  # of a program
 
@@ -35,16 +35,16 @@ Step = Callable[[], Any]
 class Program:
     """A step, and what a capture made of it. name: what it is a forward of, for people."""
 
-    def __init__(self, session: FixedSession, name: str):
+    def __init__(self, session: Session, name: str):
         self.session, self.cache, self.name = session, session.cache, name
         self.made: Step | None = None
         self.ready_for: set[int] = set()
 
-    def make_ready(self, threads: int) -> None:
+    def make_ready(self, threads: int, make: Callable[[Step], Step]) -> None:
         """Run once with as many threads as this process has now: what compiles does so at the first run. The text stays."""
         with torch.inference_mode(), self._in_fixed_form():
             self._aim(self.cache.room, 0)  # a position that every model has, and slots that nobody reads
-            self.made = self.made or self.session.capture.make(self.step)
+            self.made = self.made or make(self.step)
             self.made()
         self.ready_for.add(threads)
 
@@ -103,7 +103,7 @@ class Program:
 class Rows(Program):
     """The program for one number of rows."""
 
-    def __init__(self, session: FixedSession, count: int):
+    def __init__(self, session: Session, count: int):
         super().__init__(session, f"{count}")
         model, cache, device = session.model, session.cache, session.model.device
         self.count = count
@@ -138,7 +138,7 @@ class _Choosing(Program):
     fed: ids that are put in; num_choices: tokens chosen. Under a law with a temperature their noise is put in too.
     """
 
-    def __init__(self, session: FixedSession, name: str, law: SamplingLaw, fed: int, num_choices: int):
+    def __init__(self, session: Session, name: str, law: SamplingLaw, fed: int, num_choices: int):
         super().__init__(session, name)
         model, device = session.model, session.model.device
         self.law, self.fed, self.num_choices = law, fed, num_choices
@@ -184,7 +184,7 @@ class _Choosing(Program):
 class Chain(_Choosing):
     """`length` tokens behind `fed` ids; all are fed but the last. Chosen as `SamplingLaw.choose` does."""
 
-    def __init__(self, session: FixedSession, law: SamplingLaw, fed: int, length: int):
+    def __init__(self, session: Session, law: SamplingLaw, fed: int, length: int):
         super().__init__(session, f"{fed} to {fed + length - 1}", law, fed, length)
         self.extra = {"logits_to_keep": 1} if session.model.accepts_logits_to_keep else {}
 
@@ -207,7 +207,7 @@ class Chain(_Choosing):
 class Verify(_Choosing):
     """Pending and the drafts behind it: logits and taps, and in one short tensor what the host has to know."""
 
-    def __init__(self, session: FixedSession, law: SamplingLaw, count: int):
+    def __init__(self, session: Session, law: SamplingLaw, count: int):
         super().__init__(session, f"{count}", law, count, count)
 
     def step(self) -> Any:
@@ -234,7 +234,7 @@ class Verify(_Choosing):
         return Evidence(logits, {}, own=Own(ids[: self.fed], agreed)), hidden
 
 
-def kinds_of(session: FixedSession) -> Sequence[str]:
+def kinds_of(session: Session) -> Sequence[str]:
     """The masks that the model wants."""
     plan = session.model.plan
     return plan.layer_types if plan.window is not None else (FULL,)
