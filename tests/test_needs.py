@@ -36,8 +36,8 @@ def test_a_target_that_cannot_do_it_is_refused_before_a_folder_exists(tmp_path: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["method=layerskip", "method.exit_layer=12"], r"pair\.target=.*it has 12 layers.*method\.exit_layer below 12"),
-        (["method=mirror_sd", "method.exit_layer=99"], r"pair\.target=.*it has 12 layers.*method\.exit_layer below 12"),
+        (["method=layerskip", "method.exit_layer=12"], r"method\.exit_layer=12.*has 12 layers.*at most 11"),
+        (["method=mirror_sd", "method.exit_layer=99"], r"method\.exit_layer=99.*has 12 layers.*at most 11"),
         (["method=pipespec", "method.stages=[draft,'target:13']"], r"method\.stages=.*target:13.*the target has 12 layers"),
         (["method@baseline=pipespec", "baseline.stages=[no/such/model]"], r"method\.stages=.*no/such/model"),
     ],

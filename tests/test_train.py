@@ -533,3 +533,11 @@ def test_a_draft_and_heads_over_frequent_ids_are_trained_on_chats_and_run(
     assert made_on_chats["calibration"]["prompts"] == "chats that nothing was trained on"
     assert "chats of the target" in (tmp_path / "acceptance" / "README.md").read_text()
     load_heads(AcceptanceHead, tmp_path / "acceptance", TargetParts.of(draft.module, target_hash(spec.draft)))
+
+
+def test_help_is_every_option_with_its_meaning() -> None:
+    from specbench.train.__main__ import help_page
+
+    page = help_page()
+    assert "part: null           # what to make" in page and "tokens: null         # budget" in page and "  draft: {kind" in page
+    assert "\nhydra:" not in page

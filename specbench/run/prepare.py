@@ -118,8 +118,8 @@ def refuse_unmet_needs(methods: Sequence[Method], pair: PairSpec) -> None:
     least = max(need.layers for need in needs)
     layers = num_layers(target) if least else 0
     if layers < least:
-        remedy = f"it has {layers} layers, one of which is left to verify with: take method.exit_layer below {layers}"
-        raise UnfitError("pair.target", target.name, remedy)
+        remedy = f"{target.name} has {layers} layers, one of which is left to verify with: at most {layers - 1}"
+        raise UnfitError("method.exit_layer", least - 1, remedy)
     load = stage_loader(pair)
     for stage in {stage: None for need in needs for stage in need.stages}:
         assert load is not None, "stages need a draft too"

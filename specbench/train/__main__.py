@@ -74,6 +74,15 @@ def main(config: DictConfig) -> None:
     print(json.dumps(result))
 
 
+def help_page() -> str:
+    """The options with their meanings, as conf/train.yaml has them; what Hydra alone reads there is left out."""
+    lines = (CONF_DIR / "train.yaml").read_text().splitlines()
+    return "\n".join(lines[: lines.index("hydra:")]).rstrip()
+
+
 if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_page())
+        sys.exit()
     register_search_path()  # methods of plugins have heads too
     main()

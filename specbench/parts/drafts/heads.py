@@ -53,7 +53,7 @@ class HeadDraft(Drafter):
     ):
         self.family, self.heads_name, self.num_nodes, self.presets = family, heads, num_nodes, presets or {}
         whole("method.num_nodes", num_nodes, 1, auto=True)
-        self.given = None if tree == "auto" else self._parse(tree)
+        self.tree, self.given = tree, None if tree == "auto" else self._parse(tree)
         self.plan: TreePlan | None = None
         self.noise: Tensor | None = None  # of the round's positions, [depth, vocab], where the target's is shared
         self._facts: dict[str, float | int | str] = {}
@@ -63,13 +63,16 @@ class HeadDraft(Drafter):
             if tree not in self.presets:
                 raise ConfigError("method.tree", tree, f"possible: {', '.join(['auto', *self.presets])}, or a list of paths")
             return list(self.presets[tree])
+        remedy = "give paths of ranks from 0 up such as [[0], [1], [0, 0]], every beginning of a path too and none twice"
+        paths = tree if isinstance(tree, Sequence) else []
+        nodes = [tuple(path) if isinstance(path, Sequence) and not isinstance(path, str) else () for path in paths]
+        ranks = [rank for node in nodes for rank in node]
+        if not nodes or () in nodes or not all(type(rank) is int and rank >= 0 for rank in ranks):
+            raise ConfigError("method.tree", tree, remedy)
         try:
-            nodes = [tuple(int(choice) for choice in path) for path in tree]
-            expected_accepted_length([[0.0] * (1 + max(map(max, nodes)))] * max(map(len, nodes)), nodes)
-            if min(map(min, nodes)) < 0:
-                raise ValueError("a choice is at least 0")
-        except (IndexError, TypeError, ValueError) as error:
-            raise ConfigError("method.tree", tree, f"give paths such as [[0], [1], [0, 0]]: {error}") from error
+            expected_accepted_length([[0.0] * (1 + max(ranks))] * max(map(len, nodes)), nodes)
+        except ValueError as error:
+            raise ConfigError("method.tree", tree, remedy) from error
         return nodes
 
     @property
@@ -98,12 +101,12 @@ class HeadDraft(Drafter):
         """Raises ConfigError for a tree that these heads, or this target, cannot fill."""
         chains_only = self.target.model.tree_refusal
         if chains_only is not None and any(choice for node in nodes for choice in node):
-            raise ConfigError("method.tree", "given", f"the target takes draft chains only ({chains_only}): use tree=auto")
+            raise ConfigError("method.tree", self.tree, f"the target takes draft chains only ({chains_only}): use tree=auto")
         deepest, widest = max(map(len, nodes)), 1 + max(map(max, nodes))
         if deepest > self.heads.max_depth:
-            raise ConfigError("method.tree", deepest, f"a tree of depth {deepest}, and {self.heads.max_depth} heads")
+            raise ConfigError("method.tree", self.tree, f"it is {deepest} deep, and there are {self.heads.max_depth} heads")
         if widest > self.num_guessed:
-            raise ConfigError("method.tree", widest, f"{widest} candidates of a head, and {self.num_guessed} tokens")
+            raise ConfigError("method.tree", self.tree, f"{widest} candidates of a head, and {self.num_guessed} tokens")
         self.plan = TreePlan(nodes, self.target.model.device)
         self._facts |= {"tree_nodes": len(nodes), "tree_depth": deepest}
 
