@@ -3,13 +3,13 @@
     python tests/bench/rounds.py --prompts 4 --tokens 64 --turns 3 [--methods suffix,token_recycling] [--pair smollm2]
         [--engine native] [--context 4096]
 
-Not a test: it takes timings, so nothing else may run on the machine. Every method decodes the same prompts, methods in an order
-that goes round; a figure is the median over turns of (decode seconds - seconds inside forwards of target, draft and their
-layers) by rounds, and as a share of the decode seconds. `--context`: the prompts' texts, one behind the other, to so many
-tokens; the turn that is not counted has 128. Trained heads are no forwards here: what they compute counts as outside. Lessons
-of a draft that learns are training (forwards, gradients and a step of the optimiser); they are printed beside it.
-Autoregressive decoding stands first: what every round costs that drafts nothing. Bound: `--most` milliseconds above it, lessons
-apart (exit status 1 where one is above).
+Not a test: it takes timings, so nothing else may run on the machine. Every method decodes the same prompts, methods in an
+order that goes round; a figure is the median over turns of (decode seconds - seconds inside forwards of target, draft and
+their layers) by rounds, and as a share of the decode seconds. `--context`: the prompts' texts, one behind the other, to so
+many tokens; the turn that is not counted has 128. Of trained heads the layers that run natively are forwards like a draft
+model's; on the eager engine all that they compute counts as outside. Lessons of a draft that learns are training (forwards,
+gradients and a step of the optimiser); they are printed beside it. Autoregressive decoding stands first: what every round
+costs that drafts nothing. Bound: `--most` milliseconds above it, lessons apart (exit status 1 where one is above).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch
 from specbench.check.table import names
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
+from specbench.engine.backends.native.linear import NativeLinear
 from specbench.engine.backends.native.session import NativeSession
 from specbench.engine.request import Request
 from specbench.engine.runtime import Runtime
@@ -45,13 +46,14 @@ BASE = "autoregressive"
 
 
 class Inside:
-    """Seconds inside forwards since decoding began: those of sessions, whatever part of a model they run."""
+    """Seconds inside forwards since decoding began: those of sessions, whatever part of a model they run, and of heads' layers."""
 
     def __init__(self) -> None:
         self.seconds, self.depth = 0.0, 0
-        for session, calls in ((Session, ("_call", "exit_logits")), (NativeSession, ("_logits", "_run"))):
+        sessions = ((Session, ("_call", "exit_logits")), (NativeSession, ("_logits", "_run")), (NativeLinear, ("__call__",)))
+        for kind, calls in sessions:
             for name in calls:
-                setattr(session, name, self.timed(getattr(session, name)))
+                setattr(kind, name, self.timed(getattr(kind, name)))
         begin = Books.decode
 
         def begun(books: Books) -> None:
