@@ -539,5 +539,6 @@ def test_help_is_every_option_with_its_meaning() -> None:
     from specbench.train.__main__ import help_page
 
     page = help_page()
-    assert "part: null           # what to make" in page and "tokens: null         # budget" in page and "  draft: {kind" in page
+    for said in ("part: null           # what to make", "tokens: null         # budget", "  draft: {kind"):
+        assert said in page
     assert "\nhydra:" not in page

@@ -46,7 +46,7 @@ BASE = "autoregressive"
 
 
 class Inside:
-    """Seconds inside forwards since decoding began: those of sessions, whatever part of a model they run, and of heads' layers."""
+    """Seconds inside forwards since decoding began: those of sessions, whatever part of a model, and of heads' layers."""
 
     def __init__(self) -> None:
         self.seconds, self.depth = 0.0, 0
