@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+import tiny
 import told_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
+from specbench.engine.model import Model
 from specbench.method import Method
 from specbench.methods.text.suffix import Suffix, SuffixDraft
 from specbench.methods.text.token_recycling import RecycledDraft, TokenRecycling
@@ -116,3 +120,24 @@ def test_the_recycled_tree_follows_the_costs_and_is_never_more_than_it_said() ->
         sizes.append(len(tree.tokens))
     assert sizes[0] == drafter.max_nodes and 1 <= sizes[1] <= 3
     assert drafter.propose(0).tokens == []
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_what_is_timed_are_programs_and_nothing_else_is_made(architecture: str) -> None:
+    config = tiny.config(architecture)
+    if architecture == "gpt2":
+        config.n_positions = 30  # positions that a model has learned; a program's rows may be more than these
+    target = replace(Model.wrap(AutoModelForCausalLM.from_config(config).eval()), fixed="as_written")
+    method = Suffix()
+    tiny.opened(method, tiny.runtime(target, max_new_tokens=8))
+    assert isinstance(method.drafter, SuffixDraft) and (worth := method.drafter.worth) is not None
+    assert sorted(worth.target._programs) == sorted(worth.measured) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 25]
+
+
+def test_a_round_that_was_never_ended_is_not_judged_by_the_next_text() -> None:
+    worth = Worth(24)
+    worth.row_seconds = FREE
+    worth.weigh(lambda goes_on: Likeliest([7], [-1], [0.5], [(7, "kind")]))
+    worth.begin()
+    worth.learn([8])
+    assert worth.chance("kind", 0.5) == 0.5

@@ -113,8 +113,10 @@ class SuffixDraft(Drafter):
             self.worth.clear()
 
     def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
-        if self.worth is not None and self.needs.scope == "sample":
-            self.worth.clear()
+        if self.worth is not None:
+            self.worth.begin()
+            if self.needs.scope == "sample":
+                self.worth.clear()
         self.kept.begin(request, first_token)
         text = [*request.prompt_ids, first_token]
         self.own = SuffixAutomaton(text)

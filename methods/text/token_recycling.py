@@ -118,6 +118,8 @@ class RecycledDraft(Drafter):
     def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
         if self.needs.scope == "sample":
             self.reset()
+        if self.worth is not None:
+            self.worth.begin()
         self.pending = first_token
 
     def _children(self, place: Place) -> Iterator[tuple[int, float, Place]]:

@@ -109,7 +109,7 @@ class Rows(Program):
         self.count = count
         self.lowest = torch.finfo(model.dtype).min
         self.ids = torch.zeros((1, count), dtype=torch.int64, device=device)
-        self.positions = torch.arange(count, device=device)[None].clone()
+        self.positions = torch.zeros((1, count), dtype=torch.int64, device=device)  # a position that every model has
         self.slots = torch.arange(cache.room, cache.room + count, device=device)
         shape = (1, 1, count, cache.room + MAX_ROWS)
         self.masks = {kind: torch.zeros(shape, dtype=model.dtype, device=device) for kind in kinds_of(session)}

@@ -34,7 +34,7 @@ def measure_costs(
     """
     model, device = session.model, str(session.model.device)
     assert isinstance(session, Session), "rows are timed by going back"
-    context = fill(session, max(rows))
+    context = fill(session, max(rows), rows)
 
     def forward(count: int) -> None:
         parents = [-1, *[0] * (count - 1)] if model.tree_refusal is None else None
@@ -73,15 +73,15 @@ def measure_rounds(session: Target, drafts: Sequence[Callable[[], DraftTree]]) -
     return times
 
 
-def fill(session: Session, more: int) -> int:
+def fill(session: Session, more: int, rows: Sequence[int] = ROWS) -> int:
     """Feed the tokens that everything is measured behind, with room for `more` rows; returns how many (fewer where the model
-    has no positions for more).
+    has no positions for more). rows: numbers of rows that will be timed.
     """
     model = session.model
     context = _CONTEXT if model.context_length is None else max(1, min(_CONTEXT, model.context_length - more))
     session.start(context + more)
     session.feed([(37 * i + 11) % model.vocab_size for i in range(context)], last_only=True)
-    session.warm(range(1, more + 1) if more <= 2 else ROWS)
+    session.warm(range(1, more + 1) if more <= 2 else rows)
     return context
 
 

@@ -76,6 +76,10 @@ class Worth:
         else:
             self.row_seconds = [float(1 + nodes) for nodes in range(1 + self.max_nodes)]
 
+    def begin(self) -> None:
+        """A request begins: what was weighed when the last one ended within a round has no truth to come."""
+        self._weighed = []
+
     def chance(self, kind: Hashable, prior: float) -> float:
         """That a guess of this kind is right where the path above it is."""
         right, judged = self._counts.get(kind, (0.0, 0.0))
