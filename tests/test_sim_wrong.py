@@ -197,3 +197,16 @@ def test_a_broken_description_is_one_line_at_the_door(tmp_path: Path, capsys: py
     )
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and "mine.yaml" in said[0]
+
+
+@pytest.mark.parametrize(("name", "said"), [("easyspec", "side by side"), ("dyspec", "dynamic tree"), ("rsd", "a beam")])
+def test_drafts_that_are_no_chain_of_one_model_are_refused(name: str, said: str) -> None:
+    from specbench.config.compose import compose
+    from specbench.method import create_method
+    from specbench.sim.play import refuse_what_cannot_be_simulated
+
+    node = compose([f"method={name}"]).method
+    with pytest.raises(ConfigError, match=said):
+        refuse_what_cannot_be_simulated(node, create_method(node))
+    chain = compose(["method=speculative"]).method
+    refuse_what_cannot_be_simulated(chain, create_method(chain))

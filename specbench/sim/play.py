@@ -47,6 +47,9 @@ class Played:
         return self.num_tokens / self.decode_seconds if self.decode_seconds else float("nan")
 
 
+FORMS, SOURCES = ("-", "chain"), ("-", "model", "text", "text, else model")  # of drafters; "-": its schedule drafts
+
+
 def refuse_what_cannot_be_simulated(node: Mapping[str, Any], method: Method, key: str = "method") -> None:
     """Raises ConfigError for methods that ask the models more than which token comes next."""
     needs = method.needs
@@ -61,6 +64,10 @@ def refuse_what_cannot_be_simulated(node: Mapping[str, Any], method: Method, key
         raise ConfigError(f"{key}.stop", node.get("stop"), "reads how sure the draft is, which nobody recorded: use fixed")
     if node.get("shape", "chain") != "chain":
         raise ConfigError(f"{key}.shape", node.get("shape"), "trees are not simulated: use chain")
+    drafter = method.drafter
+    if drafter.form not in FORMS or drafter.source not in SOURCES:
+        drafts = f"a {drafter.form}" if drafter.form not in FORMS else f"with {drafter.source}"
+        raise ConfigError(key, node.get("_target_"), f"drafts {drafts}: not simulated, take a method with a chain of a model")
 
 
 @contextmanager

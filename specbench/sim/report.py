@@ -94,8 +94,13 @@ def crossings(cells: Sequence[Cell]) -> Table | None:
         for method, other in PAIRS:
             if (both := overtaking(cells, devices, method, other)) is None:
                 continue
-            (first, *_), _, at = both
-            said = "never" if at is None else f"from {at:.2f}" if at > first.acceptance else "everywhere"
+            line, opposite, at = both
+            first = line[0]
+            ahead = [mine.acceptance for mine, its in zip(line, opposite, strict=True) if mine.speedup > its.speedup]
+            if at is None:
+                said = f"between {min(ahead):.2f} and {max(ahead):.2f} alone" if ahead else "never"
+            else:
+                said = f"from {at:.2f}" if at > first.acceptance else "everywhere"
             found.append({"label": first.label, "method": method, "other": other, "from": said})
     if not found:
         return None
