@@ -83,7 +83,7 @@ class TokenRecycling(Method):
 class RecycledDraft(Drafter):
     """successors [vocab, width]: the likeliest next tokens, best first; -1 where nobody wrote yet."""
 
-    source, form = "the target's own top tokens", "static tree"
+    source, form = "the target's own top tokens", "tree"
     successors = np.empty((0, WIDTH), dtype=np.int32)
 
     def __init__(self, num_nodes: int | str, scope: str):
