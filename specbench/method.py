@@ -20,7 +20,7 @@ from specbench.config.specs import PairSpec
 from specbench.engine.request import Outcome, Request
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
-from specbench.engine.target import Target, open_target
+from specbench.engine.target import Target, held_bytes, open_target
 from specbench.engine.tree import EMPTY, MOST_NODES, Contract, DraftTree, Evidence, Feedback, Riders, Verdict
 from specbench.parts.contracts import Adapter, Drafter, Needs, Part, Schedule, Setting, Shape, Source, Stop
 from specbench.parts.drafts.choice import Choice
@@ -158,7 +158,7 @@ class Method:
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes by part, for the footprint table."""
-        return reduce(or_, (part.memory_bytes() for part in self._parts), {"target_kv": self.target.nbytes})
+        return reduce(or_, (part.memory_bytes() for part in self._parts), held_bytes(self.target, "target"))
 
     def facts(self) -> dict[str, float | int | str]:
         """What the parts settled for themselves in `open` (a measured draft length, say), for run.json."""

@@ -109,6 +109,9 @@ class FakeSession:
             self.cost(len(ids))
         return torch.tensor(rows)
 
+    def warm(self, rows: Sequence[int]) -> None:
+        """There is nothing to make."""
+
     def rollback(self, length: int) -> None:
         assert 0 <= length <= len(self.fed), f"rollback to {length} of {len(self.fed)}"
         del self.fed[length:]

@@ -5,6 +5,7 @@ In float32, and the ids of a tiny model with logits units apart: what the two wa
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,7 @@ import pytest
 import tiny
 import torch
 from test_at_once import KEY, LAWS, decoded, models, told
+from test_at_once_workers import SCHEDULES, played
 
 from specbench.engine.backends import captures, programs
 from specbench.engine.backends.fixed import Capture, FixedSession
@@ -130,3 +132,84 @@ def test_recording_refuses_a_step_that_reads() -> None:
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_cuda_graph as t; t.record_a_read()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0 and "recorded" not in done.stdout and "capturing" in done.stderr, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------ drafts in workers
+@pytest.mark.parametrize("law", ["greedy", "sampled"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_drafts_in_workers_give_the_rounds_of_eager(schedule: str, law: str) -> None:
+    """Both sides in this process: blocks, answers and tokens of the draft are graphs."""
+    eager, graph = (played(schedule, kind, law, device=DEVICE) for kind in (None, "graph"))
+    assert eager.rows == graph.rows
+    made = graph.draft.session._programs.values()
+    assert any(isinstance(program.made, captures.Graph) for program in made)
+    if schedule != "free-running":
+        assert {waits for waits, _ in graph.drafting} == {1} and max(tokens for _, tokens in graph.drafting) > 1
+
+
+# --------------------------------------------------------------------------------------------------- memory and lifetimes
+def warmed(capacity: int, lengths: tuple[int, ...] = (2, 3)) -> FixedSession:
+    """A draft's session with graphs of chains of these lengths."""
+    session = open_session(on_device("graph")[1])
+    assert isinstance(session, FixedSession)
+    for _ in range(2):
+        session.start(capacity)
+        session.feed(tiny.prompt(9))
+        for length in lengths:
+            list(session.chain([3], length, LAWS["greedy"], 5, KEY) or ())
+            session.rollback(9)
+    return session
+
+
+def test_what_recordings_hold_is_told_and_later_ones_take_less() -> None:
+    first, second = warmed(100), warmed(100)
+    for session in (first, second):
+        held = session.program_bytes
+        assert held["programs"] > 0 and held["recordings"] >= 0
+    assert second.program_bytes["recordings"] <= first.program_bytes["recordings"], "one pool for all of a device"
+
+
+def test_graphs_outlive_others_of_their_stream() -> None:
+    """A session's graphs are dropped when its buffers grow, and when it is gone; those of others still say the same."""
+    session = warmed(100)
+    said = list(session.chain([3], 3, LAWS["greedy"], 5, KEY) or ())
+    session.rollback(9)
+    for capacity in (300, 600, 900):
+        grown = warmed(capacity)
+        grown.start(capacity + 300)  # other buffers: its graphs are dropped and made anew
+        del grown
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.full((2**26,), torch.nan, device=DEVICE)  # over what was given back
+        assert list(session.chain([3], 3, LAWS["greedy"], 5, KEY) or ()) == said
+        session.rollback(9)
+
+
+def test_the_collector_rests_while_a_graph_is_recorded() -> None:
+    """A session that waits for the collector, with graphs, while others are recorded."""
+    gc.collect()
+    gc.disable()
+    try:
+        warmed(100)  # nobody holds it, and it holds itself
+        before = gc.get_threshold()
+        gc.set_threshold(1, 1, 1)
+        gc.enable()
+        try:
+            list(warmed(300).chain([3], 3, LAWS["greedy"], 5, KEY) or ())
+        finally:
+            gc.set_threshold(*before)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two devices")
+def test_graphs_on_two_devices() -> None:
+    """The draft's are recorded on its own device, whichever is the current one."""
+    made = models("llama", "graph")
+    for model, device in zip(made, ("cuda:0", "cuda:1"), strict=True):
+        model.module.to(device)
+    around = tiny.runtime(*made, max_new_tokens=22)
+    method = tiny.opened(Speculative(draft_length=4), around)
+    said = [method.decode(tiny.request(around, tiny.prompt(5), "0")).output_ids for _ in range(3)]
+    expected = decoded(Speculative(draft_length=4), None, LAWS["greedy"], device=DEVICE)[0].output_ids
+    assert said == [expected] * 3

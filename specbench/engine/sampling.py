@@ -154,11 +154,20 @@ def keyed_uniforms(key: int, positions: Sequence[int], vocab_size: int, device: 
     rows = [_mix(seed + int(position) * _GOLDEN) for position in positions]
     if str(device) == "cpu":
         return torch.from_numpy(_uniforms_on_cpu(rows, vocab_size))
-    signed = torch.tensor([_signed(row) for row in rows]).to(device, non_blocking=True)  # nobody waits for the device
+    signed = host_numbers([_signed(row) for row in rows], torch.device(device)).to(device, non_blocking=True)
     bits = signed[:, None] ^ _token_hash(vocab_size, str(device))
     # The finaliser's last xor-shift is left out: it only improves low bits, which rounding to 24 bits drops.
     bits = _mix_rounds(bits).bitwise_and_(_MAX63).bitwise_or_(1)
     return bits.float().mul_(_UNIT).clamp_(max=_BELOW_ONE)
+
+
+def host_numbers(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers on the host, for a copy to `device` that nobody waits for (`non_blocking`).
+
+    For CUDA they lie in page-locked memory, which torch gives to nobody else before the copy has been made: the driver may wait
+    for all that the stream has to do before it copies from other memory.
+    """
+    return torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
 def keyed_gumbel(key: int, positions: Sequence[int], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:

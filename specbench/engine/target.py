@@ -78,6 +78,12 @@ class Chaining(Protocol):
         on; these tokens, or None where they are more than a program may have."""
 
 
+def held_bytes(session: Any, role: str) -> dict[str, int]:
+    """Bytes by part of what a sequence of a model in this role keeps: of the text, and in a backend's programs."""
+    more: dict[str, int] = getattr(session, "program_bytes", {})
+    return {f"{role}_{part}": size for part, size in ({"kv": session.nbytes} | more).items()}
+
+
 def open_target(model: Model, taps: Sequence[int] = ()) -> Target:
     """The backend for a model."""
     if model.is_recurrent:

@@ -35,14 +35,19 @@ def choose_backend(pair: PairSpec, wanted: str) -> tuple[PairSpec, str | None]:
 
 
 def _in_fixed_form(pair: PairSpec, models: Sequence[ModelSpec], wanted: str) -> tuple[PairSpec, str | None]:
-    from specbench.engine.backends.fixed import refusal
+    import torch
+
+    from specbench.engine.backends.fixed import refusal, unrecordable
     from specbench.engine.model import Model
 
     for spec in models:
         if wanted == "graph" and not spec.device.startswith("cuda"):
             where = f"CUDA graphs need both models on CUDA devices, and pair.{spec.role} is on {spec.device}"
             raise ConfigError("engine.backend", wanted, f"{where}: use native or compiled")
-        why = refusal(Model.wrap(on_meta(spec)))
+        model = Model.wrap(on_meta(spec).to(getattr(torch, spec.dtype)))
+        why = refusal(model)
+        if why is None and wanted == "graph":
+            why = unrecordable(model)
         if why is None and wanted == "compiled" and spec.device == "cpu":
             why = _no_compiler()
         if why is not None:

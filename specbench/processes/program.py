@@ -63,11 +63,14 @@ class Failure:
 
 
 def held_bytes(model: Any, program: Program) -> dict[str, int]:
-    """Bytes of this process by part: weights, kv (of the program's `session`), device_peak (CUDA), process_rss and its peak."""
-    cache = getattr(getattr(program, "session", None), "cache", None)
+    """Bytes of this process by part: weights; of the program's `session` kv and what a backend's programs hold; device_peak
+    (CUDA), process_rss and its peak."""
+    session = getattr(program, "session", None)
+    cache = getattr(session, "cache", None)
     parts = {
         "weights": sum(p.numel() * p.element_size() for p in model.module.parameters()),
         "kv": None if cache is None else cache.nbytes,
+        **getattr(session, "program_bytes", {}),
         "device_peak": memory_peak_bytes(str(model.device)),
         "process_rss": process_rss_bytes(),
         "process_peak_rss": process_peak_rss_bytes(),

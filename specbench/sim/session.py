@@ -115,6 +115,9 @@ class SimSession:
         self.length, self.capacity, self.pending, self._last_start = 0, capacity, None, 0
         self.branch()
 
+    def warm(self, rows: Sequence[int]) -> None:
+        """Nothing is made."""
+
     def feed(
         self,
         ids: Sequence[int],

@@ -228,7 +228,12 @@ class SimWorker:
 
     def prepare(self, order: Any) -> None:
         self.order = order
-        self.program.prepare(order)
+        before, self.world.current = self.world.current, self.process
+        try:
+            self.program.prepare(order)
+        finally:  # what is computed before a clock runs is charged to nobody
+            self.world.current, self.process.lead = before, 0.0
+            self.process.work.clear()
 
     def go(self) -> None:
         process = self.process

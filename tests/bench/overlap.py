@@ -22,7 +22,7 @@ from specbench.check.__main__ import configured_bench
 from specbench.check.bench import GREEDY
 from specbench.config.compose import compose
 from specbench.engine.target import open_target
-from specbench.parts.schedules.calibration import CONTEXT, Calibration, forward_seconds
+from specbench.parts.schedules.calibration import CONTEXT, Calibration, forward_timer
 from specbench.processes.placement import split
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         session = open_target(runtime.target)
         for rows in given.rows:
             with place.applied():
-                took = forward_seconds(session, Calibration(CONTEXT, given.seconds, rows))
+                took = forward_timer(session, Calibration(CONTEXT, given.seconds, rows))()
             found.setdefault(("alone", rows), []).append(took)
         schedule = bench.method(GREEDY).schedule  # starts the worker
         for rows in given.rows:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,23 +33,75 @@ def as_written(step: Step) -> Step:
 
 
 class Graph:
-    """A CUDA graph of the step: its kernels are recorded once and started together. A `Step`."""
+    """A CUDA graph of the step: its kernels are recorded once and started together. A `Step`.
+
+    reserved_bytes: of device memory that the recording took beyond what earlier ones had left free (torch's part of it, not the
+    driver's list of kernels).
+
+    All graphs of a device are recorded on one stream and share one pool of memory, so that what a step computes on the way
+    lies where other steps' ways lie. That is safe as long as no two of them run at once (all are started on the current stream)
+    and an answer lives as long as its graph: recorded later, a graph takes only what is free in the pool at that time.
+    """
 
     def __init__(self, step: Step):
-        # Recorded on a stream of its own, after runs that let libraries allocate what they keep.
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        place = _place(torch.cuda.current_device())
+        # After runs that let libraries allocate and choose what they keep.
+        current = torch.cuda.current_stream()
+        place.stream.wait_stream(current)
+        with torch.cuda.stream(place.stream):
             for _ in range(2):
                 step()
-        current.wait_stream(side)
+        current.wait_stream(place.stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = step()
+        with _undisturbed():
+            before = torch.cuda.memory_reserved()
+            with torch.cuda.graph(self._graph, pool=place.pool, stream=place.stream):
+                self._output = step()
+            self.reserved_bytes = max(0, torch.cuda.memory_reserved() - before)
 
     def __call__(self) -> Any:
         self._graph.replay()
         return self._output
+
+
+class _Place(NamedTuple):
+    """Where a device's graphs are recorded. anchor: a graph that is never dropped: a pool whose last graph has gone is none."""
+
+    stream: Any
+    pool: Any
+    anchor: Any
+
+
+@functools.cache
+def _place(device: int) -> _Place:
+    # torch's own stream for recordings is one for all devices, and of the device that was the first.
+    stream, pool, anchor = torch.cuda.Stream(device), torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+    number = torch.zeros(1, device=f"cuda:{device}")
+    with _undisturbed(), torch.cuda.graph(anchor, pool=pool, stream=stream):
+        number.zero_()
+    return _Place(stream, pool, (anchor, number))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Nothing is collected while it lasts, and cuBLAS keeps no workspace from before or behind it.
+
+    A graph that the collector destroys in the middle of a recording breaks it (pytorch #161037), and sessions, which hold
+    theirs in a circle, are left to the collector. torch keeps a workspace for each stream and drops it with any graph that was
+    recorded there, under the others' feet (pytorch #193402): one that is taken while a graph is recorded and given back behind
+    it lies in the pool, which is never dropped.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+        if collects:
+            gc.enable()
 
 
 # A second a layer is a guess: never measured idle; with other load on two cores the built-in target took 7 to 13. Compiled, a

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from specbench.engine.tree import DraftTree, Evidence, Unread
 from specbench.measure.sensors.clock import now
 
 _STEP = 256  # capacities are multiples of it: another one means all programs anew
+_took: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # seconds of the last program made, by module
 _LEAD = 2  # rows at most that begin a chain in its program: a fully accepted round leaves two unfed
 
 
@@ -37,7 +39,8 @@ _LEAD = 2  # rows at most that begin a chain in its program: a fully accepted ro
 class Capture:
     """make: of a step over fixed buffers something that does the same and is faster; called while nobody's clock runs.
 
-    layer_seconds: about what that takes for each layer of the model, which is said beforehand; 0: too little to speak of.
+    layer_seconds: about what that takes for each layer of the model, which is said before anything of it was made; 0: too
+    little to speak of.
     at_once: whether several forwards and what is chosen between them are worth a program.
     """
 
@@ -118,6 +121,14 @@ class FixedSession(Session):
         if lacking:
             self._make(lacking, threads)
 
+    @property
+    def program_bytes(self) -> dict[str, int]:
+        """Bytes beside the cache. programs: of their buffers; recordings: of device memory that was reserved to record them."""
+        made = [getattr(program.made, "reserved_bytes", None) for program in self._programs.values()]
+        held = {"programs": sum(program.nbytes for program in self._programs.values())}
+        recorded = [size for size in made if size is not None]
+        return held | ({"recordings": sum(recorded)} if recorded else {})
+
     def _want_rows(self, count: int) -> None:
         self._wanted.setdefault(count, lambda: Rows(self, count))
 
@@ -130,16 +141,20 @@ class FixedSession(Session):
     def _make(self, lacking: Sequence[Program], threads: int) -> None:
         """Make these programs, with a word about it where it takes long."""
         model = self.model
-        about = self.capture.layer_seconds * model.num_cache_layers
-        if about:
+        takes_long = self.capture.layer_seconds > 0
+        if takes_long:
             role, those = "draft" if model.is_draft else "target", ", ".join(program.name for program in lacking)
-            say(f"compiling the {role}'s forwards of {those} rows: about {about:.0f} s for each, less where they were kept")
+            took = _took.get(model.module)
+            about = self.capture.layer_seconds * model.num_cache_layers if took is None else took
+            why = "less where they were kept" if took is None else "as the last one took"
+            say(f"compiling the {role}'s forwards of {those} rows: about {about:.0f} s for each, {why}")
         for number, program in enumerate(lacking, 1):
             begin = now()
             program.make_ready(threads, self.capture.make)
             model.alive()
-            if about:
-                say(f"compiled {number} of {len(lacking)} in {now() - begin:.0f} s")
+            if takes_long:
+                took = _took[model.module] = now() - begin
+                say(f"compiled {number} of {len(lacking)} in {took:.0f} s")
 
     @torch.inference_mode()
     def _forward(self, module: Any, mask: Any, positions: Tensor, **inputs: Any) -> Any:
@@ -207,3 +222,19 @@ def refusal(model: Model) -> str | None:
     if model.plan.makes_own:
         return "it makes its mask from the length of the text"
     return "its rotary frequencies change with the length of the text" if model.recomputed_at is not None else None
+
+
+def unrecordable(model: Model) -> str | None:
+    """Why no graph can hold the forward of a model without numbers (on the meta device); None if nothing speaks against it.
+
+    It is run there: what has no numbers cannot be asked for one, and whoever asks says so. Other errors are no answer.
+    """
+    session = FixedSession(model, capture=Capture(lambda step: step))
+    try:
+        session.start(4)
+        session.feed([0, 0], last_only=True)
+        Rows(session, 2).make_ready(0, session.capture.make)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" in str(error).lower():
+            return "its forward asks the device for numbers on the way"
+    return None

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from specbench.engine.masks import FULL, SLIDING
 from specbench.engine.ranks import NO_LAW
-from specbench.engine.sampling import SamplingLaw, chosen, keyed_gumbel
+from specbench.engine.sampling import SamplingLaw, chosen, host_numbers, keyed_gumbel
 from specbench.engine.tree import Evidence, Own, Unread
 
 if TYPE_CHECKING:
@@ -95,9 +95,19 @@ class Program:
             **more,
         )
 
-    def _kept(self, hidden: Any) -> Any:
-        """Hidden states by tap, where the next run does not write."""
-        return None if hidden is None else {layer: hidden[layer].clone() for layer in self.session.tap_layers}
+    def _taps(self, output: Any) -> Any:
+        """Hidden states by tap: others are not held, wherever the answer stays."""
+        hidden = output.hidden_states
+        return None if hidden is None else {layer: hidden[layer] for layer in self.session.tap_layers}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers that the step reads and whoever runs it writes; the answer and the cache are none of them."""
+        return sum(buffer.nbytes for buffer in self._buffers())
+
+    def _buffers(self) -> Iterator[Tensor]:
+        for value in vars(self).values():
+            yield from (one for one in (value.values() if isinstance(value, dict) else [value]) if isinstance(one, Tensor))
 
 
 class Rows(Program):
@@ -116,7 +126,7 @@ class Rows(Program):
 
     def step(self) -> Any:
         output = self._forward(self.ids, self.positions, self.slots, self.masks)
-        return output.logits, output.hidden_states
+        return output.logits, self._taps(output)
 
     def _aim(self, slot: int, position: int) -> None:
         torch.arange(slot, slot + self.count, out=self.slots)  # positions and masks come with a call
@@ -129,7 +139,7 @@ class Rows(Program):
             whole.fill_(self.lowest)
             whole[..., :end] = 0.0 if mask is None else mask[kind] if isinstance(mask, dict) else mask
         logits, hidden = self._run(self.count)
-        return SimpleNamespace(logits=logits.clone(), hidden_states=self._kept(hidden))
+        return SimpleNamespace(logits=logits.clone(), hidden_states=_kept(hidden))
 
 
 class _Choosing(Program):
@@ -216,7 +226,7 @@ class Verify(_Choosing):
         logits = self._answer(output.logits[0])
         choice = self._choice(logits, 0)
         agreed = (choice[:-1] == drafted).long().cumprod(0).sum(0, keepdim=True)
-        return logits, output.hidden_states, torch.cat([agreed, choice, drafted])
+        return logits, self._taps(output), torch.cat([agreed, choice, drafted])
 
     def __call__(self, pending: int, drafted: Sequence[int], position: int, noise_key: int) -> tuple[Evidence, Any]:
         """Evidence without taps, and what they are taken from."""
@@ -225,7 +235,7 @@ class Verify(_Choosing):
         if unread is not None:
             self.given[1:].copy_(unread.on_device)
         logits, hidden, said = self._run(self.fed)
-        logits, hidden = logits.clone(), self._kept(hidden)
+        logits, hidden = logits.clone(), _kept(hidden)
         agreed, *ids = said.tolist()  # the round's one wait for the device
         if unread is not None:
             unread.tell(ids[self.fed :])
@@ -241,5 +251,10 @@ def kinds_of(session: Session) -> Sequence[str]:
 
 
 def put(buffer: Tensor, numbers: Sequence[int]) -> None:
-    """Numbers of the host into a buffer; nobody waits for the device, and the host's memory is its own again at once."""
-    buffer.copy_(torch.tensor(numbers), non_blocking=True)
+    """Numbers of the host into a buffer; nobody waits for the device."""
+    buffer.copy_(host_numbers(numbers, buffer.device), non_blocking=True)
+
+
+def _kept(hidden: Any) -> Any:
+    """Hidden states by tap, where the next run does not write."""
+    return None if hidden is None else {layer: states.clone() for layer, states in hidden.items()}

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 OWN_STREAM = 0x5DEECE66D  # the draft's coins must not be the rule's: with one seed for both the output would be biased
 
 
+def at_once(
+    session: Session, ids: Sequence[int], length: int, law: SamplingLaw, position: int, noise_key: int
+) -> Sequence[int] | None:
+    """`length` tokens behind ids that are fed first, without a draw and as one program; None where the session cannot."""
+    if "chain" not in session.can:
+        return None
+    return cast("Chaining", session).chain(ids, length, law, position, noise_key)
+
+
 class Choice:
     """One per run; `begin` per sample.
 
@@ -47,9 +56,7 @@ class Choice:
 
     def tokens(self, session: Session, ids: Sequence[int], length: int, position: int) -> Sequence[int] | None:
         """`length` of them behind ids that are fed first, where the session can draft a chain at once; None where it cannot."""
-        if "chain" not in session.can:
-            return None
-        return cast("Chaining", session).chain(ids, length, self.law, position, self.noise_key)
+        return at_once(session, ids, length, self.law, position, self.noise_key)
 
     def laws(self, logits: Tensor) -> Tensor:
         """The draft's own laws [n, vocab_size], warped as the target's, of logits [n, vocab]."""

@@ -14,7 +14,7 @@ from specbench.config.options import ConfigError
 from specbench.engine.branching import Branching
 from specbench.engine.request import NOBODYS, Request
 from specbench.engine.session import Session
-from specbench.engine.target import open_branching, open_session
+from specbench.engine.target import held_bytes, open_branching, open_session
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting, Shape, Stop
 from specbench.parts.drafts.choice import Choice
@@ -160,4 +160,4 @@ class ModelDraft(Drafter):
         return {"draft": self.session}
 
     def memory_bytes(self) -> dict[str, int]:
-        return {"draft_kv": self.session.nbytes}
+        return held_bytes(self.session, "draft")

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from specbench.engine.sampling import SamplingLaw
 from specbench.measure.sensors.clock import now
+from specbench.parts.drafts.choice import at_once
 
 MAX_LENGTH = 16  # of an automatic draft length
 CONTEXT, SECONDS = 128, 0.3  # tokens behind which forwards are measured, and for how long
@@ -23,22 +25,39 @@ class Calibration:
     num_rows: int = 1
 
 
-def forward_seconds(session: Any, order: Calibration) -> float:
-    """Seconds of a forward, its argmax read, as a step of decoding does: the lower quartile.
+def forward_timer(session: Any, order: Calibration, tokens_at_once: int = 0) -> Callable[[], float]:
+    """What measures the seconds of a forward, its argmax read, as a step of decoding does: the lower quartile.
 
-    What else runs on the machine makes forwards longer, never shorter; the quartile sees little of it.
+    What else runs on the machine makes forwards longer, never shorter; the quartile sees little of it. What takes long before
+    a forward can be timed is done here (a backend may compile). tokens_at_once: a single row is timed as one token of a chain
+    of so many that is drafted as one program, where the session can (`drafts.choice.at_once`); 0: never.
     """
-    ids = [(37 * i + 11) % session.model.vocab_size for i in range(order.context_length + order.num_rows)]
-    session.start(len(ids))
-    session.feed(ids[: order.context_length], last_only=True)
-    times: list[float] = []
-    begin = now()
-    while len(times) < 2 * _WARM_UP or now() - begin < order.seconds:
-        start = now()
-        session.feed(ids[order.context_length :]).argmax(-1).tolist()
-        times.append(now() - start)
-        session.rollback(order.context_length)
-    return statistics.quantiles(times[_WARM_UP:], n=4)[0]
+    context, rows = order.context_length, order.num_rows
+    length = tokens_at_once if rows == 1 and "chain" in session.can else 0
+    ids = [(37 * i + 11) % session.model.vocab_size for i in range(context + rows)]
+    session.start(len(ids) + length)
+    session.feed(ids[:context], last_only=True)
+
+    def forward() -> None:
+        if length:
+            list(at_once(session, ids[context:], length, SamplingLaw(), 0, 0) or ())
+        else:
+            session.feed(ids[context:]).argmax(-1).tolist()
+        session.rollback(context)
+
+    forward()  # what is met for the first time has its program before it is timed
+    session.warm(() if length else (rows,))
+
+    def measure() -> float:
+        times: list[float] = []
+        begin = now()
+        while len(times) < 2 * _WARM_UP or now() - begin < order.seconds:
+            start = now()
+            forward()
+            times.append(now() - start)
+        return statistics.quantiles(times[_WARM_UP:], n=4)[0] / max(1, length)
+
+    return measure
 
 
 def balanced_length(draft_seconds: float, target_seconds: Callable[[int], float]) -> int:

@@ -5,7 +5,7 @@ Both are a `Program`'s or a `Side`'s step functions over a mailbox: every step i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,10 @@ from specbench.engine.target import open_session
 from specbench.engine.tree import DraftTree, Verdict
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Stop
+from specbench.parts.drafts.choice import at_once
 from specbench.parts.rules.rule import Rule
 from specbench.parts.schedules.books import Books
-from specbench.parts.schedules.calibration import Calibration, forward_seconds
+from specbench.parts.schedules.calibration import Calibration, forward_timer
 from specbench.processes.mailbox import DONE, OPEN, Mailbox
 from specbench.processes.steps import Order, Progress, drive
 
@@ -41,7 +42,8 @@ class Drafting:
     """The draft's side. A `Program` for `processes.worker.Worker` and a `Side`."""
 
     report: SideReport
-    calibration: Calibration | None = None  # what `run` measures instead of decoding
+    calibration: Callable[[], float] | None = None  # what `run` measures instead of decoding
+    tokens_at_once = 1  # of a program that drafts, where the session can: what a calibration times
     _next: Callable[[], Progress]
 
     def __init__(self, mailbox: Mailbox, law: SamplingLaw, trace: bool, stop: Stop | None):
@@ -64,8 +66,10 @@ class Drafting:
 
     def prepare(self, order: Any) -> None:
         """A sample to come, or a `Calibration`."""
-        self.calibration = order if isinstance(order, Calibration) else None
-        if self.calibration is None:
+        self.calibration = None
+        if isinstance(order, Calibration):
+            self.calibration = forward_timer(self.session, order, 0 if self.stop_policy.looks else self.tokens_at_once)
+        else:
             self.ready(order)
 
     def ready(self, order: Any) -> None:
@@ -75,7 +79,7 @@ class Drafting:
     def run(self) -> Any:
         """The report of a sample, or the seconds per forward of a calibration."""
         if self.calibration is not None:
-            return forward_seconds(self.session, self.calibration)
+            return self.calibration()
         # No limit to the wait: a target may think for long, and a dead one takes this process with it.
         drive(self, lambda: None, float("inf"))
         return self.report
@@ -88,6 +92,20 @@ class Drafting:
 
     def step(self) -> Progress:
         return self._next()
+
+    def at_once(self, ids: Sequence[int], length: int, position: int, law: SamplingLaw) -> list[int] | None:
+        """`length` tokens behind ids that are fed first, as one program and with one wait for the device; up to an EOS, behind
+        which nothing is drafted here. The last of them is not fed. None where the session cannot, or a stop looks at each."""
+        if self.stop_policy.looks:
+            return None
+        found = at_once(self.session, ids, length, law, position, self.request.noise_key)
+        if found is None:
+            return None
+        tokens = list(found)
+        ends = next((count for count, token in enumerate(tokens, 1) if token in self.request.eos_ids), length)
+        if ends < length:
+            self.session.rollback(self.session.length - (length - ends))
+        return tokens[:ends]
 
     def _prefill(self) -> Progress:
         start = now()

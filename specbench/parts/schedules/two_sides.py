@@ -16,7 +16,7 @@ from specbench.engine.request import Outcome
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Needs, Schedule, Setting
 from specbench.parts.schedules.books import Books
-from specbench.parts.schedules.calibration import CONTEXT, MAX_LENGTH, SECONDS, Calibration, forward_seconds
+from specbench.parts.schedules.calibration import CONTEXT, MAX_LENGTH, SECONDS, Calibration, forward_timer
 from specbench.parts.schedules.sides import SideReport
 from specbench.processes.machine import Machine
 from specbench.processes.mailbox import Mailbox, PeerLost
@@ -100,15 +100,16 @@ class TwoSides(Schedule):
         order = self._calibration(seconds)
         with self.placement.applied():
             self.worker.prepare(replace(order, num_rows=draft_rows))
+            measure = forward_timer(self.setting.target, replace(order, num_rows=target_rows))
             self.worker.go()
-            busy = forward_seconds(self.setting.target, replace(order, num_rows=target_rows))
+            busy = measure()
             return busy, self.worker.result()
 
     def alone(self, seconds: float, target_rows: int) -> float:
         """Seconds of a forward of the target while the draft rests."""
         assert self.placement is not None, "open first"
         with self.placement.applied():
-            return forward_seconds(self.setting.target, replace(self._calibration(seconds), num_rows=target_rows))
+            return forward_timer(self.setting.target, replace(self._calibration(seconds), num_rows=target_rows))()
 
     def _calibration(self, seconds: float) -> Calibration:
         longest = min(self.setting.target.model.context_length or CONTEXT, CONTEXT + MAX_LENGTH) - MAX_LENGTH

@@ -11,7 +11,7 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ def run(task: Task) -> dict[str, Any]:
             else:
                 task.say(f"{size}, {backend}")
                 found = measured(pair, task, size == sizes[0])
+                notes += held_by_programs(f"{size}, {backend}", found["held"])
                 rows += [
                     (size, f"{backend}: {name}" if is_ours else name, *rest) for name, is_ours, *rest in timed(found, bandwidth)
                 ]
@@ -133,17 +134,25 @@ def measured(pair: PairSpec, task: Task, with_draft: bool) -> dict[str, Any]:
                 break
             for name in chance.sample(list(named), len(named)):
                 seconds[name].append(named[name]()[0])
+        held = method.memory_bytes()  # of the one with most models
     finally:
         for method in methods.values():
             method.close()
     skipped = target.module.get_input_embeddings().weight
     read = sum(p.numel() * p.element_size() for p in target.module.parameters()) - skipped.numel() * skipped.element_size()
-    found = {"seconds": seconds, "outputs": outputs, "read_bytes": read, "ours": list(methods)}
+    found = {"seconds": seconds, "outputs": outputs, "read_bytes": read, "ours": list(methods), "held": held}
     del target, draft, methods, named
     gc.collect()
     if task.on_accelerator:
         torch.cuda.empty_cache()
     return found
+
+
+def held_by_programs(where: str, held: Mapping[str, int]) -> list[str]:
+    """One line, for a backend whose programs hold memory beside weights and cache."""
+    kinds = ("programs", "recordings")
+    parts = [f"{part.replace('_', ' ')} {size / 2**20:,.1f} MiB" for part, size in held.items() if part.endswith(kinds)]
+    return [f"{where} holds beside weights and cache: {', '.join(parts)}"] if parts else []
 
 
 def timed(found: dict[str, Any], bandwidth: float) -> list[tuple[Any, ...]]:

@@ -28,13 +28,15 @@ MAX_NGRAM = 2  # of the lookup: prompt_lookup's
 
 
 class DraftSide(Drafting):
-    """Take in a verdict, publish the draft that answers it, prepare for the next; one forward between two looks.
+    """Take in a verdict, publish the draft that answers it, prepare for the next; one forward between two looks, or the whole
+    chain that answers a verdict without a branch, for which the target waits.
 
     draft_length: of a draft, at most. fallback: "draft" or "lookup", for a verdict without a branch. decay: see `fan_out`.
     Raises ValueError for a draft model that takes chains only (`open`).
     """
 
     report: DraftReport
+    tokens_at_once = 0  # what is prepared grows by rows of a tree
 
     def __init__(self, mailbox: Mailbox, law: SamplingLaw, draft_length: int, fallback: str, decay: float, trace: bool = False):
         super().__init__(mailbox, law, trace, None)
@@ -121,16 +123,29 @@ class DraftSide(Drafting):
         return Progress.WORKED
 
     def _draft(self) -> Progress:
-        """A token of the chain: nothing was prepared, and the target waits."""
-        start = now()
+        """The chain, where it can be drafted at once, else a token of it: nothing was prepared, and the target waits."""
+        start, limit = now(), self._limit(len(self.tokens) - 1)
+        if not self.chain and (found := self._drafted_at_once(limit)) is not None:
+            self.chain = found
+            self.made_in = [self._count(start, len(found), len(found))] * len(found)
+            self._next = self._publish
+            return Progress.WORKED
         self._feed()
         position = len(self.tokens) + len(self.chain)
         token = self.law.choose(self.logits[-1], [position], self.request.noise_key)[0]
         self.chain.append(token)
         self.made_in.append(self._count(start, 1))
-        if len(self.chain) == self._limit(len(self.tokens) - 1) or token in self.request.eos_ids:
+        if len(self.chain) == limit or token in self.request.eos_ids:
             self._next = self._publish
         return Progress.WORKED
+
+    def _drafted_at_once(self, limit: int) -> list[int] | None:
+        """What is behind each of its tokens is not told: `_catch_up` feeds them again, in one forward beside the target's."""
+        known = len(self.request.prompt_ids) + len(self.tokens)
+        found = self.at_once(self.tokens[self.session.length - known :], limit, len(self.tokens), self.law)
+        if found is not None:
+            self.session.rollback(known - 1)
+        return found
 
     def _publish(self) -> Progress:
         self.drafts.publish(self.order.number, self.verdict - 1, 0, self.chain)
@@ -221,10 +236,10 @@ class DraftSide(Drafting):
         return self._publish
 
     # ------------------------------------------------------------------------------------------------ books
-    def _count(self, start: float, made: int) -> Forward:
+    def _count(self, start: float, made: int, num_forwards: int = 1) -> Forward:
         forward = Forward(start, now(), made)
         self.forwards.append(forward)
-        self.report.num_forwards += 1
+        self.report.num_forwards += num_forwards
         return forward
 
     def _close_books(self) -> None:

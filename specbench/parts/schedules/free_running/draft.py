@@ -84,9 +84,13 @@ class DraftSide(Drafting):
     def _draft(self) -> Progress:
         start = now()
         prompt_length, position = len(self.request.prompt_ids), len(self.tokens)
-        logits = self.session.feed(self.tokens[self.session.length - prompt_length :], last_only=True)
-        self.tokens.append(self.law.choose(logits, [position], self.request.noise_key)[0])
-        self.paused = not self.stop_policy.goes_on(logits, self.tokens[-1])
+        unfed = self.tokens[self.session.length - prompt_length :]
+        news = self.at_once(unfed, 1, position, self.law)
+        if news is None:
+            logits = self.session.feed(unfed, last_only=True)
+            news = self.law.choose(logits, [position], self.request.noise_key)
+            self.paused = not self.stop_policy.goes_on(logits, news[0])
+        self.tokens += news
         self.forwards.append((start, now()))
         self.report.num_forwards += 1
         self._next = self._look_again

@@ -27,13 +27,14 @@ class DraftReport(SideReport):
 
 
 class DraftSide(Drafting):
-    """Look for the verdict, draft a block token by token, publish it.
+    """Look for the verdict, draft a block, publish it: nobody speaks in between, so that it may be one program (`at_once`).
 
     choice: "keyed" (the target's own noise) or "greedy". rows: where the laws of drawn tokens go; tokens are then drawn from
     these laws with a stream of the draft's own, whatever `choice` says. stop: may end a block early, behind its first token.
     """
 
     report: DraftReport
+    tokens_at_once = 4  # by a block's length, which is not known yet, a token's seconds change little
 
     def __init__(
         self,
@@ -83,19 +84,25 @@ class DraftSide(Drafting):
         return Progress.WORKED
 
     def _draft(self) -> Progress:
-        start = now()
-        fed = self.session.length - len(self.request.prompt_ids)
-        logits = self.session.feed(self.tokens[fed:], last_only=True)
-        self.tokens.append(self._choose(logits))
+        """The block, where it can be drafted at once; else its next token."""
+        start, goes_on = now(), True
+        unfed = self.tokens[self.session.length - len(self.request.prompt_ids) :]
+        left = self.room - (len(self.tokens) - self.block_start)
+        news = self.at_once(unfed, left, len(self.tokens), self.token_law) if self.rows is None else None
+        if news is None:
+            logits = self.session.feed(unfed, last_only=True)
+            news = [self._choose(logits)]
+            goes_on = self.stop_policy.goes_on(logits, news[0])
+        self.tokens += news
         end = now()
-        self.costs.append(end - start)
-        self.report.num_forwards += 1
+        each = (end - start) / len(news)
+        self.costs += [each] * len(news)
+        self.report.num_forwards += len(news)
         self.report.draft_seconds += end - start
         if self.trace:
-            self.report.spans.append((start, end, "draft"))
+            self.report.spans += [(start + n * each, start + (n + 1) * each, "draft") for n in range(len(news))]
         complete = len(self.tokens) - self.block_start == self.room or self.tokens[-1] in self.request.eos_ids
-        complete = complete or not self.stop_policy.goes_on(logits, self.tokens[-1])
-        self._next = self._publish if complete else self._draft
+        self._next = self._draft if goes_on and not complete else self._publish
         return Progress.WORKED
 
     def _choose(self, logits: torch.Tensor) -> int:
