@@ -105,6 +105,17 @@ def test_sampled_output_is_autoregressions(finished: Any, method: str) -> None:
     assert summary["lossless"]["share_identical"] >= 0.5
 
 
+@pytest.mark.parametrize("method", ["autoregressive", "speculative", "pearl", "amusd", "ssd"])
+def test_graphs_keep_the_output_and_say_what_they_hold(finished: Any, method: str) -> None:
+    """Chains and verdicts as CUDA graphs, in workers too."""
+    summary, _ = finished(f"method={method}", "engine=graph", *of_type("float32"))
+    assert summary["status"] == "success" and summary["lossless"]["verdict"] == lossless.IDENTICAL, summary["lossless"]
+    assert summary["backend"] == "graph"
+    rows = {row["part"]: row["measured_bytes"] for row in summary["memory"]["rows"]}
+    for role in ("target",) if method == "autoregressive" else ("target", "draft"):
+        assert rows[f"{role}_programs"] > 0 and rows[f"{role}_recordings"] >= 0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_records_agree_with_themselves_and_with_the_clock(finished: Any, method: str) -> None:
     summary, folder = finished(f"method={method}", *of_type("float32"))

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, BloomConfig
 
 from specbench.config.options import ConfigError
 from specbench.config.schema import PairConfig
-from specbench.engine.backends import captures, programs
+from specbench.engine.backends import captures, fixed, programs
 from specbench.engine.backends.fixed import Capture, FixedBranching, FixedSession
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
@@ -251,11 +251,18 @@ def test_what_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         session.feed(drawn(20, session.model), last_only=True)
         session.warm([1, 3])
         session.start(100)
+    session = open_session(fixed_model("llama", "long"))
+    monkeypatch.setattr(fixed, "_took", {session.model.module: 7.4})  # of the last that was made of this model
+    session.start(100)
+    session.feed(drawn(20, session.model), last_only=True)
+    session.warm([2])
     about = 4 * session.model.num_cache_layers
     assert capsys.readouterr().err.splitlines() == [
         f"specbench: compiling the target's forwards of 1, 3 rows: about {about} s for each, less where they were kept",
         "specbench: compiled 1 of 2 in 0 s",
         "specbench: compiled 2 of 2 in 0 s",
+        "specbench: compiling the target's forwards of 2 rows: about 7 s for each, as the last one took",
+        "specbench: compiled 1 of 1 in 0 s",
     ]
     assert len(alive) == 4, "each of them is a sign of life"
 
