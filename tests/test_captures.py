@@ -18,6 +18,8 @@ from specbench.engine.backends.fixed import FixedSession, refusal, unrecordable
 from specbench.engine.model import Model
 from specbench.engine.sampling import SamplingLaw, host_numbers
 from specbench.engine.target import held_bytes, open_session
+from specbench.measure.sensors.clock import made_for
+from specbench.processes.program import _done
 
 
 class Device:
@@ -183,3 +185,13 @@ def test_numbers_for_a_device_are_page_locked(monkeypatch: pytest.MonkeyPatch) -
     host_numbers([1], torch.device("cuda:1"))
     host_numbers([1], torch.device("cpu"))
     assert asked == [True, False]
+
+
+def test_a_worker_says_how_long_programs_were_made() -> None:
+    def prepare(order: Any) -> None:
+        made_for(2.5)
+
+    program: Any = SimpleNamespace(prepare=prepare, run=lambda: None)
+    assert _done("prepare", object(), None, program) == ("prepared", 2.5)
+    program.prepare = lambda order: None
+    assert _done("prepare", object(), None, program) == ("prepared", 0.0)

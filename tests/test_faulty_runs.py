@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from run_folders import BUILTIN
 from test_run import AR, configured, only_folder
 from test_run import models_loaded_once as models_loaded_once
 
+from specbench.engine.backends import captures, fixed
+from specbench.engine.backends.fixed import Capture
 from specbench.engine.sampling import NO_LAW, SamplingLaw
 from specbench.measure.records.store import read_run, read_samples
 from specbench.measure.warnings import UNUSABLE, level_of
@@ -152,6 +155,24 @@ def test_a_clock_that_leaves_time_out_is_told(bare: Any) -> None:
         assert bool(told) == isinstance(method, Hurries) and all(level_of(text) == UNUSABLE for text in told)
     method.factor = 10.0
     assert "its clocks say more than the" in error_of(method, bare)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_making_programs_is_nobodys_clock(bare: Any, counted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling and recording fall between a sample's call and its clock; a method that only waits there is told."""
+
+    def slow(step: Any) -> Any:
+        time.sleep(0.3)
+        return step
+
+    monkeypatch.setitem(captures.CAPTURES, "slow", Capture(slow, at_once=True))
+    if not counted:
+        monkeypatch.setattr(fixed, "made_for", lambda seconds: None)
+    arm, asked = arm_of(Speculative(draft_length=3), [replace(model, fixed="slow") for model in bare])
+    for _ in range(2):
+        record, _ = arm.run(asked, repeat=0, order=0, category=None)
+        assert record.error is None
+    assert bool(clock_warnings([arm])) != counted
 
 
 def test_an_honest_method_is_refused_nothing(bare: Any) -> None:

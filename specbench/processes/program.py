@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from specbench.measure.sensors.clock import memory_peak_bytes
+from specbench.measure.sensors.clock import making_seconds, memory_peak_bytes
 from specbench.measure.sensors.memory import process_peak_rss_bytes, process_rss_bytes
 from specbench.processes.child import Lifeline
 from specbench.processes.placement import Placement
@@ -113,8 +113,9 @@ def _done(word: str, content: Any, model: Any, program: Program) -> tuple[str, A
         if word == "prepare":
             if hasattr(content, "request"):  # a sample, and not another order of a method's own
                 model.expect(content.request)
+            before = making_seconds()
             program.prepare(content)
-            return "prepared", None
+            return "prepared", making_seconds() - before
         if word == "run":
             return "result", program.run()
         return "memory", held_bytes(model, program)

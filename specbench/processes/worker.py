@@ -20,6 +20,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
+from specbench.measure.sensors.clock import made_for
 from specbench.processes.child import Lifeline, death, stop
 from specbench.processes.interrupts import without_interrupts
 from specbench.processes.placement import Placement
@@ -81,7 +82,7 @@ class Worker:
         """Hand over a sample and wait until the child is ready for it."""
         self._settle()
         self._send("prepare", order, "prepared")
-        self._answer()
+        made_for(self._answer())
 
     def go(self) -> None:
         """Let the prepared sample run; returns at once."""

@@ -17,7 +17,7 @@ from typing import Any
 from specbench.engine.request import Outcome, Request
 from specbench.measure.metrics import IdentityError, RoundTable, check_identities
 from specbench.measure.records.events import Round, SampleRecord
-from specbench.measure.sensors.clock import memory_peak_bytes, reset_memory_peak
+from specbench.measure.sensors.clock import making_seconds, memory_peak_bytes, reset_memory_peak
 from specbench.method import Method
 from specbench.processes.placement import Placement, available_cores
 from specbench.processes.program import WorkerError
@@ -38,7 +38,7 @@ class Arm:
     placement: Placement
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(math.inf))
     claimed_seconds: float = 0.0  # by the outcomes of all requests
-    wall_seconds: float = 0.0  # that they took from outside, with what is off their clock
+    wall_seconds: float = 0.0  # that they took from outside, with what is off their clock, but no program's making
 
     def run(
         self, request: Request, *, repeat: int, order: int, category: str | None, session: int = 0
@@ -59,10 +59,10 @@ class Arm:
         reset_memory_peak(self.device)
         try:
             with self.placement.applied(), self.watchdog.over(self.method):
-                start = time.perf_counter()
+                start, making = time.perf_counter(), making_seconds()
                 outcome = self.method.decode(request)
                 wall_seconds = time.perf_counter() - start
-            self.wall_seconds += wall_seconds
+            self.wall_seconds += wall_seconds - (making_seconds() - making)
             self.claimed_seconds += outcome.prefill_seconds + outcome.decode_seconds
             record = record_of(outcome, memory_peak_bytes=memory_peak_bytes(self.device), **facts)
             wrong = contradiction(request, record, outcome.rounds)

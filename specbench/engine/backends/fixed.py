@@ -28,10 +28,10 @@ from specbench.engine.model import Model
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.engine.tree import DraftTree, Evidence, Unread
-from specbench.measure.sensors.clock import now
+from specbench.measure.sensors.clock import made_for, now
 
 _STEP = 256  # capacities are multiples of it: another one means all programs anew
-_took: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # seconds of the last program made, by module
+_took: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # most seconds that a program took, by module
 _LEAD = 2  # rows at most that begin a chain in its program: a fully accepted round leaves two unfed
 
 
@@ -146,15 +146,17 @@ class FixedSession(Session):
             role, those = "draft" if model.is_draft else "target", ", ".join(program.name for program in lacking)
             took = _took.get(model.module)
             about = self.capture.layer_seconds * model.num_cache_layers if took is None else took
-            why = "less where they were kept" if took is None else "as the last one took"
-            say(f"compiling the {role}'s forwards of {those} rows: about {about:.0f} s for each, {why}")
+            what = "about" if took is None else "as before at most"
+            say(f"compiling the {role}'s forwards of {those} rows: {what} {about:.0f} s for each, less where they were kept")
         for number, program in enumerate(lacking, 1):
             begin = now()
             program.make_ready(threads, self.capture.make)
             model.alive()
+            seconds = now() - begin
+            made_for(seconds)
             if takes_long:
-                took = _took[model.module] = now() - begin
-                say(f"compiled {number} of {len(lacking)} in {took:.0f} s")
+                _took[model.module] = max(_took.get(model.module, 0.0), seconds)
+                say(f"compiled {number} of {len(lacking)} in {seconds:.0f} s")
 
     @torch.inference_mode()
     def _forward(self, module: Any, mask: Any, positions: Tensor, **inputs: Any) -> Any:

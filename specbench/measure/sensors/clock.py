@@ -30,6 +30,20 @@ def told_by(hand: Callable[[], float]) -> Iterator[None]:
         _hand.reset(before)
 
 
+_making = [0.0]
+
+
+def making_seconds() -> float:
+    """Spent by this process, and by workers that it waited for meanwhile, on programs to come (compiling, recording): off every
+    clock of a sample, and no method's doing."""
+    return _making[0]
+
+
+def made_for(seconds: float) -> None:
+    """So much more of it."""
+    _making[0] += seconds
+
+
 class HostClock:
     """Stamps are seconds of the machine's monotonic clock."""
 
