@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,7 @@ from specbench.check.tiny_heads import make_tiny_heads, with_tiny_heads
 from specbench.config.options import ConfigError
 from specbench.config.paths import MODELS_DIR
 from specbench.config.specs import ModelSpec, PairSpec
+from specbench.engine.backends.native import build
 from specbench.measure.records.provenance import target_identity
 from specbench.methods.heads.eagle.heads import EagleHeads
 from specbench.methods.heads.hydra import HydraHeads
@@ -318,6 +321,38 @@ def test_a_plan_fills_every_node_with_its_parents_candidate() -> None:
     assert plan.tree([7, 8], 1, 1).parents == [-1, -1]
     assert plan.tree([1, 2, 3, 4, 5], 2, 2).parents == [-1, -1, 0, 1, 1]
     assert TreePlan([(0,), (0, 0)], torch.device("cpu")).tree([4, 5], 2, 1).is_chain
+    assert [level.width for level in plan.levels] == [3, 2, 1]
+    for level, rows in ((plan.levels[0], [[5, 6, 7]]), (plan.levels[1], [[5, 6], [7, 8]]), (plan.levels[1], [[5, 6]])):
+        wanted = [
+            rows[parent if len(rows) > 1 else 0][choice] for parent, choice in zip(level.parent, level.choice, strict=True)
+        ]
+        assert level.picked([*itertools.chain(*rows)]) == level.pick(torch.tensor(rows)).tolist() == wanted
+
+
+class Elsewhere(torch.Tensor):
+    """As if it lay on a device."""
+
+    is_cpu = False
+
+
+def test_of_equal_scores_the_smaller_id_fills_the_first_node(pair: PairSpec, heads_folder: Path, monkeypatch: Any) -> None:
+    """Natively, as `rank_of` and the target's own choice have it, among all ids or some; a device fills the same nodes."""
+    monkeypatch.setattr(build, "loaded", [build.library()])
+    bench = bench_of("hydra", pair, heads_folder, tree=[[0], [1], [2], [0, 0], [1, 0], [1, 1]])
+    drafter: Any = bench.method(GREEDY).drafter
+    vocab_size = drafter.num_guessed
+    coarse = torch.randint(3, (2, vocab_size), generator=torch.Generator().manual_seed(0)).float()
+    ids = torch.arange(0, 2 * vocab_size, 2)
+    for reduced in (None, SimpleNamespace(ids=ids)):
+        monkeypatch.setattr(drafter.heads, "target", replace(drafter.heads.target, reduced=reduced))
+        for level, logits in zip(drafter.plan.levels, (coarse[:1], coarse), strict=True):
+            drafter._tokens, drafter._unread = [], []
+            wanted = level.pick(logits.argsort(dim=-1, descending=True, stable=True)[:, : level.width])
+            assert drafter.pick(logits, level) == (wanted if reduced is None else ids[wanted]).tolist()
+            distinct = logits + torch.linspace(0.5, 0, vocab_size)
+            assert drafter.pick(distinct, level) == drafter.pick(distinct.as_subclass(Elsewhere), level).tolist()
+            assert len(drafter._tokens) == 2 and len(drafter._unread) == 1
+    bench.close()
 
 
 @pytest.mark.parametrize("tree", ["no such tree", [[0, 0]], [[0], [0]], [[-1]], [], 5, [["a"]]])
@@ -363,7 +398,7 @@ def test_heads_that_draft_other_than_they_are_judged_by_are_found(
     assert drafted_ranks(bench).status == PASS
     heads = bench.method(GREEDY).drafter.heads
     fill = heads.fill
-    monkeypatch.setattr(heads, "fill", lambda hidden, *rest: fill(hidden.flip(0), *rest))
+    monkeypatch.setattr(heads, "fill", lambda hidden, *rest: fill(hidden.flip(1), *rest))
     result = drafted_ranks(bench)
     assert result.status == FAIL and "drafted are candidates" in result.detail
     bench.close()
@@ -393,7 +428,7 @@ def test_drafts_come_from_the_last_row_that_stands(name: str, pair: PairSpec, he
         if tokens:
             pending = int(text[0, place + 1])
             levels = drafter.plan.levels[: len(tokens)]
-            assert drafter.heads.fill(hidden[place], pending, levels, drafter.candidates).tolist() == tokens
+            assert drafter.filled(hidden[place : place + 1], pending, levels) == tokens
             accepted += output[num_output] == tokens[0] if num_output < len(output) else 0
     assert accepted > 0, "nothing was ever drafted right: the comparison says little"
     bench.close()

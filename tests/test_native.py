@@ -6,6 +6,7 @@ The reference is `Session` on the same module, which test_session.py and test_ta
 from __future__ import annotations
 
 import ctypes
+import math
 import random
 import stat
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Qwen2Config
 
 from specbench.check.state import cache_error
@@ -30,16 +32,21 @@ from specbench.engine.backends.native.weights import Layer, NativeWeights, refus
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
 from specbench.engine.probe import probe_rollback
+from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.engine.target import open_branching, open_session, open_target
-from specbench.engine.tree import DraftTree, Riders, Verdict
+from specbench.engine.tree import DraftTree, Evidence, Riders, Verdict
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
 from specbench.methods.heads.eagle.native import NativeFeatureDraft
+from specbench.methods.heads.hydra import HydraHeads
+from specbench.methods.heads.medusa import MedusaHeads
 from specbench.pair.backend import choose_backend
 from specbench.pair.load import on_its_backend
 from specbench.pair.spec import specify
 from specbench.parts.heads.base import TargetParts
+from specbench.parts.rules.rule import RULES
+from specbench.parts.shapes.plan import Level, TreePlan
 from specbench.processes.placement import Placement
 
 LLAMA3 = {
@@ -422,6 +429,87 @@ def test_linear_layers_and_norms_of_heads() -> None:
         same(one, other)
     same(NativeLinear(lm_head, native_of, is_lm_head=True)(x), lm_head(x))
     assert torch.equal(torch.cat([heads.layer.gate(row) for row in x.unsqueeze(1)]), ours[0]), "other bits in company"
+
+
+def tree_heads(cls: type[Any], target: Model) -> Any:
+    """Heads of two levels, two layers each, whose every weight is drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        heads = cls(TargetParts.of(target.module).over(range(0, 75, 2)), num_heads=2, num_layers=2)
+        for weight in heads.requires_grad_(False).parameters():
+            weight.normal_(std=0.2)
+    return heads
+
+
+def filled(heads: Any, hidden: Tensor) -> list[Tensor]:
+    """The logits that each level of a tree with several nodes is filled by, the nodes being the same whatever they say."""
+    plan = TreePlan([(0,), (2,), (0, 0), (2, 1)], torch.device("cpu"))
+    said: list[Tensor] = []
+
+    def pick(logits: Tensor, level: Level) -> list[int]:
+        said.append(logits)
+        return [11 + node for node in range(len(level.parent))]
+
+    heads.fill(hidden, 7, plan.levels, pick)
+    return said
+
+
+@pytest.mark.parametrize("cls", [MedusaHeads, HydraHeads])
+@pytest.mark.parametrize("count", [1, 2])
+def test_blocks_of_heads_say_what_they_say_on_torch(cls: type[Any], count: int) -> None:
+    """Behind one hidden state for all nodes and, as in training, behind a text's; other weights are told apart."""
+    target, native_of = model_of("llama"), native("llama").native
+    (theirs, ours), hidden = (tree_heads(cls, target) for _ in range(2)), torch.randn(1, 42)
+    run_natively(ours, native_of)
+    run_natively(ours.target.reduced, native_of)
+    text, states = torch.arange(24).reshape(2, 12), torch.randn(2, 12, 42)
+    assert torch.equal(ours.ranks(text, states), theirs.ranks(text, states))
+    threads.use(count)
+    try:
+        said = filled(ours, hidden)
+    finally:
+        threads.use(1)
+    wanted = filled(theirs, hidden)
+    assert [len(level) for level in said] == [1, 2] if cls is HydraHeads else [1, 1]
+    for one, other in zip(said, wanted, strict=True):
+        same(one, other)
+    next(p for name, p in theirs.named_parameters() if name.endswith("weight")).mul_(1.05)
+    with pytest.raises(AssertionError, match="not close"):  # the twin
+        same(said[0], filled(theirs, hidden)[0])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "granite"])
+def test_a_greedy_targets_own_tokens_are_those_of_its_logits(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, greedy = open_target(native(architecture)), SamplingLaw()
+    session.start(200)
+    session.pending = int(session.prefill(tiny.prompt(9)).logits.argmax())
+    chain: list[int] = []
+    for _ in range(4):  # what it says is drafted in the next turn, then a wrong token
+        mark = session.mark()
+        evidence = session.forward_and_choose(DraftTree(chain), greedy, 1, 0)
+        assert evidence.own is not None and evidence.own.tokens == greedy.choose(evidence.logits, range(1 + len(chain)), 0)
+        assert evidence.own.agreed == len(chain)
+        session.restore(mark)
+        chain = [*chain, evidence.own.tokens[-1]]
+    chain[1] = (chain[1] + 1) % 75
+    assert session.forward_and_choose(DraftTree(chain), greedy, 1, 0).own.agreed == 1
+    assert session.forward_and_choose(DraftTree([1]), SamplingLaw(0.7), 1, 0).own is None
+    real = type(session.model).answer
+    monkeypatch.setattr(type(session.model), "answer", lambda *given: -real(*given))  # the twin: somebody else speaks for it
+    evidence = session.forward_and_choose(DraftTree([1]), greedy, 1, 0)
+    rule = RULES["greedy_match"]
+    assert evidence.own is None and rule.judge(DraftTree([1]), evidence, greedy, 0, 0, None).extra == int(
+        evidence.logits[0].argmax()
+    )
+    monkeypatch.setattr(session, "forward", lambda tree: spoilt(NativeSession.forward(session, tree)))
+    monkeypatch.setattr(type(session.model), "answer", real)
+    with pytest.raises(ValueError, match="no token follows"):
+        rule.judge(DraftTree([1]), rule.ask(session, DraftTree([1]), greedy, 0, 0), greedy, 0, 0, None)
+
+
+def spoilt(evidence: Evidence) -> Evidence:
+    evidence.logits[0, 5] = math.inf
+    return evidence
 
 
 # ----------------------------------------------------------------------------------------------------------- what it leaves

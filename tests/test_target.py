@@ -64,6 +64,9 @@ def check_taps(architecture: str) -> None:
     expected = states_of(model, [*PROMPT, PENDING, *(NODES[node] for node in PATH)])
     for layer in layers:
         same(feedback.tap(layer), expected[layer][0, len(PROMPT) :])
+        more = Feedback(tree, evidence, Verdict((), (11,))).tap(layer, only=False)
+        assert torch.equal(more, evidence.taps[layer]), "the committed row and those behind it"
+        same(feedback.tap(layer, only=False), expected[layer][0, len(PROMPT) :])
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

@@ -313,7 +313,7 @@ def test_heads_that_fill_a_tree_with_other_guesses_are_found(
     make_tiny_heads(type(create_method(node_of("my_heads"), ALLOWED)).heads_class, pair, tmp_path)
     right = accepted()
     assert right > 0.5
-    replaced("linear", "candidates(self.guess(hidden, k), k)", "candidates(-self.guess(hidden, k), k)")
+    replaced("linear", "pick(self.guess(", "pick(-self.guess(")
     assert accepted() < right / 2
 
 

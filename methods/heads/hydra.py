@@ -15,11 +15,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from specbench.method import Method, Rule, Stop, exact_rules, make_stop, with_typical
 from specbench.parts.drafts.heads import HeadDraft
-from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, shifted
+from specbench.parts.heads.base import Pick, TargetParts, TreeHeads, residual, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
 from specbench.parts.shapes.plan import Level
 
@@ -39,13 +38,12 @@ class HydraHead(nn.Module):
             if getattr(linear, "bias", None) is not None:
                 nn.init.zeros_(cast(Tensor, linear.bias))
 
-    def forward(self, hidden: Tensor, path: Tensor) -> Tensor:
-        """hidden [..., width], path [..., k * embedding width]; returns [..., width]."""
-        x = torch.cat([hidden, path], dim=-1)
-        state = hidden + self.layers["skip"](x) + functional.silu(self.layers["first"](x))
-        for name, linear in self.layers.items():
-            if name.startswith("block_"):
-                state = state + functional.silu(linear(state))
+    def forward(self, hidden: Tensor, path: Tensor, scale: float) -> Tensor:
+        """hidden [..., width], path [..., k * embedding width], which is scaled first; returns [..., width]."""
+        skip, first, *blocks = self.layers.values()
+        state = residual(hidden, first, skip, path, scale)
+        for linear in blocks:
+            state = residual(state, linear)
         return state
 
 
@@ -77,6 +75,7 @@ class HydraHeads(TreeHeads):
         self.heads = nn.ModuleList(
             HydraHead(target.width, target.width + k * embedding_width, num_layers) for k in range(1, num_heads + 1)
         )
+        self._of_depth = tuple(self.heads)  # a module's own list is slow to ask
         self.lm_heads = nn.ModuleList()
         if own_lm_head:
             for _ in range(num_heads):
@@ -89,31 +88,24 @@ class HydraHeads(TreeHeads):
     def max_depth(self) -> int:
         return len(self.heads)
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of ids [...], [..., embedding width], about 1 in size."""
-        return self.target.embedding(ids) * self.embedding_scale
-
     def logits(self, hidden: Tensor, path: Tensor, depth: int) -> Tensor:
         """What head `depth` says, [..., vocab], from h [..., width] and its path [..., depth * embedding width]."""
-        state = self.heads[depth - 1](hidden, path)
+        state = self._of_depth[depth - 1].forward(hidden, path, self.embedding_scale)
         return self.lm_heads[depth - 1](state) if len(self.lm_heads) else self.target.guess(state)
 
     def on_text(self, ids: Tensor, hidden: Tensor, depth: int) -> Tensor:
         """The same, [rows, length, vocab], with the text's tokens as path; ids [rows, length], hidden [rows, length, width]."""
-        path = [self.embed(shifted(ids, k).clamp(min=0)).to(hidden.dtype) for k in range(1, depth + 1)]
+        path = [self.target.embed(shifted(ids, k).clamp(min=0)).to(hidden.dtype) for k in range(1, depth + 1)]
         return self.logits(hidden, torch.cat(path, dim=-1), depth)
 
-    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
+    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], pick: Pick) -> None:
         # paths [nodes of the level, depth * embedding width]: the root's is the pending token alone.
-        paths = self.embed(torch.tensor([pending], device=hidden.device))
-        tokens = []
-        for k, level in enumerate(levels, start=1):
+        paths = self.target.embed([pending])
+        for level in levels:
             above = paths if level.is_whole else paths.index_select(0, level.above)
-            logits = self.logits(hidden.expand(len(above), -1), above, k)
-            tokens.append(level.pick(candidates(logits, k)))
-            if k < len(levels):
-                paths = torch.cat([above.index_select(0, level.parent), self.embed(tokens[-1])], dim=-1)
-        return torch.cat(tokens)
+            tokens = pick(self.logits(hidden, above, level.depth), level)
+            if level.depth < len(levels):
+                paths = torch.cat([above.index_select(0, level.parent), self.target.embed(tokens)], dim=-1)
 
     def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
         depths = range(1, self.max_depth + 1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from specbench.method import ConfigError, Method, Rule, Stop, exact_rules, make_stop, with_typical
 from specbench.parts.described import read_description
 from specbench.parts.drafts.heads import HeadDraft
-from specbench.parts.heads.base import Candidates, TargetParts, TreeHeads, shifted
+from specbench.parts.heads.base import Pick, TargetParts, TreeHeads, residual, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
 from specbench.parts.shapes.plan import Level
 from specbench.parts.shapes.static import Node
@@ -75,7 +75,8 @@ class MedusaHeads(TreeHeads):
         self.keep_options(num_heads, num_layers, own_lm_head, decay, objective)
         width = target.width
         self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers)) for _ in range(num_heads))
-        for linear in (linear for head in self.layers for linear in head):  # type: ignore[attr-defined]
+        self._blocks: tuple[Any, ...] = tuple(self.layers)  # a module's own lists are slow to ask
+        for linear in (linear for head in self._blocks for linear in head):
             nn.init.zeros_(linear.weight)  # a new head says what the target said one token earlier
             nn.init.zeros_(linear.bias)
         self.lm_heads = nn.ModuleList()
@@ -92,8 +93,8 @@ class MedusaHeads(TreeHeads):
 
     def state(self, hidden: Tensor, depth: int) -> Tensor:
         """h [..., width] behind the residual blocks of head `depth`, [..., width]."""
-        for linear in self.layers[depth - 1]:  # type: ignore[attr-defined]
-            hidden = hidden + nn.functional.silu(linear(hidden))
+        for linear in self._blocks[depth - 1]:
+            hidden = residual(hidden, linear)
         return hidden
 
     def logits(self, hidden: Tensor, depth: int) -> Tensor:
@@ -102,16 +103,16 @@ class MedusaHeads(TreeHeads):
         return lm_head(self.state(hidden, depth))
 
     def all_logits(self, hidden: Tensor, depth: int) -> Tensor:
-        """What heads 1 to `depth` say, [depth, vocab], from h [width]; a shared LM head is read once for all of them."""
+        """What heads 1 to `depth` say, [depth, vocab], from h [1, width]; a shared LM head is read once for all of them."""
         if len(self.lm_heads):
-            return torch.stack([self.logits(hidden, k) for k in range(1, depth + 1)])
-        return self.target.guess(torch.stack([self.state(hidden, k) for k in range(1, depth + 1)]))
+            return torch.cat([self.logits(hidden, k) for k in range(1, depth + 1)])
+        states = [self.state(hidden, k) for k in range(1, depth + 1)]
+        return self.target.guess(states[0] if depth == 1 else torch.cat(states))
 
-    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
+    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], pick: Pick) -> None:
         logits = self.all_logits(hidden, len(levels))
-        return torch.cat(
-            [candidates(logits[k - 1], k).index_select(0, level.choice) for k, level in enumerate(levels, start=1)]
-        )
+        for row, level in zip([logits] if len(levels) == 1 else logits.split(1), levels, strict=True):
+            pick(row, level)
 
     def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
         depths = range(1, self.max_depth + 1)

@@ -53,6 +53,15 @@ def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> t
     return torch.from_numpy(values[row, places]), torch.from_numpy(ids[row, places])
 
 
+def best(scores: Tensor, count: int, names: Tensor | None = None) -> tuple[list[int], list[float]]:
+    """Ids and scores of `greatest`, one row behind the other. names: what the columns are called, int64 [V], ascending."""
+    found = _natively(scores, count, None, False, names=names)
+    if found is not None:
+        return found[0].tolist(), found[1].tolist()
+    values, ids = greatest(scores, count)
+    return (ids if names is None else names[ids]).flatten().tolist(), values.flatten().tolist()
+
+
 def likeliest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> tuple[list[list[int]], list[list[float]]]:
     """The `count` likeliest tokens of each row and their log-probabilities, best first; a row each per row of scores [n, V], or
     of `rows`.
@@ -103,7 +112,12 @@ def score_of(scores: Tensor, row: int, token: int) -> float:
 
 
 def _natively(
-    scores: Tensor, count: int, rows: Sequence[int] | None, as_law: bool, above: Sequence[float] | None = None
+    scores: Tensor,
+    count: int,
+    rows: Sequence[int] | None,
+    as_law: bool,
+    above: Sequence[float] | None = None,
+    names: Tensor | None = None,
 ) -> tuple[array[int], array[float], array[float]] | None:
     """Ids, their scores or log-probabilities, flat, and of a law the rows' totals; None where others have to: no float32 rows
     here, or numbers that make no answer."""
@@ -112,9 +126,11 @@ def _natively(
     memory = (scores.memory if type(scores) is Narrow else None) or memory_of(scores)
     if memory is None:
         return None
-    address, ld, size, names = memory
-    if names and count > size:
+    address, ld, size, called = memory
+    if called and count > size:
         return None
+    if names is not None:
+        called = names.data_ptr()
     chosen, over = None if rows is None else array("q", rows), None if above is None else array("d", above)
     num_rows, width = len(rows if rows is not None else scores if above is None else above), min(count, size)
     ids = _WHOLE * (num_rows * width)
@@ -123,7 +139,7 @@ def _natively(
     to, summed = found.buffer_info()[0], totals.buffer_info()[0] if as_law else 0
     by_value, by_law = (0, to) if as_law else (to, 0)
     at = ids.buffer_info()[0]
-    words = (address, ld, size, which, names, paths, num_rows, width, at, by_value, by_law, summed, threads.count())
+    words = (address, ld, size, which, called, paths, num_rows, width, at, by_value, by_law, summed, threads.count())
     asked = array("q", words)  # `Asked` in forward.cpp
     if not build.loaded[-1].sb_ranks(asked.buffer_info()[0]):
         return None
@@ -135,7 +151,26 @@ def _natively(
 def memory_of(scores: Tensor) -> tuple[int, int, int, int] | None:
     """Address, numbers from row to row, numbers of a row, and address of what ids they are of (0: all, in order); None of rows
     that are not read natively."""
-    few, names = narrow_rows(scores)
+    few, ids = narrow_rows(scores)
     if not few.is_cpu or few.dtype != torch.float32 or few.stride(1) != 1:
         return None
-    return few.data_ptr(), few.stride(0), few.shape[1], 0 if names is None else names.data_ptr()
+    return few.data_ptr(), few.stride(0), few.shape[1], 0 if ids is None else ids.data_ptr()
+
+
+class Firsts:
+    """Each row's argmax, the smaller id of equals, where rows lie one behind the other natively: what is asked for a number of
+    rows is laid out once, since behind a forward each object that Python makes or asks costs microseconds."""
+
+    def __init__(self, rows: int, ld: int, outputs: int):
+        """ld: numbers from row to row, of which the first `outputs` are ranked."""
+        self._ids, self._heights = _WHOLE * rows, _FLOAT * rows
+        at, to = self._ids.buffer_info()[0], self._heights.buffer_info()[0]
+        self._asked = array("q", (0, ld, outputs, 0, 0, 0, rows, 1, at, to, 0, 0, 1))
+        self._at = self._asked.buffer_info()[0]
+
+    def of(self, address: int) -> list[int] | None:
+        """None for rows that make no law."""
+        self._asked[0], self._asked[-1] = address, threads.count()
+        if not build.loaded[-1].sb_ranks(self._at) or not all(map(math.isfinite, self._heights)):
+            return None
+        return self._ids.tolist()

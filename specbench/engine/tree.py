@@ -273,7 +273,9 @@ class Feedback:
     evidence: Evidence
     verdict: Verdict
 
-    def tap(self, layer: int) -> torch.Tensor:
-        """The hidden states [1 + accepted, width] of the rows that were committed."""
+    def tap(self, layer: int, only: bool = True) -> torch.Tensor:
+        """The hidden states [1 + accepted, width] of the rows that were committed. only: without others behind them."""
         hidden, rows = self.evidence.taps[layer], self.verdict.rows
-        return hidden[: len(rows)] if rows[-1] == len(rows) - 1 else hidden[rows]
+        if rows[-1] != len(rows) - 1:
+            return hidden[rows]
+        return hidden[: len(rows)] if only else hidden

@@ -50,7 +50,11 @@ class Inside:
 
     def __init__(self) -> None:
         self.seconds, self.depth = 0.0, 0
-        sessions = ((Session, ("_call", "exit_logits")), (NativeSession, ("_logits", "_run")), (NativeLinear, ("__call__",)))
+        sessions = (
+            (Session, ("_call", "exit_logits")),
+            (NativeSession, ("_logits", "_run")),
+            (NativeLinear, ("__call__", "residual")),
+        )
         for kind, calls in sessions:
             for name in calls:
                 setattr(kind, name, self.timed(getattr(kind, name)))

@@ -178,15 +178,14 @@ class EagleDraft(Drafter):
             self._feed(*self.unfed)
         self.num_committed += len(feedback.verdict.tokens)
         # Fed when the next draft begins, so that its time is counted as drafting.
-        self.unfed = (feedback.tap(TAP), feedback.verdict.tokens)
+        self.unfed = (feedback.tap(TAP, only=False), feedback.verdict.tokens)
 
     def _feed(self, features: Tensor, tokens: tuple[int, ...]) -> None:
-        """Feed the target's own features [n, width] and the tokens chosen there, in place of what was guessed."""
+        """Feed the target's own features [n or more, width] and the n tokens chosen there, in place of what was guessed."""
         self.draft.rollback(self.num_true)
         self.features = self.draft.extend(features, tokens)
         self.num_true = self.draft.length
 
-    @torch.inference_mode()
     def propose(self, max_depth: int) -> DraftTree:
         depth = min(self.levels, max_depth)
         if depth < 1:

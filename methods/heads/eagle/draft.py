@@ -54,12 +54,12 @@ class FeatureDraft:
 
     @torch.inference_mode()
     def extend(self, features: Tensor, ids: Sequence[int]) -> Tensor:
-        """Append committed rows: the target's features [n, width] and the tokens that follow them.
+        """Append committed rows: the target's features [n or more, width] and the n tokens that follow the first of them.
 
         Returns the last row's prediction [1, width]. That row sees every other, and of those only keys and values are wanted
         (there is one layer): no mask, and attention linear in the length of a prompt.
         """
-        inner, query = self._append(features, ids, self.length, self.length + len(ids))
+        inner, query = self._append(features[: len(ids)], ids, self.length, self.length + len(ids))
         self._branches, self._depth, self._is_chain = self._no_branch, 0, True
         return self._attend(inner[-1:], query[:, -1:], None)
 

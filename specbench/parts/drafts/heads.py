@@ -20,8 +20,9 @@ from torch import Tensor
 
 from specbench.config.options import ConfigError, whole
 from specbench.config.specs import PairSpec
+from specbench.engine.ranks import NO_LAW, best
 from specbench.engine.request import Request
-from specbench.engine.sampling import NO_LAW, keyed_gumbel
+from specbench.engine.sampling import keyed_gumbel
 from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting
 from specbench.parts.heads.base import TreeHeads
@@ -149,12 +150,11 @@ class HeadDraft(Drafter):
             for size in [*(size for size in SIZES if size < len(nodes)), len(nodes)]:
                 yield levels, TreePlan(nodes[:size], self.target.model.device)
 
-    @torch.inference_mode()
     def _draft_once(self, plan: TreePlan) -> DraftTree:
         """What a round with this plan drafts, after any token."""
         self.plan = plan
-        hidden = torch.zeros(self.heads.target.width, device=self.heads.target.device, dtype=self.heads.target.dtype)
-        return plan.tree(self._fill(hidden, 0, plan.levels), plan.depth, 1)
+        hidden = torch.zeros(1, self.heads.target.width, device=self.heads.target.device, dtype=self.heads.target.dtype)
+        return plan.tree(self.filled(hidden, 0, plan.levels), plan.depth, 1)
 
     @staticmethod
     def _floor(nodes: list[Node]) -> list[Node]:
@@ -163,15 +163,15 @@ class HeadDraft(Drafter):
 
     def begin(self, request: Request, first_token: int, evidence: Evidence) -> None:
         self.pending, self.num_output, self.noise_key = first_token, 1, request.noise_key
-        self.hidden = evidence.taps[TAP][-1]  # the LM head's input at the last row that stands
+        self.hidden = evidence.taps[TAP][-1:]  # [1, width], the LM head's input at the last row that stands
 
     def observe(self, feedback: Feedback) -> None:
         verdict = feedback.verdict
         self.pending = verdict.extra
         self.num_output += len(verdict.tokens)
-        self.hidden = feedback.evidence.taps[TAP][verdict.rows[-1]]
+        last = verdict.path[-1] + 1 if verdict.path else 0
+        self.hidden = feedback.evidence.taps[TAP][last : last + 1]
 
-    @torch.inference_mode()
     def propose(self, max_depth: int) -> DraftTree:
         assert self.plan is not None
         depth = min(self.plan.depth, max_depth)
@@ -180,33 +180,46 @@ class HeadDraft(Drafter):
         if self.shares_noise:
             positions = range(self.num_output, self.num_output + depth)
             self.noise = keyed_gumbel(self.noise_key, positions, self.vocab_size, self.target.model.device)
-        tokens = self._fill(self.hidden, self.pending, self.plan.levels[:depth])
+        tokens = self.filled(self.hidden, self.pending, self.plan.levels[:depth])
         return self.plan.tree(tokens, depth, depth if self.family.level_by_level else 1)
 
-    def _fill(self, hidden: Tensor, pending: int, levels: Sequence[Level]) -> list[int]:
-        """The heads' tokens of all nodes of the levels. Raises ValueError for logits that make no law (NaN, infinity)."""
-        self.heights: list[Tensor] = []
-        tokens: list[int] = self.heads.fill(hidden, pending, levels, self.candidates).tolist()
-        if not all(map(math.isfinite, torch.stack(self.heights).tolist())):
-            raise ValueError(NO_LAW)
-        return tokens
+    def filled(self, hidden: Tensor, pending: int, levels: Sequence[Level]) -> list[int]:
+        """The heads' tokens of all nodes of the levels, from h [1, width] and the pending token.
 
-    def candidates(self, logits: Tensor, depth: int) -> Tensor:
-        """The best ids by rank, int64 [rows, plan.width], for nodes of a depth, among those that the target may emit.
+        Raises ValueError for logits that make no law (NaN, infinity).
+        """
+        self._tokens: list[list[int]] = []
+        self._unread: list[tuple[Tensor, Tensor]] = []
+        self.heads.fill(hidden, pending, levels, self.pick)
+        if self._unread:
+            tokens, heights = (torch.cat(parts).tolist() for parts in zip(*self._unread, strict=True))
+            _refuse_no_law(heights)
+            return tokens
+        return self._tokens[0] if len(self._tokens) == 1 else [*itertools.chain(*self._tokens)]
+
+    def pick(self, logits: Tensor, level: Level) -> list[int] | Tensor:
+        """Fill a level: the ids of its nodes, by rank among those that the target may emit. See `TreeHeads.fill`.
 
         logits [rows, ids guessed among]. At a temperature, under sample_match, the target's own keyed noise of that position is
         added: the token that the target will choose is then among the first far more often than the likeliest tokens are.
+        Of equals a CPU's native engine takes the smaller id first, as `rank_of` does and the target's own choice.
         """
-        assert self.plan is not None
-        target = self.heads.target
-        logits = logits[..., : self.num_guessed]
+        reduced = self.heads.target.reduced
+        if logits.shape[-1] != self.num_guessed:
+            logits = logits[:, : self.num_guessed]
         if self.noise is not None:
-            noise = self.noise[depth - 1]
-            noise = noise if target.reduced is None else noise[target.reduced.ids]
+            noise = self.noise[level.depth - 1]
+            noise = noise if reduced is None else noise[reduced.ids]
             logits = logits.float() / self.law.temperature + noise
-        best = logits.topk(self.plan.width, dim=-1)
-        self.heights.append(best.values.max())  # NaN counts as the largest
-        return target.ids_of(best.indices)
+        if logits.is_cpu:
+            ids, scores = best(logits, level.width, None if reduced is None else reduced.ids)
+            _refuse_no_law(scores[:: level.width])
+            self._tokens.append(level.picked(ids))
+            return self._tokens[-1]
+        found = logits.topk(level.width, dim=-1)  # on a device: read once, when all levels are filled
+        tokens = level.pick(self.heads.target.ids_of(found.indices))
+        self._unread.append((tokens, found.values[:, 0]))  # NaN counts as the largest
+        return tokens
 
     def memory_bytes(self) -> dict[str, int]:
         size = sum(p.numel() * p.element_size() for p in itertools.chain(self.heads.parameters(), self.heads.buffers()))
@@ -214,3 +227,9 @@ class HeadDraft(Drafter):
 
     def facts(self) -> dict[str, float | int | str]:
         return self._facts
+
+
+def _refuse_no_law(heights: Sequence[float]) -> None:
+    """heights: the greatest score of each row."""
+    if not all(map(math.isfinite, heights)):
+        raise ValueError(NO_LAW)

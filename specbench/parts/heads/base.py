@@ -26,7 +26,7 @@ from specbench.engine.reduced import ReducedHead
 if TYPE_CHECKING:
     from specbench.parts.shapes.plan import Level
 
-Candidates = Callable[[Tensor, int], Tensor]
+Pick = Callable[[Tensor, "Level"], "Sequence[int] | Tensor"]
 
 _NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")  # what transformers calls the norm before the LM head
 
@@ -72,6 +72,15 @@ class TargetParts:
     def num_guessed(self) -> int:
         """Ids that are guessed among."""
         return self.vocab_size if self.reduced is None else len(self.reduced.ids)
+
+    def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """Embeddings [..., embedding's own width] of ids [...], or of a list that the host has."""
+        if isinstance(ids, Tensor):
+            return self.embedding(ids)
+        weight: Any = self.embedding.weight
+        if len(ids) == 1 and type(self.embedding) is nn.Embedding and weight.is_cpu:
+            return weight[ids[0] : ids[0] + 1]  # where it lies
+        return self.embedding(torch.tensor(ids, device=weight.device))
 
     def guess(self, hidden: Tensor) -> Tensor:
         """Logits of the ids that are guessed among, [..., num_guessed], from hidden [..., width]."""
@@ -162,12 +171,29 @@ class TreeHeads(Heads):
         values = (num_heads, num_layers, own_lm_head, decay, objective)
         self.options = dict(zip(("num_heads", "num_layers", "own_lm_head", "decay", "objective"), values, strict=True))
 
-    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], candidates: Candidates) -> Tensor:
-        """Tokens of all nodes of the levels, int64 [nodes], from h [width] and the pending token.
+    def fill(self, hidden: Tensor, pending: int, levels: Sequence[Level], pick: Pick) -> None:
+        """Say what each level is filled by, the first first, from h [1, width] and the pending token.
 
-        candidates(logits, depth): the ids by rank [rows, width of the tree] that logits [rows, vocab] rank first.
+        pick(logits, level): fills a level from logits [rows, vocab], a row for each node of `level.above`, or one for all. It
+        answers with the ids of the level's nodes in their order, for those whose next head looks at them: a list where the
+        host has them, int64 on the device elsewhere; `TargetParts.embed` takes either.
         """
         raise NotImplementedError
+
+
+def residual(x: Tensor, first: Any, skip: Any = None, beside: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """A block of heads: x + skip(z) + SiLU(first(z)), z being [x; scale * beside]; in one step where it runs natively.
+
+    x [..., width], or one row [1, width] for all of beside [n, others].
+    """
+    if hasattr(type(first), "residual"):
+        return first.residual(x, skip, beside, scale)
+    if beside is None:
+        joined = x
+    else:
+        x = x.expand(*beside.shape[:-1], -1)
+        joined = torch.cat([x, beside * scale], dim=-1)
+    return (x if skip is None else x + skip(joined)) + nn.functional.silu(first(joined))
 
 
 def rank_of(logits: Tensor, tokens: Tensor) -> Tensor:

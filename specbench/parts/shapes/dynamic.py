@@ -121,4 +121,5 @@ class Dynamic(Shape):
             number_of.update(zip(frontier, range(fed, fed + len(frontier)), strict=True))
             fed += len(frontier)
         chosen, parents = growth.best()
-        return DraftTree(chosen, parents if self.branches else None)
+        is_chain = not self.branches or parents == list(range(-1, len(parents) - 1))
+        return DraftTree(chosen, None if is_chain else parents)

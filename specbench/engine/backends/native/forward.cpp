@@ -737,6 +737,51 @@ extern "C" void sb_linear(const Matrix* m, const float* x, int64_t rows, float* 
     pool().run(linear_team, &w, m->inputs * m->outputs * rows < 65536 ? 1 : (int)threads);
 }
 
+// A block of drafting heads: y [rows][outputs in sixteens] is x's first numbers + skip(x), where there is one, + SiLU(first(x)).
+struct Residual { const Matrix *first, *skip; const float* x; float* y; int64_t rows; };
+
+static void residual_team(void* given, Team team) {
+    const Residual& w = *(const Residual*)given;
+    const int64_t inputs = w.first->inputs, outputs = w.first->outputs, ld = up(outputs, LANES);
+    auto add = [&](int64_t row, int64_t at, const float* above, const float* sums) {  // a unit of each matrix is one thread's
+        const int64_t count = outputs - at < UNIT ? outputs - at : UNIT;
+        for (int64_t i = 0; i < count; i++) w.y[row * ld + at + i] = above[i] + sums[i];
+    };
+    if (w.skip) multiply(team, *w.skip, w.x, inputs, w.rows, [&](int64_t row, int64_t at, int, const float* sums) {
+        add(row, at, w.x + row * inputs + at, sums);
+    });
+    multiply(team, *w.first, w.x, inputs, w.rows, [&](int64_t row, int64_t at, int sixteens, const float* sums) {
+        alignas(64) float turned[UNIT];
+        for (int p = 0; p < sixteens; p++) {
+            const Vec v = load(sums + p * LANES);
+            store(turned + p * LANES, v / (1.0f + exponential(-v)));
+        }
+        add(row, at, w.skip ? w.y + row * ld + at : w.x + row * inputs + at, turned);
+    });
+}
+
+// x: `width` numbers of each row, `ldx` from row to row (0: the same for all), and where that is not all of a row's inputs
+// `scale` times the others, which lie in `beside` without a gap.
+extern "C" void sb_residual(const Matrix* first, const Matrix* skip, const float* x, int64_t width, int64_t ldx, const float* beside,
+                            float scale, int64_t rows, float* y, int64_t threads) {
+    static thread_local std::vector<float> joined;
+    const int64_t inputs = first->inputs, others = inputs - width;
+    if (others || ldx != inputs) {
+        if ((int64_t)joined.size() < rows * inputs) joined.resize(rows * inputs);
+        for (int64_t r = 0; r < rows; r++) {
+            memcpy(joined.data() + r * inputs, x + r * ldx, width * sizeof(float));
+            for (int64_t i = 0; i < others; i++) joined[r * inputs + width + i] = scale * beside[r * others + i];
+        }
+        x = joined.data();
+    }
+    Residual w = {first, skip, x, y, rows};
+    pool().run(residual_team, &w, inputs * first->outputs * rows < 65536 ? 1 : (int)threads);
+}
+
+extern "C" void sb_add(float* y, const float* x, int64_t rows, int64_t n) {  // x to each row of y
+    for (int64_t r = 0; r < rows; r++) for (int64_t i = 0; i < n; i++) y[r * n + i] += x[i];
+}
+
 extern "C" void sb_norm(const float* x, const float* w, int64_t rows, int64_t n, float eps, float* y) {
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * n, w, n, eps, y + r * n);
 }

@@ -26,15 +26,40 @@ class NativeLinear(nn.Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
-        shape, weights = x.shape, self._weights
-        matrix = weights.shape.head if self._kept is None else self._kept[0]
         x = x.contiguous()
-        y = torch.empty((*shape[:-1], self._padded))
+        y = torch.empty((*x.shape[:-1], self._padded))
         rows = x.numel() // self.in_features
-        weights.library.sb_linear(ctypes.addressof(matrix), x.data_ptr(), rows, y.data_ptr(), threads.count())
+        self._weights.library.sb_linear(self.matrix, x.data_ptr(), rows, y.data_ptr(), threads.count())
         return y if self._padded == self.out_features else y[..., : self.out_features]
 
     forward = cast(Any, __call__)
+
+    @property
+    def matrix(self) -> int:
+        """Where it lies as forward.cpp reads it."""
+        return ctypes.addressof(self._weights.shape.head if self._kept is None else self._kept[0])
+
+    def residual(self, x: Tensor, skip: NativeLinear | None, beside: Tensor | None, scale: float) -> Tensor:
+        """See `parts.heads.base.residual`."""
+        x, width, given, others = x.contiguous(), x.shape[-1], x, None
+        if beside is not None:
+            beside = given = beside.contiguous()
+            others = beside.data_ptr()
+        y = torch.empty((*given.shape[:-1], self._padded))
+        rows, next_row = y.numel() // self._padded, width if given is x or len(x) == len(given) else 0
+        self._weights.library.sb_residual(
+            self.matrix,
+            None if skip is None else skip.matrix,
+            x.data_ptr(),
+            width,
+            next_row,
+            others,
+            scale,
+            rows,
+            y.data_ptr(),
+            threads.count(),
+        )
+        return y if self._padded == self.out_features else y[..., : self.out_features]
 
 
 class NativeNorm(nn.RMSNorm):
@@ -50,8 +75,12 @@ class NativeNorm(nn.RMSNorm):
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
-        self._library.sb_norm(x.data_ptr(), self._gain, x.numel() // self._width, self._width, self.eps, y.data_ptr())
+        self.at(x.data_ptr(), x.numel() // self._width, y.data_ptr())
         return y
+
+    def at(self, x: int, rows: int, y: int) -> None:
+        """Of rows that lie one behind the other from address `x` on, to `y` on."""
+        self._library.sb_norm(x, self._gain, rows, self._width, self.eps, y)
 
     forward = cast(Any, __call__)
 

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,13 @@ from specbench.engine.backends.native.weights import Call, NativeWeights
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
 from specbench.engine.narrow import Narrow
+from specbench.engine.ranks import Firsts
 from specbench.engine.session import Session
+from specbench.engine.tree import Own
+
+if TYPE_CHECKING:
+    from specbench.engine.sampling import SamplingLaw
+    from specbench.engine.tree import DraftTree, Evidence
 
 
 class NativeCache:
@@ -118,6 +124,7 @@ class NativeSession(Session):
         self._call_of = Call(layers=self._numbers.buffer_info()[0], num_layers=len(self._numbers))
         self._address = ctypes.addressof(self._call_of)
         self._bound: tuple[Any, Any] = (None, None)  # tables and keys whose pointers the call holds
+        self._firsts: dict[int, Firsts] = {}  # by number of rows
         total = len(self._numbers) + 1
         self._places = {layer: layer % total for layer in self.tap_layers}
         if self.tap_layers:
@@ -126,7 +133,7 @@ class NativeSession(Session):
 
     @cached_property
     def can(self) -> frozenset[str]:
-        return frozenset({"tree", "taps", "riders", "logits", "layers", "fork"})
+        return frozenset({"tree", "taps", "riders", "logits", "layers", "fork", "choice"})
 
     def feed(
         self,
@@ -139,6 +146,23 @@ class NativeSession(Session):
         past = self.length
         self._last_start = past
         return self._logits(ids, past, past, parents, depths, last_only)
+
+    def forward_and_choose(self, tree: DraftTree, law: SamplingLaw, position: int, noise_key: int) -> Evidence:
+        """`forward` of a chain without riders; of a greedy target its own tokens are read where it has just written logits."""
+        evidence, written = self.forward(tree), self._call_of.logits
+        # Where a script speaks for the model, what was answered lies somewhere else.
+        if law.greedy and self.weights.reduced is None and evidence.logits.data_ptr() == written:
+            rows = 1 + len(tree.tokens)
+            firsts = self._firsts.get(rows)
+            if firsts is None:
+                firsts = self._firsts[rows] = Firsts(rows, self.weights.outputs, self.model.vocab_size)
+            tokens = firsts.of(written)
+            if tokens is not None:  # whoever judges says what is wrong with the others
+                agreed = 0
+                while agreed < rows - 1 and tokens[agreed] == tree.tokens[agreed]:
+                    agreed += 1
+                evidence.own = Own(tokens, agreed)
+        return evidence
 
     def _logits(
         self,

@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
+from specbench.engine.ranks import greatest
+
 
 def fan_out(budget: int, chances: Sequence[float], decay: float) -> list[int]:
     """Branches for each accepted length, `budget` in all. chances: of these lengths; decay: the paper's r, above 0.
@@ -36,7 +38,7 @@ def candidates(scores: Tensor, chain: Sequence[int], count: int, eos_ids: Collec
     scores: [places, V]. Without those that end the text, and the one drafted there: a verdict never corrects to it.
     """
     # One more than is needed: the drafted token is among the best, and so may be every EOS.
-    best = scores.topk(min(count + 1 + len(eos_ids), scores.shape[1]), dim=-1).indices.tolist()
+    best = greatest(scores, count + 1 + len(eos_ids))[1].tolist()
     drafted = [*chain, None]
     return [[one for one in row if one != token and one not in eos_ids] for row, token in zip(best, drafted, strict=False)]
 
