@@ -161,3 +161,10 @@ def test_the_cpu_form_comes_to_its_end(tmp_path: Path) -> None:
     found = page.read(tmp_path)
     assert status == 0, {name: facts["verdict"] for name, facts in found.items()}
     assert {name for name, facts in found.items() if facts["status"] == NOT_RUN} <= {"suite", "energy"}
+
+
+def test_what_programs_hold_is_a_note() -> None:
+    held = {"target_kv": 5, "target_programs": 2**20, "target_recordings": 3 * 2**20}
+    said = "8b, graph holds beside weights and cache: target programs 1.0 MiB, target recordings 3.0 MiB"
+    assert roofline.held_by_programs("8b, graph", held) == [said]
+    assert roofline.held_by_programs("8b, eager", {"target_kv": 5}) == []
