@@ -15,13 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from specbench.config.create import create_part, named_part
-from specbench.config.options import ConfigError, flag, number, one_of, whole
+from specbench.config.options import ConfigError, flag, not_together, number, one_of, whole
 from specbench.config.specs import PairSpec
 from specbench.engine.request import Outcome, Request
 from specbench.engine.runtime import Runtime
 from specbench.engine.sampling import SamplingLaw
 from specbench.engine.target import Target, held_bytes, open_target
-from specbench.engine.tree import EMPTY, MOST_NODES, Contract, DraftTree, Evidence, Feedback, Riders, Verdict
+from specbench.engine.tree import (
+    DEEPEST,
+    EMPTY,
+    MOST_KEPT,
+    MOST_NODES,
+    WIDEST,
+    Contract,
+    DraftTree,
+    Evidence,
+    Feedback,
+    Riders,
+    Verdict,
+)
 from specbench.parts.contracts import Adapter, Drafter, Needs, Part, Schedule, Setting, Shape, Source, Stop
 from specbench.parts.drafts.choice import Choice
 from specbench.parts.drafts.heads import HeadDraft

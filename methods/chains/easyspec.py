@@ -24,6 +24,7 @@ from torch import Tensor
 from specbench.engine.session import Session
 from specbench.engine.side_by_side import SideBySide, groups_of
 from specbench.method import (
+    MOST_NODES,
     Chain,
     ConfigError,
     Evidence,
@@ -56,9 +57,9 @@ class EasySpec(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
-        whole("method.layer_parallel", layer_parallel, 1)
-        whole("method.exact_ends", exact_ends, 0)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
+        whole("method.layer_parallel", layer_parallel, 1, high=MOST_NODES)
+        whole("method.exact_ends", exact_ends, 0, high=MOST_NODES)
         stop = make_stop(stop, draft_length)
         rules = [*exact_rules(trees=False), "ratio"]
         drafter = FuzzyDraft(stop, layer_parallel, exact_ends)

@@ -10,6 +10,8 @@ token: it guesses the bonus position itself, one forward more, and when the gues
 from __future__ import annotations
 
 from specbench.method import (
+    MOST_NODES,
+    WIDEST,
     Adapter,
     Chain,
     ConfigError,
@@ -51,9 +53,9 @@ class Speculative(Method):
         adapter: Adapter | None = None,
         compat: str | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
-        whole("method.top_k", top_k, 1)
-        whole("method.num_nodes", num_nodes, 1)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
+        whole("method.top_k", top_k, 1, high=WIDEST)
+        whole("method.num_nodes", num_nodes, 1, high=MOST_NODES)
         one_of("method.compat", compat, None, "amusd")
         grown = named_part("method.shape", shape, Shape, {"chain": Chain, "dynamic": partial(Dynamic, top_k, num_nodes)})
         rules = exact_rules(trees=True) if grown.branches else [*exact_rules(trees=False), "ratio"]

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specbench.method import Method, Rule, Stop, exact_rules, make_stop, with_typical
+from specbench.method import MOST_NODES, Method, Rule, Stop, exact_rules, make_stop, whole, with_typical
 from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.heads.base import Pick, TargetParts, TreeHeads, residual, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
@@ -133,6 +133,7 @@ class Hydra(Method):
         epsilon: float = 0.09,
         delta: float = 0.3,
     ):
+        whole("method.num_nodes", num_nodes, 1, auto=True, high=MOST_NODES)
         drafter = HeadDraft(HydraHeads, heads, tree, num_nodes)
         rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
         super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, at_once=True))

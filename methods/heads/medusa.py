@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specbench.method import ConfigError, Method, Rule, Stop, exact_rules, make_stop, with_typical
+from specbench.method import MOST_NODES, ConfigError, Method, Rule, Stop, exact_rules, make_stop, whole, with_typical
 from specbench.parts.described import read_description
 from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.heads.base import Pick, TargetParts, TreeHeads, residual, shifted
@@ -190,6 +190,7 @@ class Medusa(Method):
         epsilon: float = 0.09,
         delta: float = 0.3,
     ):
+        whole("method.num_nodes", num_nodes, 1, auto=True, high=MOST_NODES)
         drafter = HeadDraft(MedusaHeads, heads, tree, num_nodes, {"mc_sim_7b_63": MC_SIM_7B_63})
         rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
         super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, at_once=True))

@@ -19,6 +19,7 @@ from specbench.engine.request import NOBODYS
 from specbench.engine.session import Session
 from specbench.method import (
     EMPTY,
+    MOST_NODES,
     Chain,
     Choice,
     Drafter,
@@ -51,8 +52,8 @@ class LayerSkip(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
-        whole("method.exit_layer", exit_layer, 1, null="a third of the layers")
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
+        whole("method.exit_layer", exit_layer, 1, null="a third of the layers", high=MOST_NODES)
         stop = make_stop(stop, draft_length)
         rules = [*exact_rules(trees=False), "ratio"]
         super().__init__(ExitDraft(exit_layer, stop), rule=rule, rules=rules, stop=stop, draft_length=draft_length)

@@ -30,6 +30,8 @@ from specbench.engine.request import NOBODYS
 from specbench.engine.session import Session
 from specbench.method import (
     EMPTY,
+    MOST_KEPT,
+    MOST_NODES,
     Chain,
     Choice,
     ConfigError,
@@ -70,11 +72,11 @@ class Swift(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
         number("method.skip_ratio", skip_ratio, 0.0, 1.0, "a number from 0 to 1")
-        whole("method.window", window, 1)
+        whole("method.window", window, 1, high=MOST_KEPT)
         number("method.enough", enough, 0.0, 1.0, "a number from 0 to 1")
-        whole("method.patience", patience, 0)
+        whole("method.patience", patience, 0, high=MOST_KEPT)
         whole("method.seed", seed, 0)
         stop = make_stop(Confidence(threshold=0.8) if stop is None else stop, draft_length)
         rules = [*exact_rules(trees=False), "ratio"]

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specbench.method import (
+    MOST_NODES,
     Adapter,
     Chain,
     ConfigError,
@@ -57,7 +58,7 @@ class Osd(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
         stop = make_stop(stop, draft_length)
         super().__init__(
             ModelDraft(Chain(), stop),
@@ -87,7 +88,7 @@ class OnlineDistillation(Adapter):
         key: str = "method.adapter",
     ):
         number(f"{key}.learning_rate", learning_rate, 0.0, 1.0, "a number from 0 to 1")
-        whole(f"{key}.lessons", lessons, 1)
+        whole(f"{key}.lessons", lessons, 1, high=MOST_NODES)  # each keeps a row of logits
         one_of(f"{key}.positions", positions, "rejected", "all")
         self.learning_rate, self.num_lessons, self.positions = learning_rate, lessons, positions
 

@@ -14,7 +14,7 @@ equals autoregressive sampling token for token. More servers are for the simulat
 
 from __future__ import annotations
 
-from specbench.method import Method, Rule, whole
+from specbench.method import MOST_NODES, Method, Rule, whole
 from specbench.parts.schedules.free_running.schedule import FreeRunning
 
 
@@ -33,7 +33,7 @@ class Dsi(Method):
         draft_cores: int = 1,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1, auto=True)
+        whole("method.draft_length", draft_length, 1, auto=True, high=MOST_NODES)
         length = None if draft_length == "auto" else int(draft_length)
         schedule = FreeRunning(length, max_lookahead, "plain", draft_cores, None)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=length)

@@ -16,7 +16,7 @@ target's noise.
 
 from __future__ import annotations
 
-from specbench.method import MOST_NODES, ConfigError, Method, Rule, whole
+from specbench.method import MOST_NODES, Method, Rule, not_together, whole
 from specbench.parts.schedules.foreseeing.mirrored import Mirrored
 
 
@@ -38,10 +38,10 @@ class MirrorSd(Method):
         draft_cores: int = 1,
         rule: str | Rule | None = None,
     ):
-        whole("method.num_candidates", num_candidates, 1)
-        whole("method.exit_layer", exit_layer, 1, null="half of the layers")
-        if isinstance(draft_length, int) and (branches := (draft_length + 1) * num_candidates) > MOST_NODES:
-            remedy = f"with draft_length={draft_length} that is {branches:,} branches: {MOST_NODES:,} at most, take fewer"
-            raise ConfigError("method.num_candidates", num_candidates, remedy)
+        whole("method.num_candidates", num_candidates, 1, high=MOST_NODES)
+        whole("method.exit_layer", exit_layer, 1, null="half of the layers", high=MOST_NODES)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
+        branches, said = (draft_length + 1) * num_candidates, "that is {rows} branches"
+        not_together("method.num_candidates", num_candidates, branches, MOST_NODES, said, draft_length=draft_length)
         schedule = Mirrored(draft_length, num_candidates, exit_layer, fallback, draft_cores)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

@@ -12,7 +12,7 @@ sides, and no unverified token is ever emitted.
 
 from __future__ import annotations
 
-from specbench.method import ConfigError, Method, Rule, Stop, flag, make_stop, one_of, whole
+from specbench.method import MOST_NODES, ConfigError, Method, Rule, Stop, flag, make_stop, one_of, whole
 from specbench.parts.schedules.calibration import MAX_LENGTH
 from specbench.parts.schedules.lockstep.schedule import Lockstep
 
@@ -37,7 +37,7 @@ class Pearl(Method):
         draft_cores: int = 1,
         stop: str | Stop | None = None,
     ):
-        whole("method.draft_length", draft_length, 1, auto=True)
+        whole("method.draft_length", draft_length, 1, auto=True, high=MOST_NODES)
         one_of("method.draft", draft, "keyed", "greedy")
         if rule == "lockstep_ratio" and draft == "greedy":
             raise ConfigError("method.draft", draft, "is not exact under method.rule=lockstep_ratio: leave it at keyed")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from specbench.method import Method, Rule, number, whole
+from specbench.method import MOST_NODES, Method, Rule, not_together, number, whole
 from specbench.parts.schedules.foreseeing.schedule import Foreseeing
 
 
@@ -41,7 +41,10 @@ class Ssd(Method):
         draft_cores: int = 1,
         rule: str | Rule | None = None,
     ):
-        whole("method.budget", budget, 1, auto=True)
+        whole("method.budget", budget, 1, auto=True, high=MOST_NODES)
+        if isinstance(draft_length, int) and isinstance(budget, int):
+            said = "that is {rows} tokens of branches"
+            not_together("method.budget", budget, budget * draft_length, MOST_NODES, said, draft_length=draft_length)
         number("method.decay", decay, 0.0, math.inf, "a number from 0 up")
         schedule = Foreseeing(draft_length, None if budget == "auto" else int(budget), fallback, decay, draft_cores)
         super().__init__(schedule=schedule, rule=rule, rules=("greedy_match", "sample_match"), draft_length=draft_length)

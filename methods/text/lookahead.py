@@ -21,7 +21,6 @@ from collections import OrderedDict
 from specbench.method import (
     EMPTY,
     MOST_NODES,
-    ConfigError,
     Drafter,
     DraftTree,
     Evidence,
@@ -33,6 +32,7 @@ from specbench.method import (
     Rule,
     Setting,
     exact_rules,
+    not_together,
     whole,
 )
 
@@ -44,12 +44,11 @@ class Lookahead(Method):
     """
 
     def __init__(self, *, window: int = 5, ngram: int = 3, guesses: int = 5, rule: str | Rule | None = None):
-        whole("method.window", window, 1)
-        whole("method.ngram", ngram, 2)
-        whole("method.guesses", guesses, 1)
-        if (rows := (window + guesses) * (ngram - 1)) > MOST_NODES:
-            remedy = f"with ngram={ngram} and guesses={guesses} a round has {rows:,} rows: {MOST_NODES:,} at most, take fewer"
-            raise ConfigError("method.window", window, remedy)
+        whole("method.window", window, 1, high=MOST_NODES)
+        whole("method.ngram", ngram, 2, high=MOST_NODES)
+        whole("method.guesses", guesses, 1, high=MOST_NODES)
+        rows = (window + guesses) * (ngram - 1)
+        not_together("method.window", window, rows, MOST_NODES, "a round has {rows} rows", ngram=ngram, guesses=guesses)
         super().__init__(LookaheadDraft(window, ngram, guesses), rule=rule, rules=exact_rules(trees=True))
 
 

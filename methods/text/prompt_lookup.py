@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from specbench.method import (
+    MOST_NODES,
     Drafter,
     DraftTree,
     Evidence,
@@ -42,8 +43,8 @@ class PromptLookup(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
-        whole("method.max_ngram", max_ngram, 1)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
+        whole("method.max_ngram", max_ngram, 1, high=MOST_NODES)
         stop = make_stop(stop, draft_length, at_once=True)
         drafter = LookupDraft(draft_length, max_ngram)
         super().__init__(drafter, rule=rule, rules=exact_rules(trees=False), stop=stop, draft_length=draft_length)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from specbench.engine.ranks import log_total, score_of
 from specbench.method import (
+    MOST_NODES,
+    WIDEST,
     DraftTree,
     Dynamic,
     Evidence,
@@ -59,9 +61,9 @@ class Rasd(Method):
         rule: str | Rule | None = None,
     ):
         for name, value in (("draft_length", draft_length), ("num_nodes", num_nodes), ("num_retrieved", num_retrieved)):
-            whole(f"method.{name}", value, 1)
-        whole("method.top_k", top_k, 2)
-        whole("method.min_match", min_match, 1)
+            whole(f"method.{name}", value, 1, high=MOST_NODES)
+        whole("method.top_k", top_k, 2, high=WIDEST)
+        whole("method.min_match", min_match, 1, high=MOST_NODES)
         number("method.min_probability", min_probability, 0.0, 1.0, "a number from 0 to 1")
         stop = make_stop(stop, draft_length, at_once=True)
         drafter = FusedDraft(Dynamic(top_k, num_nodes), stop, num_retrieved, min_match, min_probability)

@@ -19,6 +19,8 @@ from typing import ClassVar
 
 from specbench.method import (
     EMPTY,
+    MOST_KEPT,
+    MOST_NODES,
     ConfigError,
     Drafter,
     DraftTree,
@@ -62,7 +64,7 @@ class Rest(Method):
             "max_hits": max_hits,
         }
         for name, value in options.items():
-            whole(f"method.{name}", value, 1)
+            whole(f"method.{name}", value, 1, high=MOST_KEPT if name == "max_hits" else MOST_NODES)
         if longest + max_depth > DEPTH:
             raise ConfigError(
                 "method.longest", longest, f"a datastore is sorted by {DEPTH} tokens: at most {DEPTH - max_depth}"

@@ -14,6 +14,7 @@ automaton over a corpus (`rest` looks into one).
 from __future__ import annotations
 
 from specbench.method import (
+    MOST_NODES,
     Chain,
     DraftTree,
     Evidence,
@@ -46,9 +47,9 @@ class Sam(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
-        whole("method.copy_length", copy_length, 1)
-        whole("method.min_match", min_match, 1)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
+        whole("method.copy_length", copy_length, 1, high=MOST_NODES)
+        whole("method.min_match", min_match, 1, high=MOST_NODES)
         stop = make_stop(stop, draft_length)
         drafter = SamDraft(stop, copy_length, min_match)
         super().__init__(drafter, rule=rule, rules=exact_rules(trees=False), stop=stop, draft_length=draft_length)

@@ -27,6 +27,8 @@ from torch import Tensor
 
 from specbench.engine.ranks import likeliest
 from specbench.method import (
+    DEEPEST,
+    MOST_NODES,
     Choice,
     Contract,
     Drafter,
@@ -136,8 +138,13 @@ class Stand(Method):
         scope: str = "session",
         rule: str | Rule | None = None,
     ):
-        for name, size in (("num_nodes", num_nodes), ("max_depth", max_depth), ("max_ngram", max_ngram), ("width", width)):
-            whole(f"method.{name}", size, 1)
+        for name, size, most in (
+            ("num_nodes", num_nodes, MOST_NODES),
+            ("max_depth", max_depth, DEEPEST),
+            ("max_ngram", max_ngram, DEEPEST),
+            ("width", width, MOST_NODES),
+        ):
+            whole(f"method.{name}", size, 1, high=most)
         one_of("method.draw", draw, "gumbel", "best")
         one_of("method.scope", scope, "session", "sample")
         rules = [*exact_rules(trees=True), *([DRAWN_RULE] if draw == "gumbel" else [])]

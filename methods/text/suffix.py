@@ -28,6 +28,8 @@ from collections.abc import Hashable, Iterator
 from functools import partial
 
 from specbench.method import (
+    MOST_KEPT,
+    MOST_NODES,
     Drafter,
     DraftTree,
     Evidence,
@@ -72,12 +74,12 @@ class Suffix(Method):
         kept_tokens: int = 100_000,
         rule: str | Rule | None = None,
     ):
-        whole("method.num_nodes", num_nodes, 1, auto=True)
-        whole("method.max_depth", max_depth, 1)
+        whole("method.num_nodes", num_nodes, 1, auto=True, high=MOST_NODES)
+        whole("method.max_depth", max_depth, 1, high=MOST_NODES)
         number("method.factor", factor, 0.0, math.inf, "a number from 0 up")
         number("method.min_probability", min_probability, 0.0, 1.0, "a number from 0 to 1")
         one_of("method.scope", scope, "session", "sample")
-        whole("method.kept_tokens", kept_tokens, 1)
+        whole("method.kept_tokens", kept_tokens, 1, high=MOST_KEPT)
         drafter = SuffixDraft(num_nodes, max_depth, factor, min_probability, kept_tokens if scope == "session" else 0)
         super().__init__(drafter, rule=rule, rules=exact_rules(trees=True))
 

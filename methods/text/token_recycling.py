@@ -27,6 +27,7 @@ import numpy as np
 
 from specbench.engine.ranks import greatest
 from specbench.method import (
+    MOST_NODES,
     Drafter,
     DraftTree,
     Evidence,
@@ -75,7 +76,7 @@ class TokenRecycling(Method):
     """
 
     def __init__(self, *, num_nodes: int | str = "auto", scope: str = "session", rule: str | Rule | None = None):
-        whole("method.num_nodes", num_nodes, 1, auto=True)
+        whole("method.num_nodes", num_nodes, 1, auto=True, high=MOST_NODES)
         one_of("method.scope", scope, "session", "sample")
         super().__init__(RecycledDraft(num_nodes, scope), rule=rule, rules=exact_rules(trees=True))
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from specbench.config.options import ABOVE_ZERO
 from specbench.engine.ranks import likeliest
 from specbench.method import (
+    MOST_NODES,
     Choice,
     ConfigError,
     Contract,
@@ -56,8 +57,8 @@ class DySpec(Method):
         threshold: float | str | None = "auto",
         rule: str | Rule | None = None,
     ):
-        whole("method.num_nodes", num_nodes, 1)
-        whole("method.draft_length", draft_length, 1)
+        whole("method.num_nodes", num_nodes, 1, high=MOST_NODES)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
         if isinstance(threshold, str):
             if threshold != "auto":
                 raise ConfigError("method.threshold", threshold, "possible: auto, a number above 0 and up to 1, or null")

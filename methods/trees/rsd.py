@@ -20,6 +20,7 @@ from torch import Tensor
 
 from specbench.engine.ranks import greatest, ranked
 from specbench.method import (
+    MOST_NODES,
     Choice,
     Contract,
     DraftTree,
@@ -32,6 +33,7 @@ from specbench.method import (
     Stop,
     branching_nodes,
     exact_rules,
+    not_together,
     whole,
 )
 
@@ -52,8 +54,11 @@ class RecursiveSpeculative(Method):
         draft_length: int = 4,
         rule: str | Rule | None = None,
     ):
-        whole("method.width", width, 1)
-        whole("method.draft_length", draft_length, 1)
+        whole("method.width", width, 1, high=MOST_NODES)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
+        if branching is None:
+            said = "that is a tree of {rows} nodes"
+            not_together("method.width", width, width * draft_length, MOST_NODES, said, draft_length=draft_length)
         shape: Shape = StochasticBeam(width)
         if branching is not None:
             shape = Drawn(branching_nodes(branching), Contract.WITHOUT_REPLACEMENT)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 
 from specbench.method import (
+    MOST_NODES,
     ConfigError,
     Contract,
     DraftTree,
@@ -63,8 +64,8 @@ class Sequoia(Method):
         acceptance: Sequence[float] | str = "auto",
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
-        whole("method.num_nodes", num_nodes, 1, auto=True)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
+        whole("method.num_nodes", num_nodes, 1, auto=True, high=MOST_NODES)
         if acceptance != "auto":
             remedy = "possible: auto, or probabilities by rank that fall and sum to at most 1, such as [0.6,0.15,0.05]"
             if isinstance(acceptance, str) or not isinstance(acceptance, Sequence) or not acceptance:

@@ -12,15 +12,15 @@ Chains that drew the same tokens stay rows of their own, because the rule counts
 
 from __future__ import annotations
 
-from specbench.method import Contract, Drawn, Method, ModelDraft, Rule, Stop, branching_nodes, exact_rules, whole
+from specbench.method import MOST_NODES, Contract, Drawn, Method, ModelDraft, Rule, Stop, branching_nodes, exact_rules, whole
 
 
 class SpecTr(Method):
     """num_chains: K. draft_length: tokens of each chain. rule: greedy_match | sample_match | delta | k_seq; null = match."""
 
     def __init__(self, *, num_chains: int = 4, draft_length: int = 4, rule: str | Rule | None = None):
-        whole("method.num_chains", num_chains, 1)
-        whole("method.draft_length", draft_length, 1)
+        whole("method.num_chains", num_chains, 1, high=MOST_NODES)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
         shape = Drawn(branching_nodes([num_chains, *[1] * (draft_length - 1)], "method.num_chains"), Contract.IID)
         stop = Stop(draft_length)
         rules = [*exact_rules(trees=True), "k_seq"]

@@ -52,6 +52,13 @@ def whole(key: str, value: object, low: int, null: str | None = None, auto: bool
         raise ConfigError(key, value, f"possible: {possible}" + (f", or null ({null})" if null else ""))
 
 
+def not_together(key: str, value: object, rows: int, most: int, what: str, **others: object) -> None:
+    """Refuse what is possible option by option and too much together: `rows` of `what` with the `others` as they are."""
+    if rows > most:
+        beside = " and ".join(f"{name}={other}" for name, other in others.items())
+        raise ConfigError(key, value, f"with {beside} {what.format(rows=f'{rows:,}')}: {most:,} at most, take fewer")
+
+
 def number(key: str, value: object, low: float, high: float, possible: str, null: bool = False) -> None:
     """Refuse all but numbers from `low` to `high`; infinities and NaN whatever the bounds; None too, where `null` allows it.
 

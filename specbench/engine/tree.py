@@ -6,6 +6,7 @@ Nothing here needs torch at import; tensors are carried and not looked at.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     import torch
 
 
-MOST_NODES = 4096  # of a tree, and of what is prepared at once: said before one is laid out that no memory holds
+# Limits of methods' options, said before anything is laid out that no memory holds and no patience awaits.
+MOST_NODES = 4096  # of a tree, of a draft, and of what is prepared at once
+WIDEST = math.isqrt(MOST_NODES)  # children of a node, level by level: so many nodes have so many children each
+DEEPEST = 128  # tokens of a context that a table keeps by every length, and levels of a tree that is kept by paths
+MOST_KEPT = 100_000_000  # tokens, rounds or hits that are counted or kept beside a draft
 
 
 class Contract(enum.Enum):

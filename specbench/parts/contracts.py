@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from specbench.config.options import whole
-from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
+from specbench.engine.tree import EMPTY, MOST_NODES, DraftTree, Evidence, Feedback
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,7 +203,7 @@ class Stop(Part):
     draft_taps: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, draft_length: int | None = None):
-        whole("method.stop.draft_length", draft_length, 1, null="the method's")
+        whole("method.stop.draft_length", draft_length, 1, null="the method's", high=MOST_NODES)
         self.draft_length = draft_length
 
     def join(self, drafter: Drafter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from specbench import data
 from specbench.config.options import ConfigError, UnfitError
+from specbench.config.say import counted
 from specbench.config.schema import RunConfig
 from specbench.config.specs import PairSpec
 from specbench.data import Dataset, Sample
@@ -54,6 +56,7 @@ class Prepared:
 def prepare(config: RunConfig) -> Prepared:
     """All checks that need no weights: options, data, tokenizers, context."""
     decoding = config.decoding
+    refuse_more_threads(config.engine.threads)
     law = SamplingLaw(decoding.temperature, decoding.top_k, decoding.top_p, decoding.seed)
     methods = create_arms(config)
     for method in methods.values():
@@ -64,15 +67,17 @@ def prepare(config: RunConfig) -> Prepared:
     warmup = data.warmup_samples(dataset, samples, config.measure.warmup, config.data)
     tokenizer = load_tokenizer(pair.target)
     pair, instead = choose_backend(check_pair(pair, tokenizer), config.engine.backend)
+    context = context_length(pair)
+    refuse_endless_drafts(config, context)
     if config.data.context_tokens is not None:
+        refuse_endless_prompts(config, context)
         samples, warmup = (data.padded(some, tokenizer, config.data) for some in (samples, warmup))
         dataset = data.named(dataset, config.data.context_tokens)
     history, template = config.data.history, config.data.template
     prompts = data.first_prompts([*samples, *warmup], history, tokenizer, template)
     refuse_ids_without_rows(pair.target, tokenizer, prompts)
     warnings = data.prompt_warnings(samples, prompts, tokenizer, template)
-    context, limits = context_length(pair), (config.data.max_prompt_tokens, decoding.max_new_tokens)
-    refuse_endless_drafts(config, context)
+    limits = (config.data.max_prompt_tokens, decoding.max_new_tokens)
     refuse_too_long(config, [len(prompts[sample.sample_id]) for sample in samples], context)
     run = {name: len(ids) for name, ids in prompts.items() if not data.too_long(ids, limits[0], context, limits[1])}
     refuse_recomputed(pair.target, run, decoding.max_new_tokens)
@@ -124,6 +129,21 @@ def refuse_unmet_needs(methods: Sequence[Method], pair: PairSpec) -> None:
     for stage in {stage: None for need in needs for stage in need.stages}:
         assert load is not None, "stages need a draft too"
         load(stage)
+
+
+def refuse_more_threads(threads: int | None) -> None:
+    """Raise ConfigError for more CPU threads than this machine has cores: they would wait for each other."""
+    if threads is not None and threads > (cores := os.cpu_count() or 1):
+        remedy = f"this machine has {counted(cores, 'core')}: at most {cores}, or null (chosen in the warm-up)"
+        raise ConfigError("engine.threads", threads, remedy)
+
+
+def refuse_endless_prompts(config: RunConfig, context: int | None) -> None:
+    """Raise ConfigError for prompts made longer than the pair has positions beside an answer, before a text is laid out."""
+    tokens, new = config.data.context_tokens, config.decoding.max_new_tokens
+    if tokens is not None and context is not None and tokens + new > context:
+        remedy = f"the pair has {context} positions, and an answer may take {new} of them (decoding.max_new_tokens): at most "
+        raise ConfigError("data.context_tokens", tokens, f"{remedy}{max(1, context - new)}")
 
 
 def refuse_endless_drafts(config: RunConfig, context: int | None) -> None:

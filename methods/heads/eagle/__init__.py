@@ -12,7 +12,6 @@ keyed noise: the token that the target will choose is then among its first ones 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from specbench.engine.ranks import likeliest
 from specbench.method import (
     EMPTY,
     MOST_NODES,
+    WIDEST,
     Choice,
     ConfigError,
     Drafter,
@@ -51,8 +51,6 @@ from specbench.parts.shapes.static import fastest_tree, seconds_of_rows
 
 TAP = -1  # the LM head's input
 
-WIDEST = math.isqrt(MOST_NODES)  # so many nodes have so many children each, level by level
-
 
 class Eagle(Method):
     """draft_length: levels of the tree at most. top_k: children of an expanded node, and nodes expanded per level (1: a chain).
@@ -75,9 +73,9 @@ class Eagle(Method):
         stop: str | Stop | None = None,
         rule: str | Rule | None = None,
     ):
-        whole("method.draft_length", draft_length, 1)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
         whole("method.top_k", top_k, 1, high=WIDEST)
-        whole("method.num_nodes", num_nodes, 1, auto=True)
+        whole("method.num_nodes", num_nodes, 1, auto=True, high=MOST_NODES)
         drafter = EagleDraft(heads, draft_length, top_k, num_nodes)
         stop = make_stop(stop, draft_length, at_once=True)
         super().__init__(drafter, rule=rule, rules=exact_rules(trees=True), stop=stop, draft_length=draft_length)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from specbench.config.options import ConfigError, whole
 from specbench.engine.request import Outcome
+from specbench.engine.tree import MOST_NODES
 from specbench.measure.sensors.clock import now
 from specbench.parts.contracts import Needs, Schedule, Setting
 from specbench.parts.schedules.books import Books
@@ -61,7 +62,7 @@ class TwoSides(Schedule):
     mailbox: Mailbox
 
     def __init__(self, draft_cores: int):
-        whole("method.draft_cores", draft_cores, 1)
+        whole("method.draft_cores", draft_cores, 1, high=MOST_NODES)
         self.draft_cores = draft_cores
         self.workers: list[Worker] = []
         self.measured: dict[str, float | int | str] = {}  # what opening measured and settled by it

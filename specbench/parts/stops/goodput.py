@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from specbench.config.options import ConfigError, whole
 from specbench.engine.session import Session
+from specbench.engine.tree import MOST_KEPT
 from specbench.measure.theory.formulas import emitted_sequential
 from specbench.parts.contracts import Drafter, Needs, Setting, Stop
 from specbench.parts.shapes.cost import MAX_NODES, measure_rounds
@@ -43,8 +44,8 @@ class Goodput(Stop):
     needs = Needs(scope="session")
 
     def __init__(self, *, draft_length: int | None = None, half_life: int = 64, probe_every: int = 16):
-        whole("method.stop.half_life", half_life, 1)
-        whole("method.stop.probe_every", probe_every, 1)
+        whole("method.stop.half_life", half_life, 1, high=MOST_KEPT)
+        whole("method.stop.probe_every", probe_every, 1, high=MOST_KEPT)
         super().__init__(draft_length)
         self.half_life, self.probe_every = half_life, probe_every
         self.reset()

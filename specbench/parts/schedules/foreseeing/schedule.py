@@ -6,6 +6,7 @@ import sys
 
 from specbench.config.options import one_of, whole
 from specbench.engine.request import Outcome, Request
+from specbench.engine.tree import MOST_NODES
 from specbench.parts.contracts import Parts, Setting
 from specbench.parts.schedules.calibration import largest_fitting
 from specbench.parts.schedules.foreseeing.draft import DraftSide, book_draft_report
@@ -26,7 +27,7 @@ class Foreseeing(TwoSides):
     name, form = "foreseeing", "branches"
 
     def __init__(self, draft_length: int, budget: int | None, fallback: str, decay: float, draft_cores: int):
-        whole("method.draft_length", draft_length, 1)
+        whole("method.draft_length", draft_length, 1, high=MOST_NODES)
         one_of("method.fallback", fallback, *FALLBACKS)
         super().__init__(draft_cores)
         self.draft_length, self.budget, self.fallback, self.decay = draft_length, budget, fallback, decay

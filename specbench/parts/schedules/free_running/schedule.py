@@ -6,6 +6,7 @@ import math
 
 from specbench.config.options import ConfigError, one_of, whole
 from specbench.engine.request import Outcome, Request
+from specbench.engine.tree import MOST_NODES
 from specbench.parts.contracts import Parts, Setting
 from specbench.parts.schedules.free_running.draft import DraftSide
 from specbench.parts.schedules.free_running.verify import STALE_POLICIES, Verifier, book_draft_report
@@ -24,8 +25,8 @@ class FreeRunning(TwoSides):
     name, form = "free-running", "chain"
 
     def __init__(self, waits_for: int | None, max_lookahead: int, stale: str, draft_cores: int, stop: object):
-        whole("method.draft_length", waits_for, 0, null="measured")
-        whole("method.max_lookahead", max_lookahead, 1)
+        whole("method.draft_length", waits_for, 0, null="measured", high=MOST_NODES)
+        whole("method.max_lookahead", max_lookahead, 1, high=MOST_NODES)
         if max_lookahead < (waits_for or 0):
             remedy = f"at least method.draft_length ({waits_for}): the target waits for so many"
             raise ConfigError("method.max_lookahead", max_lookahead, remedy)
