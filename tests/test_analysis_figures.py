@@ -306,3 +306,15 @@ def test_learning_is_shown_where_a_draft_learnt_and_nowhere_else(tmp_path: Path)
     assert "learn_ms" not in without and "learn" not in plain and "learn" in named
     assert (learnt["learn_ms"] > 0).all()
     np.testing.assert_allclose(learnt["learn_ms"] + learnt["other_ms"], without["other_ms"], rtol=1e-3)  # of the same time
+
+
+def test_names_too_long_for_a_figure_make_it_larger(recwarn: pytest.WarningsRecorder) -> None:
+    """A stranger's names may be of any length: without growing, matplotlib gives up the layout and says so."""
+    with styled():
+        figure, axes = new_figure(2, 2, height=1.5)
+        for axis in axes.flat:
+            axis.set_ylabel("\n".join(["a name"] * 8))
+            axis.set_title("\n".join(["a name"] * 6))
+        drawing = Drawing("long", "long", figure, pd.DataFrame(), "")
+        drawing.bounds()
+    assert not [one for one in recwarn if "constrained_layout" in str(one.message)]

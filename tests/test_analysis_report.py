@@ -395,6 +395,23 @@ def test_the_answer_names_what_is_warned_of_by_weight(tmp_path: Path) -> None:
     assert sure.index("unusable") < sure.index("doubtful") and sure.endswith("and 2 more, listed below.")
 
 
+def test_a_run_that_is_unusable_never_leads(tmp_path: Path) -> None:
+    said = {1: [], 2: ["stand-in data, not humaneval: 27 samples"]}
+    for when, warnings in said.items():
+        name, alpha = ("speculative", 0.8) if when == 1 else ("amusd", 0.95)
+        write_run(tmp_path, name, alpha=alpha, when=when, run_changes={"warnings": warnings})
+    opening = opening_of(tmp_path)
+    assert opening["What was fastest?"] == "On humaneval speculative." and "amusd" not in opening["By how much?"]
+    assert "unusable (1 of 2 runs)" in opening["How sure?"]
+
+
+def test_where_all_are_unusable_nobody_leads(tmp_path: Path) -> None:
+    write_run(tmp_path, "speculative", alpha=0.8, when=1, run_changes={"warnings": ["stand-in data, not humaneval: 2"]})
+    opening = opening_of(tmp_path)
+    assert opening["What was fastest?"].startswith("That cannot be said") and "By how much?" not in opening
+    assert "stand-in data" in opening["How sure?"]
+
+
 def test_a_speed_up_that_the_machines_noise_spans_is_not_distinguishable(tmp_path: Path) -> None:
     folder = write_run(tmp_path, alpha=0.8)
     clear = opening_of(tmp_path)

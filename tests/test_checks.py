@@ -12,6 +12,7 @@ from run_folders import composed
 from specbench.config.compose import compose
 from specbench.config.errors import schema_keys
 from specbench.config.options import ConfigError
+from specbench.config.paths import CONF_DIR
 from specbench.config.schema import RunConfig, validate
 
 
@@ -104,3 +105,17 @@ def test_options_that_contradict_each_other() -> None:
 def test_schema_keys_reach_into_sections() -> None:
     assert {"decoding.seed", "pair.target_dtype", "runs_dir"} <= set(schema_keys())
     assert "decoding" not in schema_keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "null"), (True, "true"), (False, "false"), (0, "0"), (1, "1"), ("None", "'None'")]
+)
+def test_a_value_is_shown_as_it_is_written(value: object, shown: str) -> None:
+    assert str(ConfigError("a.key", value, "why")) == f"a.key={shown}: why"
+
+
+def test_the_options_page_names_every_choice() -> None:
+    page = (CONF_DIR.parent / "docs" / "options.md").read_text(encoding="utf-8")
+    for group in ("pair", "data", "engine"):
+        names = [path.stem for path in (CONF_DIR / group).glob("[!_]*.yaml") if path.stem != "default"]
+        assert len(names) > 3 and not [name for name in names if f"`{name}`" not in page]

@@ -218,7 +218,7 @@ REFUSED = [
     (["pair.target=''"], "pair.target=''", "Hugging Face repository"),
     (["decoding=greedy"], "decoding=greedy: is a section", "decoding.temperature"),
     (["baseline=speculative"], "baseline='speculative'", "method@baseline=<name>"),
-    (["~method"], "method=None", "method=<name>"),
+    (["~method"], "method=null", "method=<name>"),
     (["data.limit=[1"], "data.limit=[1: cannot be read", "key=value"),
     (["humaneval"], "humaneval: cannot be read", "key=value"),
     (["decoding.seed=1,2"], "decoding.seed=1,2: several values", "-m"),

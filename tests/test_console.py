@@ -198,3 +198,14 @@ def test_energy_comes_with_its_attribution_rule() -> None:
     text = " ".join(console.final_table(made(samples, rounds, energy=summarise(blocks, idle))).split())
     assert "6.000 J/token gross, baseline 6.000 (nvml_counter)" in text
     assert "verify 90%, prefill 0%, wait 10%" in text and RULE_WITH_IDLE in text
+
+
+def test_acceptance_of_trees_is_said_to_be_by_depth() -> None:
+    for of_nodes, words in ((0.2, "drafted positions, by depth"), (0.5, "drafted positions, 1")):
+        samples, rounds = paired_run(4, 1)
+        summary = made(samples, rounds) | {
+            "acceptance_rate": 0.5,
+            "acceptance_rate_of_nodes": of_nodes,
+            "accepted_per_round": 1.0,
+        }
+        assert words in " ".join(console.final_table(summary, io.StringIO()).split())

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.schema import DataConfig
 from specbench.data.files import DATA_VARIABLE, file_names, read_rows, sha256_of
+from specbench.data.load import own_grade
 from specbench.data.published import PUBLISHED
 from specbench.data.samples import content_digest, parse
 
@@ -316,7 +318,7 @@ def test_one_changed_byte_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         data.load(config)
 
 
-def test_a_set_of_ones_own_needs_no_code(tmp_path: Path) -> None:
+def test_a_set_of_ones_own_needs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "mine.jsonl", QUESTIONS)
     config = DataConfig(name="mine", path=str(tmp_path))
     assert file_names(config)[0] == "mine.jsonl"
@@ -325,6 +327,10 @@ def test_a_set_of_ones_own_needs_no_code(tmp_path: Path) -> None:
     assert data.load(dataclasses.replace(config, sha256=sha256_of(path))).warnings == ()
     graded = dataclasses.replace(config, sha256=sha256_of(path), grade="number")
     assert data.load(graded).warnings == ("mine.jsonl has no answers: data.grade=number grades nothing",)
+    monkeypatch.setattr(
+        sys.modules["specbench.data.load"], "own_grade", lambda name: "number"
+    )  # the set's own YAML says it: nobody asked
+    assert data.load(graded).warnings == ()
     with_one = [QUESTIONS[0] | {"answer": "4"}, *QUESTIONS[1:]]
     path = write_jsonl(tmp_path / "mine.jsonl", with_one)
     assert data.load(dataclasses.replace(graded, sha256=sha256_of(path), answer="answer")).warnings == ()
@@ -453,3 +459,8 @@ def test_warm_up_when_the_stand_in_itself_is_evaluated_whole() -> None:
             assert data.turns_to_generate(sample, config.history)
     with pytest.raises(ConfigError, match=r"measure\.warmup=10000"):
         data.warmup_samples(dataset, dataset.samples, 10_000, config)
+
+
+def test_a_set_says_its_own_grade() -> None:
+    assert own_grade("gsm8k") == "boxed"
+    assert own_grade("humaneval") is None and own_grade("nobody's") is None

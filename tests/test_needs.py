@@ -19,6 +19,8 @@ from specbench.config.schema import DataConfig, DecodingConfig, RunConfig
 from specbench.config.specs import PairSpec
 from specbench.measure.records.provenance import folder_hash
 from specbench.method import EMPTY, DraftTree, Needs, create_method
+from specbench.pair.spec import specify
+from specbench.parts.heads.stored import refuse_deeper_tree
 from specbench.run.prepare import folder_facts, prepare, refuse_endless_drafts, refuse_too_long, refuse_unmet_needs
 from specbench.run.run import run
 
@@ -53,14 +55,14 @@ def test_the_last_layer_but_one_is_an_exit() -> None:
 
 METHODS = "specbench.methods."
 LOOKED_UP: list[tuple[str, dict[str, str | None], str]] = [
-    ("heads.medusa.Medusa", {}, r"method\.heads=None: .* has none of its own; train medusa heads"),
+    ("heads.medusa.Medusa", {}, r"method\.heads=null: .* has none of its own; train medusa heads"),
     ("heads.hydra.Hydra", {"heads": "none/there/at/all"}, r"method\.heads=.*no such folder"),
-    ("heads.eagle.Eagle", {}, r"method\.heads=None"),
+    ("heads.eagle.Eagle", {}, r"method\.heads=null"),
     ("heads.eagle.Eagle", {"heads": "builtin:heads_medusa"}, r"these are medusa heads; the method needs eagle heads"),
-    ("text.rest.Rest", {}, r"method\.datastore=None: no datastore there"),
+    ("text.rest.Rest", {}, r"method\.datastore=null: no datastore there"),
     ("text.rest.Rest", {"datastore": "none"}, r"method\.datastore='none': no datastore there"),
-    ("chains.speculative.Speculative", {}, r"pair\.draft=None: .*name one"),
-    ("overlap.amusd.Amusd", {}, r"pair\.draft=None: .*name one"),
+    ("chains.speculative.Speculative", {}, r"pair\.draft=null: .*name one"),
+    ("overlap.amusd.Amusd", {}, r"pair\.draft=null: .*name one"),
 ]
 
 
@@ -86,6 +88,26 @@ def test_a_run_knows_what_lay_in_the_folders_that_its_options_name(tmp_path: Pat
     assert folder_facts(prepare(composed("method=speculative", head, "data.source=standin"))) == {
         "method.stop.head": folder_hash(shipped / "heads_acceptance")
     }
+
+
+@pytest.mark.parametrize("name", ["medusa.Medusa", "hydra.Hydra"])
+def test_a_tree_deeper_than_the_heads_is_refused_before_they_are_loaded(name: str) -> None:
+    heads = f"builtin:heads_{name.partition('.')[0]}"
+    pair = specify(composed("pair=builtin").pair)
+    paths = [[0] * depth for depth in range(1, 10)]
+    deep = create_method({"_target_": METHODS + f"heads.{name}", "heads": heads, "tree": paths})
+    with pytest.raises(ConfigError, match=r"method\.tree=.*it is 9 deep, and there are \d heads"):
+        refuse_unmet_needs([deep], pair)
+    refuse_unmet_needs([create_method({"_target_": METHODS + f"heads.{name}", "heads": heads, "tree": paths[:1]})], pair)
+
+
+def test_a_published_folder_says_how_many_heads_it_has(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"medusa_num_heads": 2}')
+    refuse_deeper_tree([(0,), (0, 0)], [], tmp_path)
+    with pytest.raises(ConfigError, match="it is 3 deep, and there are 2 heads"):
+        refuse_deeper_tree([(0,), (0, 0), (0, 0, 0)], [], tmp_path)
+    (tmp_path / "config.json").unlink()
+    refuse_deeper_tree([(0, 0, 0)], [], tmp_path)  # nothing says it: known when they are loaded
 
 
 def test_heads_of_another_target_are_refused(tmp_path: Path) -> None:

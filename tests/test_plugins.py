@@ -67,7 +67,7 @@ def test_options_reach_the_constructor() -> None:
     ("node", "key", "offer"),
     [
         ({"_target_": SPECULATIVE, "draft_lenght": 3}, "method.draft_lenght", "did you mean method.draft_length?"),
-        ({"_target_": SPECULATIVE, "draft_length": 0}, "method.draft_length", "at least 1"),
+        ({"_target_": SPECULATIVE, "draft_length": 0}, "method.draft_length", "from 1 to 4,096"),
         (
             {"_target_": "specbench.methods.chains.speculative.Speculativ"},
             "method._target_",

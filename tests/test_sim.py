@@ -414,7 +414,7 @@ def test_every_preset_can_be_used_and_a_broken_one_is_named() -> None:
         assert costs.curve("target", ALONE).seconds(1, 100) > costs.curve("draft", ALONE).seconds(1, 100)
         assert costs.company("target").seconds(1, 100, (1,)) >= costs.curve("target", TURNS).seconds(1, 100)
     facts = yaml.safe_load((CONF_DIR / "sim" / "devices" / "h100.yaml").read_text())
-    with pytest.raises(ConfigError, match=r"mine\.link=None: must be given"):
+    with pytest.raises(ConfigError, match=r"mine\.link=null: must be given"):
         preset_costs("mine", {k: v for k, v in facts.items() if k != "link"}, PAIR)
     with pytest.raises(ConfigError, match=r"mine\.target\.bytes_per_second"):
         preset_costs("mine", facts | {"target": facts["target"] | {"bytes_per_second": "fast"}}, PAIR)
@@ -531,7 +531,7 @@ def simulated_run(config: Any, costs: Costs, some: list[Text]) -> Path:
 
 
 def test_a_simulated_folder_is_read_and_never_stands_beside_measured_ones(tmp_path: Path) -> None:
-    config = composed("method=speculative", f"runs_dir={tmp_path}")
+    config = composed("method=speculative", "decoding.max_new_tokens=40", f"runs_dir={tmp_path}")
     folder = simulated_run(config, flat(0.004, 0.001), texts(0.7, number=3, tokens=40))
     run = store.read_run(folder)
     assert run["source"] == store.read_summary(folder)["source"] == "simulated"
@@ -587,6 +587,10 @@ def test_the_command_ends_in_a_table_a_figure_and_folders(tmp_path: Path, capsys
     assert [line["method"] for line in said["lines"]] == ["speculative", "amusd"] and "speed-up" in printed.err
     assert (tmp_path / "out" / "figures" / "simulated_speedup.png").stat().st_size > 10_000
     assert all(store.read_run(line["folder"])["source"] == "simulated" for line in said["lines"])
+    limits = {store.read_run(line["folder"])["config"]["decoding"]["max_new_tokens"] for line in said["lines"]}
+    assert limits == {24}, "what the texts had"
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "at acceptance 0.8 as asked (" in page and "at acceptance 0.9 as set" in page
     assert main(["validate", "devices=h100", said["lines"][0]["folder"]]) == 2
     assert "name a finished run that was measured" in capsys.readouterr().err
 

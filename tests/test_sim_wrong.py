@@ -56,6 +56,22 @@ def refused(call: Any, *given: Any) -> ConfigError:
     return raised.value
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["methods=suffix"], "a chain of a model or of the text"),
+        (["methods=medusa"], "a chain of a model or of the text"),
+        (["methods=specinfer"], "a chain of a model or of the text"),
+        (["methods=autoregressive"], "methods='autoregressive': has no draft_length"),
+        (["serve", "stage_acceptance=0.9"], "stage_acceptance=[0.9]: is of a chain of drafts"),
+    ],
+)
+def test_what_is_not_simulated_is_said_with_what_is(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "pair=llama3.1_8b_1b", "devices=h100", "samples=1", "tokens=8"]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and printed.count("\n") == 1 and "method.draft_length" not in printed
+
+
 def test_every_preset_that_ships_is_complete() -> None:
     for name in preset_names():
         machine_of(name, yaml.safe_load((CONF_DIR / "sim" / "devices" / f"{name}.yaml").read_text()))

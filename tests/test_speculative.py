@@ -358,7 +358,7 @@ def test_wrong_options_are_named(pairs: Any) -> None:
             Speculative(compat="amusd", **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"method\.rule='greedy_match': is not exact"):
         Speculative(rule="greedy_match").rule_for(WARM)
-    with pytest.raises(ConfigError, match=r"pair\.draft=None"):
+    with pytest.raises(ConfigError, match=r"pair\.draft=null"):
         Speculative().open(tiny.runtime(pairs["close"][0]))
 
 

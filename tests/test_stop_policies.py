@@ -44,6 +44,7 @@ from specbench.parts.stops.entropy import Entropy, entropy_nats
 from specbench.parts.stops.goodput import Goodput, best_length
 from specbench.parts.stops.memory import Memory
 from specbench.parts.stops.specdec_pp import AcceptanceHead, SpecDecPlusPlus
+from specbench.run import passes
 from specbench.train.__main__ import run
 from specbench.train.acceptance import MixedBatches, acceptance_loss, calibrate_head, greedy_texts, mixed, proposals
 from specbench.train.distill import final_hidden
@@ -456,6 +457,22 @@ def test_a_context_that_does_not_fit_is_one_line_and_a_budget_below_the_weights_
     with pytest.raises(ConfigError, match="the weights of both models alone") as refused:
         kept_within({"draft_length": 3}, budget_mib=0.01)
     assert refused.value.key == "method.stop.budget_mib"
+
+
+def test_a_warm_up_prompt_that_does_not_fit_is_shortened_and_a_measured_one_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    method, _, _ = kept_within({"draft_length": 3}, budget_mib=None)
+    budget = sum(method.stop.parts((0, 0), 20, 24).values())
+    method, _, _ = kept_within({"draft_length": 3}, budget_mib=budget / 2**20)
+    arm, make = SimpleNamespace(name="method", method=method), method.setting.runtime
+    small, large = (tiny.request(make, tiny.prompt(size)) for size in (20, 42))
+    first, second = passes.fitting(arm, [small, large])  # type: ignore[arg-type]
+    assert first is small and second.prompt_ids == large.prompt_ids[:10]
+    assert "a warm-up prompt of 42 tokens does not fit method.stop and is shortened to 10 tokens" in capsys.readouterr().err
+    method.decode(second)
+    with pytest.raises(ValueError, match="does not fit"):
+        method.decode(large)
+    method.stop.budget_bytes = 1
+    assert passes.fitting(arm, [small]) == [] and "is left out" in capsys.readouterr().err  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------------------- where refused

@@ -122,7 +122,7 @@ def test_stops_by_name_and_by_node() -> None:
         (
             {"_target_": "specbench.parts.stops.heuristic.Heuristic", "draft_length": 0},
             "method.stop.draft_length",
-            "at least 1",
+            "from 1 to 4,096",
         ),
         ({"_target_": "os.system"}, "method.stop._target_", "points outside"),
         ({"_target_": "specbench.config.paths.Path"}, "method.stop._target_", "is no class of its own"),

@@ -99,13 +99,13 @@ def test_what_the_pair_cannot_do_is_left_out_with_the_reason(command: Command) -
     assert [job["status"] for job in document["jobs"]].count("left out") == 6
     said = {item["what"]: (item["num_jobs"], item["why"].partition(":")[0]) for item in document["left_out"]}
     assert said == {
-        "method=eagle": (2, "method.heads=None"),
-        "method=speculative": (2, "pair.draft=None"),
-        "method=rest": (2, "method.datastore=None"),
+        "method=eagle": (2, "method.heads=null"),
+        "method=speculative": (2, "pair.draft=null"),
+        "method=rest": (2, "method.datastore=null"),
     }
-    assert "[4/4]" in err and err.count("left out: method=rest (2 jobs): method.datastore=None") == 2, "before, and after"
+    assert "[4/4]" in err and err.count("left out: method=rest (2 jobs): method.datastore=null") == 2, "before, and after"
     frames = load([document["sweep_folder"]])
-    assert ("method=eagle (2 jobs)", "method.heads=None") in [(o.folder, o.why.partition(":")[0]) for o in frames.left_out]
+    assert ("method=eagle (2 jobs)", "method.heads=null") in [(o.folder, o.why.partition(":")[0]) for o in frames.left_out]
     command.run.fails = lambda config: ValueError("early") if config.method_name == "suffix" else None
     assert command(*jobs, *pair, "sweep.skip_unfit=true", "sweep.name=another")[0] == 1, "what was tried and failed has failed"
 
@@ -120,7 +120,7 @@ def test_nothing_is_left_out_unasked_and_what_is_named_wrongly_is_an_error(comma
     assert document is not None and (document["num_failed"], document["left_out"]) == (2, []), "the run itself says it"
     command.monkeypatch.delenv("SPECBENCH_DATASTORE")
     status, document, err = command("-m", *BUILTIN, "method=rest", "data=humaneval,mt_bench", "sweep.skip_unfit=true")
-    assert status == 2 and document is None and "leaves nothing to run: method.datastore=None" in err
+    assert status == 2 and document is None and "leaves nothing to run: method.datastore=null" in err
 
 
 def test_a_wrong_option_in_any_job_stops_the_sweep_before_the_first(command: Command) -> None:

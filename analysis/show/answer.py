@@ -40,7 +40,8 @@ class _Best:
 
 
 def answer(parts: Sequence[Part]) -> list[tuple[str, str]]:
-    """Three lines, each a few words and a sentence; none where no run has a speed-up that may be ranked.
+    """Three lines, each a few words and a sentence; none where no run has a speed-up that may be ranked. A run whose warning
+    makes it unusable never leads.
 
     parts: the groups, each with its comparisons. Each group has its say before one has a second.
     """
@@ -55,7 +56,7 @@ def answer(parts: Sequence[Part]) -> list[tuple[str, str]]:
             if best is not None:
                 found.append((sum(at == number for at, _, _ in found), number, best))
     if not found:
-        return []
+        return _nobody(comparisons)
     some = sorted(found, key=lambda one: one[:2])[:MAX_CELLS]
     shown = [best for _, _, best in sorted(some, key=lambda one: (one[1], one[0]))]
     more = f" And {len(found) - len(shown)} more below." if len(found) > len(shown) else ""
@@ -67,6 +68,17 @@ def answer(parts: Sequence[Part]) -> list[tuple[str, str]]:
         ("What was fastest?", f"{fastest[:1].upper()}{fastest[1:]}.{more}"),
         ("By how much?", " ".join(f"On {b.place}: {_distance(b)}." for b in shown)),
         ("How sure?", f"{_sureness(shown, comparisons)} {_weight(comparisons)}"),
+    ]
+
+
+def _nobody(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
+    """Where no run may lead: nothing to say where none has a speed-up, else what forbids it."""
+    timed = [m for c in comparisons for m in members(c) if is_ranked(m.facts) and m.speedup is not None]
+    if not timed:
+        return []
+    return [
+        ("What was fastest?", "That cannot be said: every run with a speed-up has a warning that makes it unusable."),
+        ("How sure?", _weight(comparisons)),
     ]
 
 
@@ -84,7 +96,7 @@ def conditions_in_words(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _best(group: Group, comparison: Comparison, place: str) -> _Best | None:
-    ranked = [m for m in members(comparison) if is_ranked(m.facts) and m.speedup is not None]
+    ranked = [m for m in members(comparison) if is_ranked(m.facts) and m.speedup is not None and not m.unusable]
     if not ranked:
         return None
     first, *others = sorted(ranked, key=lambda m: m.speedup.value if m.speedup else 0.0, reverse=True)

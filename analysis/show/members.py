@@ -13,6 +13,7 @@ from specbench.analysis.derive.derive import Comparison, Estimate, agreement, is
 from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.cells import Column, Row, mark_columns, row_of
 from specbench.measure.pairing import PairedTimes
+from specbench.measure.warnings import UNUSABLE, level_of
 
 LOSSY_PART = "Lossy methods (other text than the target's: not ranked)"
 WRONG_PART = "Output differs from the target's although the method claims otherwise: not ranked"
@@ -34,6 +35,12 @@ class Member:
     @property
     def pairs(self) -> PairedTimes:
         return self.comparison.pairs(self.run)
+
+    @property
+    def unusable(self) -> list[str]:
+        """Warnings by which the run's numbers do not mean what they seem to mean: it leads nothing."""
+        said = self.comparison.frames.summaries[self.run].get("warnings") or ()
+        return [warning for warning in said if level_of(warning) == UNUSABLE]
 
     @cached_property
     def speedup(self) -> Estimate | None:

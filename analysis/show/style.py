@@ -8,6 +8,7 @@ darkness. Figures are drawn on the Agg canvas without pyplot: no global state, n
 from __future__ import annotations
 
 import io
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -32,6 +33,7 @@ COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MAX_SERIES = len(COLOURS)
+MAX_GROWTHS = 5  # of a figure whose names leave no room, each by 1.4
 
 NEUTRAL, METHOD_COLOURS = "#5F6B76", (
     *("#0072B2", "#D55E00", "#009E73", "#AA3377", "#E69F00", "#56B4E9", "#882255"),
@@ -105,7 +107,13 @@ class Drawing:
 
     def bounds(self) -> Bbox:
         """What the figure covers, in inches. The layout is made once and kept: it costs more than all the rest of drawing."""
-        self.figure.draw_without_rendering()
+        for _ in range(MAX_GROWTHS):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                self.figure.draw_without_rendering()
+            if not any("constrained_layout not applied" in str(one.message) for one in said):
+                break
+            self.figure.set_size_inches(*(1.4 * self.figure.get_size_inches()))  # long names leave the axes no room
         self.figure.set_layout_engine(None)  # none at all: for one that does nothing savefig would draw a second time
         return self.figure.get_tightbbox().padded(0.06)
 

@@ -134,6 +134,7 @@ def report(bench: Any, title: str, checks: Any, done: int, total: int) -> int:
 
     failed = 0
     for number, (name, check) in enumerate(checks.items(), start=done + 1):
+        say(f"[{number}/{total}] {title}: {name} ...")  # some take a minute, in which nothing else is heard
         result = run_check(bench, check)
         failed += result.status == FAIL
         print(f"{result.status}  [{number}/{total}] {title}: {name}: {result.detail}", flush=True)

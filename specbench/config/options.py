@@ -11,11 +11,18 @@ from typing import Any
 ABOVE_ZERO = math.ulp(0.0)  # the smallest number that is
 
 
+_SPELLED: dict[object, str] = {None: "null", True: "true", False: "false"}  # as a person writes them
+
+
+def _is_word(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
 class ConfigError(ValueError):
     """A wrong option: one line that names the key, the value and the remedy."""
 
     def __init__(self, key: str, value: object, remedy: str):
-        super().__init__(f"{key}={value!r}: {remedy}")
+        super().__init__(f"{key}={_SPELLED.get(value, repr(value)) if _is_word(value) else repr(value)}: {remedy}")
         self.key, self.value, self.remedy = key, value, remedy
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:

@@ -209,6 +209,10 @@ class Stop(Part):
     def join(self, drafter: Drafter) -> None:
         """Who will ask it, opened before the stop is. Raises ConfigError (method.stop) for a draft that it cannot serve."""
 
+    def fits(self, request: Request) -> bool:
+        """Whether a sample can be decoded at all. `begin` raises ValueError for one that cannot."""
+        return True
+
     def begin(self, request: Request) -> None:
         """A new sample, before caches are laid out for it."""
 

@@ -150,8 +150,10 @@ def _round_rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("emitted per round", f"{_number(s['emitted_per_round'])} tokens per target forward ({s['num_rounds']:,} rounds)")]
     if s["acceptance_rate"] is None:
         return [*rows, ("acceptance", f"none: {s.get('acceptance_rate_why', 'nothing drafted')}")]
+    of_trees = s.get("acceptance_rate_of_nodes") not in (None, s["acceptance_rate"])
+    counted_how = "drafted positions, by depth" if of_trees else "drafted positions"
     rows.append(
-        ("acceptance", f"{s['acceptance_rate']:.1%} of drafted positions, {_number(s['accepted_per_round'])} tokens per round")
+        ("acceptance", f"{s['acceptance_rate']:.1%} of {counted_how}, {_number(s['accepted_per_round'])} tokens per round")
     )
     positions = s["acceptance_by_position"] or []
     shown = ", ".join(f"{rate:.0%}" for rate in positions[:12])

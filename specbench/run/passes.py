@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from specbench import data
+from specbench.config.say import counted, say
 from specbench.config.schema import RunConfig
 from specbench.data import Sample
 from specbench.engine import threads as forward_threads
@@ -101,6 +102,22 @@ class Prompts:
             answers.append(record.output_ids)
 
 
+def fitting(arm: Arm, requests: Sequence[Request]) -> list[Request]:
+    """Warm-up prompts that the method can decode: the beginning of those that it cannot, and not those that no beginning of
+    fits. What was measured with them is nobody's, so that the length of their text is free."""
+    made = []
+    for request in requests:
+        short = request
+        while not arm.method.stop.fits(short) and len(short.prompt_ids) > 1:
+            short = replace(short, prompt_ids=short.prompt_ids[: len(short.prompt_ids) // 2])
+        fits = arm.method.stop.fits(short)
+        if short is not request or not fits:
+            done = f"shortened to {counted(len(short.prompt_ids), 'token')}" if fits else "left out"
+            say(f"{arm.name}: a warm-up prompt of {len(request.prompt_ids)} tokens does not fit method.stop and is {done}")
+        made += [short] if fits else []
+    return made
+
+
 def warm_up_all(
     prompts: Prompts,
     samples: Sequence[Sample],
@@ -117,7 +134,7 @@ def warm_up_all(
     same = prompts.config.measure.mode == "aa"
     for name, arm in arms.items():
         requests = [prompts.request(sample, prompts.turns(sample)[0], name) for sample in samples]
-        requests = [request for request in requests if not prompts.too_long(request)]
+        requests = fitting(arm, [request for request in requests if not prompts.too_long(request)])
         if requests:
             count = (earlier or {}).get(name, threads)
             if same and chosen:

@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folders = [word for word in words if "=" not in word]
         options, rest = parse([word for word in words if "=" in word])
+        if options.stage_acceptance and name != "compare":
+            remedy = f"is of a chain of drafts, which a comparison plays and {name} does not: leave it away"
+            raise ConfigError("stage_acceptance", list(options.stage_acceptance), remedy)
         print(json.dumps(COMMANDS[name](options, rest, folders)))
     except KeyboardInterrupt:
         say("interrupted")

@@ -20,7 +20,7 @@ from specbench.sim.acceptance import Profile, Text, in_chain, pattern_text, rate
 from specbench.sim.costs import Costs
 from specbench.sim.hardware import load_costs
 from specbench.sim.options import SimConfig
-from specbench.sim.play import Played, play
+from specbench.sim.play import Played, play, refuse_what_cannot_be_simulated
 
 Node = Mapping[str, Any]
 LENGTH = "draft_length"
@@ -91,7 +91,12 @@ class Bench:
 
     def __init__(self, options: SimConfig, pair: PairSpec, nodes: Mapping[str, Node], baseline: Node):
         self.options, self.pair, self.nodes, self.baseline = options, pair, nodes, baseline
-        self.stages = {name: create_method(node).needs.stages for name, node in nodes.items()}
+        methods = {name: create_method(node) for name, node in nodes.items()}
+        for name, method in methods.items():
+            refuse_what_cannot_be_simulated(nodes[name], method)
+            if nodes[name].get(LENGTH, 0) is None:  # as YAMLs say that it does not apply
+                raise ConfigError("methods", name, f"has no {LENGTH}, and a comparison runs over it: take one that has")
+        self.stages = {name: method.needs.stages for name, method in methods.items()}
         self._costs: dict[tuple[str, float | None, tuple[str, ...]], Costs] = {}
         self._texts: dict[str | float, list[Text]] = {}
         self._played: dict[tuple[str, str | float], Played] = {}

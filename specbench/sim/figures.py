@@ -15,12 +15,16 @@ from specbench.sim.serving import POLICY, Served
 ROW_HEIGHT, LEGEND_HEIGHT, MAX_COLUMNS = 2.0, 0.5, 4
 
 
-def comparison(over_acceptance: Sequence[Cell], over_share: Sequence[Cell], at: float, source: str) -> Drawing:
-    """Rows: acceptance (each method at its best draft length), draft length and draft size (both at the acceptance `at`)."""
+def comparison(over_acceptance: Sequence[Cell], over_share: Sequence[Cell], asked: str, at: float, source: str) -> Drawing:
+    """Rows: acceptance (each method at its best draft length), draft length and draft size (both at the acceptance `asked`).
+
+    at: the share of right drafts in the texts drawn for it.
+    """
+    set_to = float(asked) if is_rate(asked) else at
     devices = list(dict.fromkeys(cell.devices for cell in over_acceptance))[:MAX_COLUMNS]
     methods = list(dict.fromkeys(cell.method for cell in over_acceptance))
     labels = {cell.devices: cell.label for cell in over_acceptance}
-    near = min({cell.acceptance for cell in over_acceptance}, key=lambda rate: abs(rate - at))
+    near = min({cell.acceptance for cell in over_acceptance}, key=lambda rate: abs(rate - set_to))
     rows = 3 if over_share else 2
     with styled():
         height = ROW_HEIGHT * rows + LEGEND_HEIGHT
@@ -52,16 +56,24 @@ def comparison(over_acceptance: Sequence[Cell], over_share: Sequence[Cell], at: 
                 axis.axhline(1.0, color=look(AUTOREGRESSIVE)["color"], linewidth=0.9, linestyle="--", zorder=1)
                 axis.set_ylim(bottom=0)
         legend_below(figure)
-    of_shares = (
-        f"; below: over the draft's size, as a share of the target's parameters, at acceptance {at:g}" if over_share else ""
-    )
+    said = f"at acceptance {asked} as asked ({at:.3g} of the texts' drafts are right)"
+    of_shares = f"; below: over the draft's size, as a share of the target's parameters, {said}" if over_share else ""
     caption = (
         f"Simulated, {source}: nothing here was measured as a speed. Top: each method at its best draft length over "
-        f"acceptance; a ring where a method overtakes speculative decoding for good. Middle: over the draft length, at "
-        f"acceptance {near:g}{of_shares}, each at its best draft length. Dashed: autoregressive decoding."
+        f"acceptance, as set; a ring where a method overtakes speculative decoding for good. Middle: over the draft length, at "
+        f"acceptance {near:g} as set{of_shares}, each at its best draft length. Dashed: autoregressive decoding."
     )
     data = pd.DataFrame([*over_acceptance, *over_share])
     return Drawing("simulated_speedup", "Speed-up on machines that are not here", figure, data, caption)
+
+
+def is_rate(written: str) -> bool:
+    """Whether an acceptance is written as one number."""
+    try:
+        float(written)
+    except ValueError:
+        return False
+    return True
 
 
 def serving(found: Mapping[float, Sequence[Served]], label: str, source: str) -> Drawing:

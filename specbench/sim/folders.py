@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def write(
 ) -> Path:
     """A finished run folder below config.runs_dir. arms: by name, method and baseline. Raises WriteError."""
     assert list(arms) == ["method", "baseline"], "both arms"
+    limit = max((text.limit for played in arms.values() for text in played.texts), default=config.decoding.max_new_tokens)
+    config = replace(config, decoding=replace(config.decoding, max_new_tokens=limit))  # what the texts had, not a run's default
     records = records_of(arms)
     label = f"{SIMULATED}: {costs.label} ({costs.source})"
     store = RunStore.create(config.runs_dir, config.method_name, data_name, as_dict(config))

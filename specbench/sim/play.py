@@ -47,6 +47,7 @@ class Played:
         return self.num_tokens / self.decode_seconds if self.decode_seconds else float("nan")
 
 
+TAKEN = "take a method whose drafts are a chain of a model or of the text (docs/sim.md)"
 FORMS, SOURCES = ("-", "chain"), ("-", "model", "text", "text, else model")  # of drafters; "-": its schedule drafts
 
 
@@ -56,7 +57,7 @@ def refuse_what_cannot_be_simulated(node: Mapping[str, Any], method: Method, key
     asked = [name for name in ("taps", "riders", "layers", "fork") if getattr(needs, name)]
     if asked or needs.scope == "session":
         raise ConfigError(
-            key, node.get("_target_"), f"asks {', '.join(asked) or 'the text itself'} of the target: not simulated"
+            key, node.get("_target_"), f"asks {', '.join(asked) or 'the text itself'} of the target: not simulated, {TAKEN}"
         )
     if method.rule not in (None, "greedy_match", "sample_match"):
         raise ConfigError(f"{key}.rule", method.rule, "acceptance is given, and not drawn: leave it null")
@@ -67,7 +68,7 @@ def refuse_what_cannot_be_simulated(node: Mapping[str, Any], method: Method, key
     drafter = method.drafter
     if drafter.form not in FORMS or drafter.source not in SOURCES:
         drafts = f"a {drafter.form}" if drafter.form not in FORMS else f"with {drafter.source}"
-        raise ConfigError(key, node.get("_target_"), f"drafts {drafts}: not simulated, take a method with a chain of a model")
+        raise ConfigError(key, node.get("_target_"), f"drafts {drafts}: not simulated, {TAKEN}")
 
 
 @contextmanager

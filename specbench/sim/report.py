@@ -61,10 +61,10 @@ def table_of(lines: Sequence[Line], acceptance: str, source: str, least: float |
             [Column("speedup", "", best="largest")], [r for r, line in zip(rows, lines, strict=True) if line.label == label]
         )
     caption = (
-        f"Simulated ({source}), acceptance {acceptance}. Speed-up over autoregressive decoding on the same machine, at the "
-        "best draft length of those tried. Pays from: the acceptance above which the best speed-up stays above 1 (or below: it "
-        "is above 1 at the smallest that was tried). Largest draft: at the asked acceptance; none is tried where costs are "
-        "measured."
+        f"Simulated ({source}), acceptance {acceptance} as asked. Speed-up over autoregressive decoding on the same machine, "
+        "at the best draft length of those tried. Pays from: the acceptance, as set, above which the best speed-up stays above "
+        "1 (or below: it is above 1 at the smallest that was tried). Largest draft: at the asked acceptance; none is tried "
+        "where costs are measured."
     )
     return Table("simulated", f"What the methods would do at acceptance {acceptance}", columns, rows, caption, alike(lines))
 
@@ -145,7 +145,7 @@ def document(
     tables = [table_of(lines, acceptance, source, min((cell.acceptance for cell in cells), default=None))]
     doc.add(tables[0])
     if len(cells) > 1:
-        doc.add(comparison(cells, shares, rate, source))
+        doc.add(comparison(cells, shares, acceptance, rate, source))
         if (found := crossings(cells)) is not None:
             tables.append(found)
             doc.add(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from specbench.config.compose import register_search_path
+from specbench.config.errors import explain
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.say import of_file, say
@@ -26,6 +30,7 @@ from specbench.train.heads import train_heads
 from specbench.train.models import refine_target, train_draft, train_target
 from specbench.train.settings import Settings, settings_from
 
+OK, FAILED, WRONG_OPTION = 0, 1, 2
 TRAININGS = {
     "target": train_target,
     "refine": refine_target,
@@ -68,10 +73,29 @@ def main(config: DictConfig) -> None:
         say("interrupted; train.resume=true goes on")
         sys.exit(130)
     except ConfigError as error:
-        sys.exit(f"specbench.train: {error}")
+        say(str(error))
+        sys.exit(WRONG_OPTION)
     except OSError as error:
-        sys.exit(f"specbench.train: {of_file(error)}")
+        say(of_file(error))
+        sys.exit(FAILED)
     print(json.dumps(result))
+
+
+def in_one_line() -> int:
+    """`main`; what Hydra finds wrong with the options is one line too. Returns the exit status."""
+    tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them its own way
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        if tracebacks or (line := explain(error, sys.argv[1:])) is None:
+            raise
+        say(line)
+        return WRONG_OPTION
+    finally:
+        if not tracebacks:
+            del os.environ["HYDRA_FULL_ERROR"]
+    return OK
 
 
 def help_page() -> str:
@@ -85,4 +109,4 @@ if __name__ == "__main__":
         print(help_page())
         sys.exit()
     register_search_path()  # methods of plugins have heads too
-    main()
+    sys.exit(in_one_line())

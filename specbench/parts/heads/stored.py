@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -106,6 +107,18 @@ def _description(cls: type[Heads], folder: Path, sha256: str | None, key: str, m
         remedy = f"trained for a target of sha256 {whose}; {model} has {sha256}: train heads for it"
         raise ConfigError(key, name, remedy)
     return stored
+
+
+def refuse_deeper_tree(nodes: Sequence[Sequence[int]] | None, tree: object, folder: Path) -> None:
+    """Raise ConfigError (method.tree) for a tree deeper than the heads in a folder are many, where they say how many they are;
+    of others it is known when they are loaded."""
+    said: Any = None
+    for file, section, name in ((DESCRIPTION, "options", "num_heads"), ("config.json", None, "medusa_num_heads")):
+        if said is None and (folder / file).is_file():
+            stored = read_description(folder / file, KEY, {})
+            said = (stored if section is None else stored.get(section, {})).get(name)
+    if nodes and isinstance(said, int) and (deepest := max(map(len, nodes))) > said:
+        raise ConfigError("method.tree", tree, f"it is {deepest} deep, and there are {said} heads")
 
 
 def look_up_heads(cls: type[Heads], name: str | None, target: ModelSpec) -> dict[str, Path]:

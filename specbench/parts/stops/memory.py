@@ -123,11 +123,14 @@ class Memory(Stop):
             width = min(self.shape.top_k, nodes)
         return self.footprint.parts(prompt + new, self.drafter.max_nodes, self.drafter.rows_behind(new), width)
 
-    def begin(self, request: Request) -> None:
+    def fits(self, request: Request) -> bool:
         prompt, new = len(request.prompt_ids), request.max_new_tokens
-        for size in self.sizes:
-            if sum(self.parts(size, prompt, new).values()) <= self.budget_bytes:
-                return
+        return any(sum(self.parts(size, prompt, new).values()) <= self.budget_bytes for size in self.sizes)
+
+    def begin(self, request: Request) -> None:
+        if self.fits(request):  # the first size that does is the drafter's own now
+            return
+        prompt, new = len(request.prompt_ids), request.max_new_tokens
         limit = self.context_limit(self.sizes[-1])
         raise ValueError(
             f"a prompt of {prompt} tokens with {new} new ones does not fit into method.stop.budget_mib "
