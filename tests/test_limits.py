@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
 import pytest
 import yaml
 
-from specbench.config.options import ConfigError
+from specbench.config.options import ConfigError, check_ranges
 from specbench.config.paths import CONF_DIR
 from specbench.config.schema import DataConfig, DecodingConfig, RunConfig
 from specbench.method import create_method
@@ -58,6 +59,15 @@ def test_counts_are_found() -> None:
     assert counts(NODES["swift"]) == ["draft_length", "window", "patience"]
     assert {"budget", "draft_length", "draft_cores"} == set(counts(NODES["ssd"]))
     assert sum(bool(counts(node)) for node in NODES.values()) > 20
+
+
+def test_an_alarm_too_short_to_be_answered_is_refused() -> None:
+    """Once it rang inside of its own handler, without end."""
+    config = RunConfig()
+    for seconds, is_taken in ((1e-9, False), (0.0009, False), (0.001, True)):
+        config.engine.timeout_seconds = seconds
+        with contextlib.nullcontext() if is_taken else pytest.raises(ConfigError, match=r"engine\.timeout_seconds=.*0\.001"):
+            check_ranges(config.engine, "engine.")
 
 
 def test_threads_beyond_the_machine_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

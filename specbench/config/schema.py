@@ -137,7 +137,7 @@ class EngineConfig:
     # CPU threads of each arm; null: chosen by speed in the warm-up.
     threads: int | None = option(None, whole, 1, null="chosen in the warm-up")
     # A worker that is silent this long counts as hung; a method's hook in the run's own process after ten times as long.
-    timeout_seconds: float = option(60.0, number, ABOVE_ZERO, math.inf, "a positive number of seconds")
+    timeout_seconds: float = option(60.0, number, 0.001, math.inf, "a positive number of seconds, 0.001 at least")
 
 
 @dataclass
