@@ -31,15 +31,18 @@ def pack(weight: Tensor, smaller: bool = True) -> tuple[int, Tensor]:
 
 
 def _four_bits(weight: Tensor) -> list[Tensor] | None:
-    """Scale [outputs, blocks], offset, words of eight q [outputs, blocks, 4]; None: it is not of the kind."""
+    """Scale [outputs, blocks], offset, words of eight q [outputs, blocks, 4], the first four low; None: it is not of the kind."""
     found = blocks.found(weight)
-    return None if found is None else [found.scale, found.offset, found.nibbles.view(torch.int32)]
+    if found is None:
+        return None
+    eights = found.q.unflatten(-1, (-1, 2, 4))
+    return [found.scale, found.offset, (eights[..., 0, :] | eights[..., 1, :] << 4).flatten(-2).view(torch.int32)]
 
 
 def _eight_bits(weight: Tensor) -> list[Tensor] | None:
-    """Scale [outputs, blocks] and words of four q [outputs, blocks, 8]; None: it is not of the kind."""
+    """Scale [outputs, blocks] and words of four q + 128 [outputs, blocks, 8]; None: it is not of the kind."""
     found = blocks.found_in_eight(weight)
-    return None if found is None else [found.scale, found.q.view(torch.int32)]
+    return None if found is None else [found.scale, (found.q.view(torch.uint8) ^ 128).view(torch.int32)]
 
 
 def _in_units(parts: list[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specbench.engine import threads
 from specbench.engine.backends.native.packing import LANES
+from specbench.engine.backends.native.pages import HUGE, Pages
 from specbench.engine.backends.native.weights import Call, NativeWeights
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
@@ -75,8 +76,10 @@ class NativeCache:
         shape, blocks = self.weights.shape, -(-capacity // LANES)
         self.capacity = blocks * LANES
         ld = -(-shape.head_dim // LANES) * LANES
-        keys = [torch.zeros(shape.kv_heads, blocks, shape.head_dim, LANES) for _ in self.lengths]
-        values = [torch.zeros(shape.kv_heads, self.capacity, ld) for _ in self.lengths]
+        nbytes = 4 * len(self.lengths) * shape.kv_heads * self.capacity * (shape.head_dim + ld)
+        zeros = Pages().zeros if nbytes >= HUGE else torch.zeros
+        keys = [zeros((shape.kv_heads, blocks, shape.head_dim, LANES)) for _ in self.lengths]
+        values = [zeros((shape.kv_heads, self.capacity, ld)) for _ in self.lengths]
         for new, old in zip((*keys, *values), (*self.keys, *self.values), strict=False):
             new[:, : old.shape[1]] = old
         self.keys, self.values = keys, values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from specbench.engine.backends.native.build import library
 from specbench.engine.backends.native.packing import BYTES, LANES, UNIT, pack
+from specbench.engine.backends.native.pages import Pages
 from specbench.engine.masks import FULL, SLIDING, MaskPlan
 from specbench.engine.reduced import ReducedHead
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "granite")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
-_HUGE = 1 << 21
 _whole, _pointer, _real = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 
 
@@ -102,6 +101,7 @@ class NativeWeights:
         why = refusal(module.config, str(module.dtype).removeprefix("torch."), str(module.device))
         assert why is None, why
         self._kept: list[Any] = []
+        self._pages = Pages()
         self._rotary, self._tables = module.model.rotary_emb, (torch.empty(0), torch.empty(0))
         shape = Shape()
         shape.layers, shape.width, shape.inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
@@ -162,7 +162,7 @@ class NativeWeights:
             made.bias = bias.data_ptr()
             all_kept.append(bias)
         made.kind, packed = pack(_padded(weight, LANES), self.smaller)
-        all_kept.append(_in_huge_pages(packed))
+        all_kept.append(self._pages.copy(packed))
         made.data = all_kept[-1].data_ptr()
         return made
 
@@ -200,15 +200,3 @@ def _rows(parts: list[Tensor], beside: bool) -> Tensor:
 
 def _padded(weight: Tensor, to: int) -> Tensor:
     return torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % to))
-
-
-def _in_huge_pages(values: Tensor) -> Tensor:
-    """A copy in pages of 2 MiB where the system has them: what is read from end to end then misses no page table."""
-    if values.nbytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return values.contiguous()
-    room = mmap.mmap(-1, values.nbytes + _HUGE)
-    room.madvise(mmap.MADV_HUGEPAGE)
-    raw = torch.frombuffer(room, dtype=torch.uint8)
-    first = -raw.data_ptr() % _HUGE
-    made = raw[first : first + values.nbytes].view(values.dtype)
-    return made.copy_(values)
