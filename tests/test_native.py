@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import random
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from specbench.engine import threads
 from specbench.engine.backends.native import build
 from specbench.engine.backends.native.linear import NativeLinear, NativeNorm, run_natively
 from specbench.engine.backends.native.packing import BLOCK, EIGHT_BITS, FLOATS, FOUR_BITS, HALVES
+from specbench.engine.backends.native.pages import HUGE, Pages
 from specbench.engine.backends.native.session import NativeCache, NativeSession
 from specbench.engine.backends.native.weights import Layer, NativeWeights, refusal
 from specbench.engine.branching import Branching
@@ -343,7 +345,8 @@ def quantised(shape: torch.Size, bits: int) -> torch.Tensor:
     return (q * (scale / 8)).flatten(-2)
 
 
-def test_quantised_weights_keep_their_bits_and_take_less() -> None:
+def in_blocks() -> Any:
+    """A Llama with numbers that GGUF's blocks stand for: of four bits, and its tied LM head of eight."""
     shape = {"vocab_size": 75, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     module = AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_attention_heads=4, tie_word_embeddings=True))
     with torch.random.fork_rng():
@@ -351,17 +354,94 @@ def test_quantised_weights_keep_their_bits_and_take_less() -> None:
         for name, weight in module.eval().requires_grad_(False).named_parameters():
             if weight.dim() == 2:
                 weight.copy_(quantised(weight.shape, 8 if "embed" in name else 4))
+    return module
+
+
+def test_quantised_weights_stay_in_their_blocks_and_take_less() -> None:
+    module = in_blocks()
     small, whole = Model.wrap(module).run_natively(), Model.wrap(module)
     whole.native = NativeWeights(module, whole.plan, smaller=False)
     layer = ctypes.cast(small.native.shape.layer, ctypes.POINTER(Layer))[0]
     assert {layer.qkv.kind, layer.out.kind, layer.gate_up.kind, layer.down.kind} == {FOUR_BITS}
     assert small.native.shape.head.kind == EIGHT_BITS and small.native.read_bytes < whole.native.read_bytes / 3.5
     ids = drawn(40, whole)
-    assert torch.equal(begun(small).feed(ids), begun(whole).feed(ids))
-    check_bits(begun(small), (2, 5, 9))
+    same(begun(small).feed(ids), begun(whole).feed(ids))
+    check_bits(begun(small), (2, 3, 4, 5, 6, 9, 13))
     same(begun(small).feed(ids), begun(Model.wrap(module), Session).feed(ids))
     module.model.layers[1].mlp.down_proj.weight[3, 40] *= 1 + 1e-6  # one number is none of the block's
     assert ctypes.cast(Model.wrap(module).run_natively().native.shape.layer, ctypes.POINTER(Layer))[1].down.kind == FLOATS
+
+
+def test_blocks_give_the_same_bits_on_every_instruction_set() -> None:
+    module = in_blocks()
+    sets = [s for s in build.INSTRUCTION_SETS if build.instruction_set() in ("avx512", s) or s == "portable"]
+    models = {name: Model.wrap(module) for name in sets}
+    for name, model in models.items():
+        model.native = NativeWeights(module, model.plan, name)
+        check_bits(begun(model), (7,))
+    said = {name: begun(model).feed(drawn(9, model)) for name, model in models.items()}
+    same(said["portable"], said[build.instruction_set()])  # sums between blocks are rounded once more there
+    assert all(torch.equal(one, said[build.instruction_set()]) for name, one in said.items() if name != "portable")
+
+
+@pytest.mark.parametrize("instructions", [None, "avx2", "portable"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_sums_of_blocks_are_as_near_as_floats(bits: int, instructions: str | None) -> None:
+    """To sums of double precision: as torch's float32, and beside a number a thousand times the others within float32's bound."""
+    if instructions == "avx2" and build.instruction_set() == "portable":
+        pytest.skip("this processor has no AVX2")
+    model = Model.wrap(tiny.module("llama"))
+    weights = NativeWeights(model.module, model.plan, instructions)
+    linear = torch.nn.Linear(256, 90, bias=False).requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        linear.weight.copy_(quantised(linear.weight.shape, bits))
+        x = torch.randn(40, 256)
+    x[10:20, 77] *= 1000
+    x[20:30] *= 1e-20
+    x[30:39] *= 1e18
+    x[39] = 0
+    native = NativeLinear(linear, weights)
+    assert packed_kind(native) == {4: FOUR_BITS, 8: EIGHT_BITS}[bits]
+    exact, ours, theirs = x.double() @ linear.weight.double().T, native(x).double(), (x @ linear.weight.T).double()
+    assert torch.equal(torch.cat([native(row) for row in x.split(1)]), native(x))
+    error, usual = (ours - exact).abs(), (theirs - exact).abs()
+    assert (error <= 2.0**-22 * (x.abs().double() @ linear.weight.abs().double().T)).all()
+    for rows in (slice(0, 10), slice(20, 30), slice(30, 39)):
+        assert error[rows].mean() <= 1.5 * usual[rows].mean(), (rows, error[rows].mean() / usual[rows].mean())
+    assert not ours[39].any()
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_stays_so_in_blocks(odd: float) -> None:
+    model = Model.wrap(tiny.module("llama")).run_natively()
+    linear = torch.nn.Linear(64, 33, bias=False).requires_grad_(False)
+    linear.weight.copy_(quantised(linear.weight.shape, 4))
+    x = torch.ones(3, 64)
+    x[1, 40] = odd
+    said = NativeLinear(linear, model.native)(x)
+    assert not said[1].isfinite().any() and said[0::2].isfinite().all()
+
+
+def packed_kind(linear: NativeLinear) -> int:
+    return int(linear._kept[0].kind)
+
+
+def test_matrices_lie_in_private_pages_side_by_side() -> None:
+    """Shared ones, as Python's mmap makes them unasked, are never huge."""
+    pages = Pages()
+    first, second = pages.copy(torch.arange(100.0)), pages.zeros((3, 5))
+    assert torch.equal(first, torch.arange(100.0)) and not second.any()
+    assert first.data_ptr() % HUGE == 0 and second.data_ptr() - first.data_ptr() == 448
+    large = pages.zeros((20 * HUGE // 4,))
+    assert large.data_ptr() % HUGE == 0 and not large[::1000].any()
+    maps = Path("/proc/self/smaps")
+    if maps.exists():
+        starts = [line for line in maps.read_text().splitlines() if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line)]
+        inside = [
+            line for line in starts if int(line.split("-")[0], 16) <= first.data_ptr() < int(line.split("-")[1].split()[0], 16)
+        ]
+        assert [line.split()[1] for line in inside] == ["rw-p"]
 
 
 def test_weights_that_change_are_packed_again() -> None:

@@ -27,7 +27,7 @@ def expected(tree: Path) -> set[str]:
     names = set()
     for folder, inside in (MAPPED | DATA).items():
         for path in (tree / folder).rglob("*"):
-            if path.suffix in ({".py", ".csv", ".ipynb", ".j2", ".yaml", ".cpp"} if folder in MAPPED else SUFFIXES):
+            if path.suffix in ({".py", ".csv", ".ipynb", ".j2", ".yaml", ".cpp", ".h"} if folder in MAPPED else SUFFIXES):
                 names.add(f"{inside}/{path.relative_to(tree / folder).as_posix()}")
     for path in (tree / "specbench" / "models").rglob("*"):
         if path.is_file():
@@ -91,7 +91,7 @@ def test_everything_is_inside(built: tuple[Path, Path]) -> None:
     wanted = expected(tree)
     assert "specbench/methods/packaged_method/inner/__init__.py" in wanted
     assert "specbench/conf/config.yaml" in wanted
-    assert "specbench/engine/backends/native/forward.cpp" in wanted
+    assert {f"specbench/engine/backends/native/{name}" for name in ("forward.cpp", "blocks.h")} <= wanted
     assert "specbench/models/builtin/target/config.json" in wanted
     assert any(n.startswith("specbench/datasets/") and n.endswith(".jsonl") for n in wanted)
     assert not wanted - names

@@ -1,4 +1,4 @@
-"""Builds forward.cpp with the system's compiler into the user's cache, once for each source, compiler and instruction set."""
+"""Builds forward.cpp with the system's compiler into the user's cache, once for each text, compiler and instruction set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from specbench.measure.records.scratch import scratch
 SOURCE = Path(__file__).with_name("forward.cpp")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-Wno-psabi")
 INSTRUCTION_SETS = {
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
     "portable": (),
 }
@@ -32,10 +32,11 @@ class CannotBuildError(Exception):
 
 @functools.cache
 def instruction_set() -> str:
-    """The widest that this processor has."""
+    """The widest that this processor has; avx512 with the instructions that multiply bytes (VNNI)."""
     import torch
 
-    return {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    found = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    return "avx2" if found == "avx512" and not torch.cpu._is_vnni_supported() else found
 
 
 @functools.cache
@@ -62,7 +63,8 @@ def build(instructions: str) -> Path:
     """The shared library's path; it is compiled if the cache has none of this source, compiler and flags."""
     command, version = compiler()
     flags = (*FLAGS, *INSTRUCTION_SETS[instructions])
-    facts = "\0".join((SOURCE.read_text(), *flags, command, version, platform.machine(), platform.system()))
+    texts = [path.read_text() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    facts = "\0".join((*texts, *flags, command, version, platform.machine(), platform.system()))
     folder = cache_folder()
     path = folder / f"forward-{instructions}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
     if path.is_file():

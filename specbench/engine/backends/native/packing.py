@@ -31,7 +31,7 @@ def pack(weight: Tensor, smaller: bool = True) -> tuple[int, Tensor]:
 
 
 def _four_bits(weight: Tensor) -> list[Tensor] | None:
-    """Scale [outputs, blocks], offset, words of eight q [outputs, blocks, 4], the first four low; None: it is not of the kind."""
+    """Scale [outputs, blocks], offset, words of eight q [outputs, blocks, 4], four of them low; None: not of the kind."""
     found = blocks.found(weight)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Memory in pages of 2 MiB: what is read from end to end misses no page table there, and is fetched ahead past small pages' ends."""
+"""Memory in pages of 2 MiB: what is read from end to end misses no page table there, and is fetched ahead without a stop."""
 
 from __future__ import annotations
 
