@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-static const int64_t BLOCK = 32, GROUPS = BLOCK / 4;
+static const int64_t BLOCK = 32;
 
 struct FourBits {   // d [64], m [64], then [4][64] words: of eight inputs, the first four in the lower halves of the bytes
     static const int64_t BYTES = 24, WORDS = 4;  // of a block, for one output
@@ -42,9 +42,9 @@ static inline int32_t fold(Ints v, Both both) {  // of sixteen one, by halves
     Ints4 four[2];
     memcpy(four, eight, sizeof four);
     four[0] = both(four[0], four[1]);
-    four[0] = both(four[0], __builtin_shuffle(four[0], Ints4{2, 3, 0, 1}));
-    four[0] = both(four[0], __builtin_shuffle(four[0], Ints4{1, 0, 3, 2}));
-    return four[0][0];
+    int32_t rest[4];
+    memcpy(rest, four, sizeof rest);
+    return both(both(rest[0], rest[1]), both(rest[2], rest[3]));
 }
 static inline int32_t total(Ints v) { return fold(v, [](auto a, auto b) { return a + b; }); }
 static inline int32_t greatest(Ints v) { return fold(v, [](auto a, auto b) { return a > b ? a : b; }); }
@@ -71,7 +71,7 @@ static inline void fix(const float* x, Fixed* out) {
     Ints uppers = {}, lowers = {};
     for (int i = 0; i < 2; i++) {
         const Vec scaled = finite ? v[i] * by : Vec{};
-        const Ints n = __builtin_convertvector(scaled + (scaled < 0.0f ? spread(-0.5f) : spread(0.5f)), Ints);
+        const Ints n = __builtin_convertvector(scaled + (scaled < Vec{} ? spread(-0.5f) : spread(0.5f)), Ints);
         const Ints upper = (n + 128) >> 8, a = (upper + 128) >> 8;
         uppers += upper;
         lowers += n - (upper << 8);
@@ -165,6 +165,7 @@ struct Sums {
     inline void step(const uint32_t* q, const int8_t* x, int64_t k) {
         const Words word = *(const Words*)q;
         const int bits = W::OFFSET ? 4 : 8;
+#pragma GCC unroll 1
         for (int i = 0; i < 32 / bits; i++) {  // of eight q the first four are the lower halves of the bytes
             const Ints own = (Ints)(W::OFFSET ? word >> (8 * (i % 4) + 4 * (i / 4)) & 15 : word >> 8 * i & 255);
             const int8_t* at = x + 32 / bits * k + i;
@@ -176,7 +177,7 @@ struct Sums {
     inline Ints lower() const { return part[1]; }
 };
 template <class W> static constexpr int together(int) { return 1; }
-template <class W> static constexpr int most_rows() { return 2; }
+template <class W> static constexpr int most_rows() { return 1; }
 #endif
 
 // R rows times P sixteens of one unit of `width` outputs, from output `at` on; acc [R][64] holds the sums so far.
@@ -224,13 +225,13 @@ static inline void unit_rows(const char* w, int sixteens, const Fixed* x, int64_
 
 template <class W>
 static void some_rows(const char* w, int sixteens, const Fixed* x, int64_t rows, int64_t blocks, float* acc) {
-    const int64_t most = most_rows<W>();
+    constexpr int most = most_rows<W>();
     for (; rows > 0; rows -= most, x += most * blocks, acc += most * UNIT) switch (rows < most ? rows : most) {
         case 1: unit_rows<1, W>(w, sixteens, x, blocks, acc); break;
-        case 2: unit_rows<2, W>(w, sixteens, x, blocks, acc); break;
-        case 3: unit_rows<3, W>(w, sixteens, x, blocks, acc); break;
-        case 4: unit_rows<4, W>(w, sixteens, x, blocks, acc); break;
-        case 5: unit_rows<5, W>(w, sixteens, x, blocks, acc); break;
-        default: unit_rows<6, W>(w, sixteens, x, blocks, acc);
+        case 2: unit_rows<most < 2 ? most : 2, W>(w, sixteens, x, blocks, acc); break;
+        case 3: unit_rows<most < 3 ? most : 3, W>(w, sixteens, x, blocks, acc); break;
+        case 4: unit_rows<most < 4 ? most : 4, W>(w, sixteens, x, blocks, acc); break;
+        case 5: unit_rows<most < 5 ? most : 5, W>(w, sixteens, x, blocks, acc); break;
+        default: unit_rows<most, W>(w, sixteens, x, blocks, acc);
     }
 }
