@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import random
 import statistics
@@ -150,6 +151,8 @@ def rows(models: dict[str, Model], turns: int = 12, counts: Sequence[int] = ROWS
         session.feed([(37 * i + 11) % session.model.vocab_size for i in range(CONTEXT)], last_only=True)
     times: dict[tuple[str, int], list[float]] = {(name, n): [] for name in sessions for n in counts}
     chance = random.Random(0)
+    gc.collect()
+    gc.freeze()  # as in runs
     for turn in range(turns + 2):
         for name, n in chance.sample(list(times), len(times)):
             session = sessions[name]

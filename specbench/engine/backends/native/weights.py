@@ -81,7 +81,7 @@ def refusal(config: Any, dtype: str = "float32", device: str = "cpu") -> str | N
 
 
 class NativeWeights:
-    """A module's weights as forward.cpp reads them, each matrix in the smallest form that changes no bit (`packing`).
+    """A module's weights as forward.cpp reads them, each matrix in the smallest form that gives its numbers back (`packing`).
 
     instructions: an instruction set (`build.INSTRUCTION_SETS`); None: this processor's widest. smaller: false keeps all in
     float32. Norms and embedding stay the module's own. Raises CannotBuildError.
