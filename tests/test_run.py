@@ -314,7 +314,8 @@ def test_the_arms_of_an_aa_run_have_one_thread_count(mode: str, monkeypatch: pyt
     monkeypatch.setattr(forward_threads, "use", lambda count: count == threads[-1] or threads.append(count))
 
     def arm(name: str) -> Any:
-        method = types.SimpleNamespace(settle=lambda: settled.append((name, threads[-1])))
+        stop = types.SimpleNamespace(fits=lambda _: True)
+        method = types.SimpleNamespace(stop=stop, settle=lambda: settled.append((name, threads[-1])))
         return types.SimpleNamespace(placement=None, method=method, run=lambda *_, **__: settled.append((name, "warm")))
 
     arms: Any = {name: arm(name) for name in ("method", "baseline")}
