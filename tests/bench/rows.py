@@ -43,8 +43,8 @@ def draw(found: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
                 axis.plot(list(seconds), relative, label=f"{backend} engine", **series(number))
             axis.set_title(f"{PAIRS[pair]}, {1e3 * by_backend['native'][1]:.1f} ms a row (native)")
             axis.set_xlabel("rows of a forward")
-            axis.set_ylim(bottom=0)
         axes[0][0].set_ylabel("time, one row = 1")
+        axes[0][0].set_ylim(bottom=0)  # when all is drawn: of a shared axis it fixes the top too
         legend_below(figure)
         figure.savefig(path, metadata={"Software": None})
 
