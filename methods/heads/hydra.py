@@ -11,18 +11,15 @@ By default the heads share the target's LM head; `own_lm_head` is the paper's fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from specbench.config.specs import PairSpec
 from specbench.method import MOST_NODES, Method, Rule, Stop, exact_rules, make_stop, whole, with_typical
 from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.heads.base import Pick, TargetParts, TreeHeads, residual, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
-from specbench.parts.heads.stored import refuse_deeper_tree
 from specbench.parts.shapes.plan import Level
 
 
@@ -120,13 +117,6 @@ class HydraHeads(TreeHeads):
         return torch.stack([self.target.rank(self.on_text(ids, hidden, k), shifted(ids, k + 1)) for k in depths])
 
 
-class HydraDraft(HeadDraft):
-    def look_up(self, pair: PairSpec) -> dict[str, Path]:
-        found = super().look_up(pair)
-        refuse_deeper_tree(self.given, self.tree, found["heads"])
-        return found
-
-
 class Hydra(Method):
     """Options: as Medusa's, without a published tree."""
 
@@ -144,6 +134,6 @@ class Hydra(Method):
         delta: float = 0.3,
     ):
         whole("method.num_nodes", num_nodes, 1, auto=True, high=MOST_NODES)
-        drafter = HydraDraft(HydraHeads, heads, tree, num_nodes)
+        drafter = HeadDraft(HydraHeads, heads, tree, num_nodes)
         rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
         super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, at_once=True))

@@ -16,13 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specbench.config.specs import PairSpec
 from specbench.method import MOST_NODES, ConfigError, Method, Rule, Stop, exact_rules, make_stop, whole, with_typical
 from specbench.parts.described import read_description
 from specbench.parts.drafts.heads import HeadDraft
 from specbench.parts.heads.base import Pick, TargetParts, TreeHeads, residual, shifted
 from specbench.parts.heads.loss import check_loss_options, depth_loss
-from specbench.parts.heads.stored import refuse_deeper_tree
 from specbench.parts.shapes.plan import Level
 from specbench.parts.shapes.static import Node
 
@@ -173,13 +171,6 @@ _READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-class MedusaDraft(HeadDraft):
-    def look_up(self, pair: PairSpec) -> dict[str, Path]:
-        found = super().look_up(pair)
-        refuse_deeper_tree(self.given, self.tree, found["heads"])
-        return found
-
-
 class Medusa(Method):
     """heads: folder, builtin:<part>, Hub repository or null (the built-in pair's). tree: auto, mc_sim_7b_63 (needs four heads),
     or a list of paths. num_nodes: auto (by measured cost) or a number, for tree=auto. stop: caps the levels of a round. rule:
@@ -200,6 +191,6 @@ class Medusa(Method):
         delta: float = 0.3,
     ):
         whole("method.num_nodes", num_nodes, 1, auto=True, high=MOST_NODES)
-        drafter = MedusaDraft(MedusaHeads, heads, tree, num_nodes, {"mc_sim_7b_63": MC_SIM_7B_63})
+        drafter = HeadDraft(MedusaHeads, heads, tree, num_nodes, {"mc_sim_7b_63": MC_SIM_7B_63})
         rule, rules = with_typical(rule, epsilon, delta), [*exact_rules(trees=True), "typical"]
         super().__init__(drafter, rule=rule, rules=rules, stop=make_stop(stop, None, at_once=True))

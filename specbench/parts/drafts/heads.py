@@ -27,7 +27,7 @@ from specbench.engine.tree import EMPTY, DraftTree, Evidence, Feedback
 from specbench.parts.contracts import Drafter, Needs, Setting
 from specbench.parts.heads.base import TreeHeads
 from specbench.parts.heads.files import shown
-from specbench.parts.heads.stored import look_up_heads, open_heads
+from specbench.parts.heads.stored import look_up_heads, open_heads, refuse_deeper_tree
 from specbench.parts.shapes.cost import MAX_NODES, measure_rounds
 from specbench.parts.shapes.plan import Level, TreePlan
 from specbench.parts.shapes.static import Node, build_static_tree, expected_accepted_length, fastest_tree
@@ -81,7 +81,9 @@ class HeadDraft(Drafter):
         return len(self.plan.nodes) if self.plan is not None else 0
 
     def look_up(self, pair: PairSpec) -> dict[str, Path]:
-        return look_up_heads(self.family, self.heads_name, pair.target)
+        found = look_up_heads(self.family, self.heads_name, pair.target)
+        refuse_deeper_tree(self.given, self.tree, found["heads"])
+        return found
 
     def open(self, setting: Setting) -> None:
         runtime, self.target = setting.runtime, setting.target
