@@ -12,7 +12,7 @@ import pytest
 from analysis_runs import energy_of, write_run
 
 from specbench.analysis.derive.conditions import groups
-from specbench.analysis.derive.derive import comparisons, restrict
+from specbench.analysis.derive.derive import comparisons, fastest, restrict
 from specbench.analysis.read.frames import load
 from specbench.analysis.show import check_tables, members, paper_tables, run_tables
 from specbench.analysis.show.cells import Cell, Column, Row, mark_best
@@ -83,6 +83,32 @@ def test_the_same_numbers_with_an_exact_claim_are_ranked(tmp_path: Path) -> None
     _, group, cells = built(tmp_path)
     table = paper_tables.method_by_category(group, cells[0])
     assert row_of(table, "medusa").cell("overall").bold
+
+
+@pytest.mark.parametrize("said", ["stand-in data, not humaneval: 27 samples", "method: times of one prompt spread by 3 %"])
+def test_what_a_warning_makes_unusable_leads_nowhere(tmp_path: Path, said: str) -> None:
+    """The twin differs in the warning alone, and leads everywhere."""
+    unusable = said.startswith("stand-in")
+    many = {"prompts": range(16), "categories": CATEGORIES}
+    write_run(tmp_path, "speculative", when=1, **many, energy=energy_of(5.0, 6.0))
+    write_run(tmp_path, "pearl", alpha=0.6, when=2, seed=2, **many, energy=energy_of(5.5, 6.0))
+    best = {"alpha": 0.95, "draft_share": 0.01, "run_changes": {"warnings": [said]}}
+    write_run(tmp_path, "medusa", when=3, seed=3, **many, **best, energy=energy_of(1.0, 6.0))
+    _, group, cells = built(tmp_path)
+    tables = [paper_tables.method_by_category(group, cells[0]), paper_tables.in_one_column(group, cells)]
+    tables += [*paper_tables.dataset_by_method(group, cells), paper_tables.pair_by_dataset(group, cells)]
+    tables += [run_tables.overview(group, cells), run_tables.drafts(group, cells), check_tables.energy_table(group, cells)]
+    for table in tables:
+        leads = {row.cell("method").text().partition(" ")[0] for row in table.rows for c in row.cells.values() if c.bold}
+        assert leads == {"speculative" if unusable else "medusa"}, table.name
+        assert not unusable or table.rows[-1].cell("method").text().startswith("medusa"), table.name
+    assert row_of(run_tables.overview(group, cells), "medusa").section == (members.UNUSABLE_PART if unusable else "")
+    against = run_tables.head_to_head(group, cells).rows
+    met = [(row.cell("method").text(), row.cell("over").text()) for row in against]
+    rest = ("speculative", "pearl")
+    assert met == [rest] if unusable else met == [("medusa", "speculative"), ("medusa", "pearl"), rest]
+    assert list(fastest(cells[0].runs, 2)["method"]) == (["speculative", "pearl"] if unusable else ["speculative", "medusa"])
+    assert list(fastest(cells[0].runs, 3)["method"]) == list(cells[0].runs["method"]), "a place that is free is taken"
 
 
 def test_lossy_methods_have_a_table_with_their_agreement(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from specbench.analysis.read.reading import RunFiles
 from specbench.analysis.read.shape import INTERVALS, entry
 from specbench.measure.records.events import PARTS, SIMULATED
+from specbench.measure.warnings import makes_unusable
 
 NUMBERS = {  # columns that are numbers, NaN where they are missing, by their names in the summary
     "tokens_per_second": "decode_tokens_per_second",
@@ -63,6 +64,7 @@ def run_row(files: RunFiles) -> dict[str, Any]:
         "distinguishable": entry(summary, "speedup.distinguishable"),
         **{name: entry(summary, f"lossless.{name}") for name in ("claim", "verdict", "identical", "compared")},
         "energy_source": entry(summary, "energy.source"),
+        "unusable": makes_unusable(map(str, summary.get("warnings") or ())),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, Estimate, is_ranked, ratio_of_speedups
+from specbench.analysis.derive.derive import Comparison, Estimate, is_ranked, keeps_text, ratio_of_speedups
 from specbench.analysis.show.members import Member, members
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.config.say import counted
@@ -73,7 +73,7 @@ def answer(parts: Sequence[Part]) -> list[tuple[str, str]]:
 
 def _nobody(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     """Where no run may lead: nothing to say where none has a speed-up, else what forbids it."""
-    timed = [m for c in comparisons for m in members(c) if is_ranked(m.facts) and m.speedup is not None]
+    timed = [m for c in comparisons for m in members(c) if keeps_text(m.facts) and m.speedup is not None]
     if not timed:
         return []
     return [
@@ -96,7 +96,7 @@ def conditions_in_words(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _best(group: Group, comparison: Comparison, place: str) -> _Best | None:
-    ranked = [m for m in members(comparison) if is_ranked(m.facts) and m.speedup is not None and not m.unusable]
+    ranked = [m for m in members(comparison) if is_ranked(m.facts) and m.speedup is not None]
     if not ranked:
         return None
     first, *others = sorted(ranked, key=lambda m: m.speedup.value if m.speedup else 0.0, reverse=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, acceptance_by_position, prompts_of, shares_by_prompt
+from specbench.analysis.derive.derive import Comparison, acceptance_by_position, fastest, prompts_of, shares_by_prompt
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.style import MAX_SERIES, Drawing, bar, errors, legend_below, looks, new_figure, styled
 from specbench.measure.metrics import RoundTable
@@ -21,9 +21,8 @@ RESAMPLES = 1_000
 
 def drafting_runs(comparison: Comparison) -> list[tuple[int, str]]:
     """Runs of the comparison that drafted something, at most as many as there are line styles: the fastest ones."""
-    runs = comparison.runs[comparison.runs["acceptance_rate"].notna()]
-    fastest = set(runs.sort_values("speedup", ascending=False, na_position="last").head(MAX_SERIES).index)
-    return [(run, str(facts["label"])) for run, facts in runs.iterrows() if run in fastest]
+    runs = fastest(comparison.runs[comparison.runs["acceptance_rate"].notna()], MAX_SERIES)
+    return [(run, str(facts["label"])) for run, facts in runs.iterrows()]
 
 
 def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
@@ -33,7 +32,7 @@ def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
 
 def _left(comparison: Comparison, shown: Sequence[tuple[int, str]]) -> str:
     total = int(comparison.runs["acceptance_rate"].notna().sum())
-    return f" The {len(shown)} fastest of {total} runs." if total > len(shown) else ""
+    return f" The {len(shown)} fastest of {total} runs, ranked ones first." if total > len(shown) else ""
 
 
 def acceptance(frames: Frames, group: Group, comparison: Comparison) -> Drawing | None:

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, is_ranked
+from specbench.analysis.derive.derive import Comparison, is_ranked, keeps_text
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting
-from specbench.analysis.show.members import members
+from specbench.analysis.show.members import WHY_NOT_RANKED, members
 from specbench.analysis.show.style import Drawing, Ladder, errors, legend_below, look, looks, new_figure, new_panels, styled
 from specbench.measure.theory.formulas import SEQUENTIAL
 
@@ -28,7 +28,8 @@ def _speedups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             row = {"run": m.run, "pair": m.comparison.pair, "data": m.comparison.data}
             row |= {name: m.facts[name] for name in ("method", "label", "draft", "draft_length", "size_ratio")}
             row |= {"speedup": m.speedup.value, "low": m.speedup.low, "high": m.speedup.high}
-            rows.append(row | {"repeats_low": repeats[0], "repeats_high": repeats[1], "ranked": is_ranked(m.facts)})
+            row |= {"repeats_low": repeats[0], "repeats_high": repeats[1]}
+            rows.append(row | {"ranked": is_ranked(m.facts), "keeps_text": keeps_text(m.facts)})
     frame = pd.DataFrame(rows)
     return frame if frame.empty else frame.astype({"low": float, "high": float})
 
@@ -62,7 +63,7 @@ def forest(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> D
             axis.axvspan(*ends, facecolor="#E4E4E4", edgecolor="none", zorder=0)
         ladder.label(axis, margin=0.3)
         axis.set_xlabel("speed-up over the baseline (decode tokens/s, ratio of totals)")
-    note = " Open marks (*): not ranked, the output is not the target's." if not shown["ranked"].all() else ""
+    note = f" Open marks (*): {WHY_NOT_RANKED}." if not shown["ranked"].all() else ""
     band = " Grey band: the baseline against itself (noise floor)." if len(floor) else ""
     more = f" The first {FOREST_ROWS} of {len(frame)} runs; all are in the CSV." if len(frame) > len(shown) else ""
     caption = (
@@ -70,7 +71,7 @@ def forest(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> D
         f"machine's noise; cut at the edge).{note}{band}{more} "
         f"{setting(group.conditions, comparisons)}"
     )
-    return Drawing("speedup_forest", "Speed-ups", figure, frame.drop(columns=["order", "run"]), caption)
+    return Drawing("speedup_forest", "Speed-ups", figure, frame.drop(columns=["order", "run", "keeps_text"]), caption)
 
 
 def against_draft_length(frames: Frames, group: Group, comparisons: Sequence[Comparison]) -> Drawing | None:
@@ -78,7 +79,7 @@ def against_draft_length(frames: Frames, group: Group, comparisons: Sequence[Com
     frame = _speedups(comparisons)
     if frame.empty:
         return None
-    frame = frame[frame["ranked"]].dropna(subset=["draft_length"])
+    frame = frame[frame["keeps_text"]].dropna(subset=["draft_length"])
     keys = ["pair", "data", "method", "draft"]
     lines = [rows.sort_values("draft_length") for _, rows in frame.groupby(keys, sort=False, dropna=False)]
     lines = [rows for rows in lines if rows["draft_length"].nunique() > 1 and rows["draft_length"].is_unique]
@@ -96,7 +97,7 @@ def against_size_ratio(frames: Frames, group: Group, comparisons: Sequence[Compa
     known = frame["size_ratio"].notna()
     name = "size_ratio" if known.any() else "cost_ratio"
     label = "draft : target, parameters" if known.any() else "draft : target, time per forward"
-    frame = frame[frame["ranked"]].dropna(subset=[name])
+    frame = frame[frame["keeps_text"]].dropna(subset=[name])
     keys = ["data", "method", "draft_length", "pair"]
     several = frame.groupby(keys[:3], dropna=False)["draft"].transform(lambda drafts: len(set(drafts)) > 1)
     several |= frame.groupby(keys[:3], dropna=False)["pair"].transform("nunique") > 1

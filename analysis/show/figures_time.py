@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison
+from specbench.analysis.derive.derive import Comparison, fastest
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.style import COLOURS, Drawing, filled, legend_below, look, looks, new_figure, styled
 from specbench.measure.records import store
@@ -23,9 +23,7 @@ TIMELINE_ROUNDS = 14
 
 def _fastest(comparison: Comparison, limit: int = MAX_METHODS) -> pd.DataFrame:
     """The fastest paired runs, in the table's order."""
-    runs = comparison.runs[comparison.runs["speedup"].notna()]
-    fastest = set(runs.sort_values("speedup", ascending=False).head(limit).index)
-    return runs.loc[[run for run in runs.index if run in fastest]]
+    return fastest(comparison.runs[comparison.runs["speedup"].notna()], limit)
 
 
 # ---------------------------------------------------------------------------------------------------- tokens over time
@@ -150,7 +148,9 @@ def timelines(frames: Frames, group: Group, comparison: Comparison) -> Drawing |
         axes[-1, 0].set(xlim=(0, 1e3 * end), xlabel="ms since the end of prefill")
         handles = {name: Patch(**_look(fill)) for name, fill in used.items()}
         legend_below(figure, handles | {"rollback": axes[0, 0].plot([], [], **_MARK)[0]})
-    fewer = f" The fastest {len(runs)} of {len(comparison.runs)}." if len(runs) < len(comparison.runs) else ""
+    fewer = (
+        f" The fastest {len(runs)} of {len(comparison.runs)}, ranked ones first." if len(runs) < len(comparison.runs) else ""
+    )
     unknown = " Light lane: the draft's process ran freely; its spans were not recorded (measure.trace=true records them)."
     caption = (
         f"The first {TIMELINE_ROUNDS} rounds of {prompt}, repeat 0. Within a round the records hold how long the target's "

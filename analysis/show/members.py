@@ -9,14 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from specbench.analysis.derive.derive import Comparison, Estimate, agreement, is_lossy, is_ranked
+from specbench.analysis.derive.derive import Comparison, Estimate, agreement, is_lossy, is_ranked, keeps_text
 from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.cells import Column, Row, mark_columns, row_of
 from specbench.measure.pairing import PairedTimes
-from specbench.measure.warnings import UNUSABLE, level_of
 
 LOSSY_PART = "Lossy methods (other text than the target's: not ranked)"
 WRONG_PART = "Output differs from the target's although the method claims otherwise: not ranked"
+UNUSABLE_PART = "A warning makes the number unusable: not ranked"
+PARTS = ("", UNUSABLE_PART, WRONG_PART, LOSSY_PART)  # of a table, in this order
+WHY_NOT_RANKED = "not ranked: the output is not the target's, or a warning makes the number unusable"
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,6 @@ class Member:
     @property
     def pairs(self) -> PairedTimes:
         return self.comparison.pairs(self.run)
-
-    @property
-    def unusable(self) -> list[str]:
-        """Warnings by which the run's numbers do not mean what they seem to mean: it leads nothing."""
-        said = self.comparison.frames.summaries[self.run].get("warnings") or ()
-        return [warning for warning in said if level_of(warning) == UNUSABLE]
 
     @cached_property
     def speedup(self) -> Estimate | None:
@@ -92,12 +88,12 @@ def members(*comparisons: Comparison) -> Iterator[Member]:
 
 def part_of(facts: pd.Series) -> str:
     """The section of a run's row: none for ranked ones."""
-    return "" if is_ranked(facts) else LOSSY_PART if is_lossy(facts) else WRONG_PART
+    return "" if is_ranked(facts) else LOSSY_PART if is_lossy(facts) else UNUSABLE_PART if keeps_text(facts) else WRONG_PART
 
 
 def in_parts(rows: Sequence[Row]) -> list[Row]:
     """Ranked rows first; the order is kept otherwise."""
-    return sorted(rows, key=lambda row: ("", WRONG_PART, LOSSY_PART).index(row.section))
+    return sorted(rows, key=lambda row: PARTS.index(row.section))
 
 
 def ranked_rows(columns: Sequence[Column], items: Sequence[Member]) -> list[Row]:

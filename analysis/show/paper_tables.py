@@ -1,7 +1,7 @@
 """The comparison in the shapes of the papers: Spec-Bench's, AMUSD's and PEARL's table.
 
-Rows that may not be ranked (lossy methods, runs whose output was not the target's) stand in a part of their own and never
-compete for bold print.
+Rows that may not be ranked (lossy methods, runs whose output was not the target's or whose number a warning makes unusable)
+stand in parts of their own and never compete for bold print.
 """
 
 from __future__ import annotations

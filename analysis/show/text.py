@@ -18,7 +18,7 @@ from specbench.analysis.derive.derive import Comparison, comparisons, is_ranked
 from specbench.analysis.read.frames import LeftOut, load
 from specbench.analysis.show.answer import answer
 from specbench.analysis.show.cells import Column, row_of
-from specbench.analysis.show.members import EMITTED, LOSSLESS, SPEEDUP, TOKENS_PER_SECOND, Member, members
+from specbench.analysis.show.members import EMITTED, LOSSLESS, SPEEDUP, TOKENS_PER_SECOND, WHY_NOT_RANKED, Member, members
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.analysis.show.table import Table, label_spans
 from specbench.config.say import visible
@@ -81,7 +81,7 @@ def _block(group: Group, comparison: Comparison) -> list[str]:
     lines += _grid(columns, [[row.cell(c.key).text() for c in columns] for row in rows])
     lines += [part for note in comparison.notes for part in wrapped(note, "  ")]
     if not all(is_ranked(facts) for _, facts in comparison.runs.iterrows()):
-        lines.append("  * not ranked: lossy, or the output is not the target's")
+        lines += wrapped(f"* {WHY_NOT_RANKED}", "  ")
     if any(row.cell("speedup").text().endswith(" ?") for row in rows):
         why = "an interval, over prompts or over repeats, contains it, or lies in the noise floor, or there is none"
         lines += wrapped(f"? not distinguishable from 1: {why}", "  ")

@@ -59,6 +59,11 @@ def level_of(warning: str) -> str:
     return next((level for level, phrase in _PLACES if phrase.search(warning)), DOUBTFUL)
 
 
+def makes_unusable(warnings: Iterable[str]) -> bool:
+    """Whether a run says of itself that its numbers do not mean what they seem to mean: it leads nothing."""
+    return any(level_of(warning) == UNUSABLE for warning in warnings)
+
+
 def is_known(warning: str) -> bool:
     return any(phrase.search(warning) for _, phrase in _PLACES)
 

@@ -20,6 +20,7 @@ from specbench.analysis.reports.words import Words
 from specbench.analysis.show import check_tables, figures_speed
 from specbench.analysis.show.cells import Cell, mark_columns
 from specbench.analysis.show.document import Document
+from specbench.analysis.show.members import WHY_NOT_RANKED
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.analysis.show.style import Drawing, new_panels, styled
 from specbench.analysis.show.table import Table
@@ -177,7 +178,8 @@ def map_figure(chapter: Chapter[Point]) -> Drawing:
         | {"speedup": p.gain.value, "low": p.gain.low, "high": p.gain.high, "ranked": p.is_ranked}
         for p in points
     ]
-    starred, setting = not all(p.is_ranked for p in points), study.setting_of(points)
+    starred = "" if all(p.is_ranked for p in points) else WHY_NOT_RANKED
+    setting = study.setting_of(points)
     return WORDS.drawing("speedup_by_ratio", panels.figure, pd.DataFrame(rows), starred=starred, setting=setting)
 
 
