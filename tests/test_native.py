@@ -6,7 +6,6 @@ The reference is `Session` on the same module, which test_session.py and test_ta
 from __future__ import annotations
 
 import ctypes
-import math
 import random
 import re
 import stat
@@ -34,10 +33,9 @@ from specbench.engine.backends.native.weights import Layer, NativeWeights, refus
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
 from specbench.engine.probe import probe_rollback
-from specbench.engine.sampling import SamplingLaw
 from specbench.engine.session import Session
 from specbench.engine.target import open_branching, open_session, open_target
-from specbench.engine.tree import DraftTree, Evidence, Riders, Verdict
+from specbench.engine.tree import DraftTree, Riders, Verdict
 from specbench.methods.heads.eagle.draft import FeatureDraft
 from specbench.methods.heads.eagle.heads import EagleHeads
 from specbench.methods.heads.eagle.native import NativeFeatureDraft
@@ -47,7 +45,6 @@ from specbench.pair.backend import choose_backend
 from specbench.pair.load import on_its_backend
 from specbench.pair.spec import specify
 from specbench.parts.heads.base import TargetParts
-from specbench.parts.rules.rule import RULES
 from specbench.parts.shapes.plan import Level, TreePlan
 from specbench.processes.placement import Placement
 
@@ -559,40 +556,6 @@ def test_blocks_of_heads_say_what_they_say_on_torch(cls: type[Any], count: int) 
     next(p for name, p in theirs.named_parameters() if name.endswith("weight")).mul_(1.05)
     with pytest.raises(AssertionError, match="not close"):  # the twin
         same(said[0], filled(theirs, hidden)[0])
-
-
-@pytest.mark.parametrize("architecture", ["llama", "granite"])
-def test_a_greedy_targets_own_tokens_are_those_of_its_logits(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    session, greedy = open_target(native(architecture)), SamplingLaw()
-    session.start(200)
-    session.pending = int(session.prefill(tiny.prompt(9)).logits.argmax())
-    chain: list[int] = []
-    for _ in range(4):  # what it says is drafted in the next turn, then a wrong token
-        mark = session.mark()
-        evidence = session.forward_and_choose(DraftTree(chain), greedy, 1, 0)
-        assert evidence.own is not None and evidence.own.tokens == greedy.choose(evidence.logits, range(1 + len(chain)), 0)
-        assert evidence.own.agreed == len(chain)
-        session.restore(mark)
-        chain = [*chain, evidence.own.tokens[-1]]
-    chain[1] = (chain[1] + 1) % 75
-    assert session.forward_and_choose(DraftTree(chain), greedy, 1, 0).own.agreed == 1
-    assert session.forward_and_choose(DraftTree([1]), SamplingLaw(0.7), 1, 0).own is None
-    real = type(session.model).answer
-    monkeypatch.setattr(type(session.model), "answer", lambda *given: -real(*given))  # the twin: somebody else speaks for it
-    evidence = session.forward_and_choose(DraftTree([1]), greedy, 1, 0)
-    rule = RULES["greedy_match"]
-    assert evidence.own is None and rule.judge(DraftTree([1]), evidence, greedy, 0, 0, None).extra == int(
-        evidence.logits[0].argmax()
-    )
-    monkeypatch.setattr(session, "forward", lambda tree: spoilt(NativeSession.forward(session, tree)))
-    monkeypatch.setattr(type(session.model), "answer", real)
-    with pytest.raises(ValueError, match="no token follows"):
-        rule.judge(DraftTree([1]), rule.ask(session, DraftTree([1]), greedy, 0, 0), greedy, 0, 0, None)
-
-
-def spoilt(evidence: Evidence) -> Evidence:
-    evidence.logits[0, 5] = math.inf
-    return evidence
 
 
 # ----------------------------------------------------------------------------------------------------------- what it leaves

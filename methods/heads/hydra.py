@@ -91,7 +91,7 @@ class HydraHeads(TreeHeads):
     def logits(self, hidden: Tensor, path: Tensor, depth: int) -> Tensor:
         """What head `depth` says, [..., vocab], from h [..., width] and its path [..., depth * embedding width]."""
         state = self._of_depth[depth - 1].forward(hidden, path, self.embedding_scale)
-        return self.lm_heads[depth - 1](state) if len(self.lm_heads) else self.target.guess(state)
+        return self.lm_heads[depth - 1](state) if self.options["own_lm_head"] else self.target.guess(state)
 
     def on_text(self, ids: Tensor, hidden: Tensor, depth: int) -> Tensor:
         """The same, [rows, length, vocab], with the text's tokens as path; ids [rows, length], hidden [rows, length, width]."""

@@ -99,12 +99,12 @@ class MedusaHeads(TreeHeads):
 
     def logits(self, hidden: Tensor, depth: int) -> Tensor:
         """What head `depth` says, [..., vocab], from h [..., width]."""
-        lm_head = self.lm_heads[depth - 1] if len(self.lm_heads) else self.target.guess
+        lm_head = self.lm_heads[depth - 1] if self.options["own_lm_head"] else self.target.guess
         return lm_head(self.state(hidden, depth))
 
     def all_logits(self, hidden: Tensor, depth: int) -> Tensor:
         """What heads 1 to `depth` say, [depth, vocab], from h [1, width]; a shared LM head is read once for all of them."""
-        if len(self.lm_heads):
+        if self.options["own_lm_head"]:  # the list itself is slow to ask
             return torch.cat([self.logits(hidden, k) for k in range(1, depth + 1)])
         states = [self.state(hidden, k) for k in range(1, depth + 1)]
         return self.target.guess(states[0] if depth == 1 else torch.cat(states))

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from specbench.engine.ranks import best
 from specbench.engine.request import NOBODYS
 from specbench.engine.session import Session
 from specbench.method import (
@@ -95,8 +96,9 @@ class SkipDraft(Drafter):
     needs = Needs(fork=True, scope="session")
     source, form = "layers skipped", "chain"
     num_forwards = 0
-    said: Tensor | None  # the likeliest token of each row of the draft, and of the candidate's
-    said_candidate: Tensor | None
+    best: list[Tensor] | None  # the draft's logits, where they say more than its tokens
+    said: Sequence[int] | None  # the likeliest token of each row of the draft, and of the candidate's
+    said_candidate: list[int] | None
 
     def __init__(self, stop: Stop, *, skip_ratio: float, window: int, enough: float, patience: int, seed: int):
         self.stop, self.shape = stop, Chain()
@@ -151,15 +153,15 @@ class SkipDraft(Drafter):
     def _draft(self, max_depth: int, stop: Stop) -> DraftTree:
         before = self.target.mark()
         self.draft = self.target.fork(self.skipped)
-        self.best: list[Tensor] = []
+        self.best = None if self.choice.law.greedy else []  # a greedy draft says what it drafts
         tree = self.shape.grow(self, max_depth, self.choice, self.num_output, stop)
         tree.num_forwards = self.num_forwards
         self.target.restore(before)
-        self.said = torch.cat(self.best)
+        self.said = tree.tokens if self.best is None else best(torch.cat(self.best), 1)[0]
         self.said_candidate = None
         if self.searches and tree.tokens:
             candidate = self.target.fork(self.candidate)
-            self.said_candidate = candidate.feed([self.pending, *tree.tokens[:-1]]).argmax(-1)
+            self.said_candidate = best(candidate.feed([self.pending, *tree.tokens[:-1]]), 1)[0]
             self.target.restore(before)
             tree.num_forwards += 1
         return tree
@@ -174,7 +176,8 @@ class SkipDraft(Drafter):
 
     def _feed(self, token: int) -> Tensor:
         logits = self.draft.feed([token])
-        self.best.append(logits.argmax(-1))
+        if self.best is not None:
+            self.best.append(logits)
         return logits
 
     def observe(self, feedback: Feedback) -> None:
@@ -184,10 +187,10 @@ class SkipDraft(Drafter):
         if self.said is None or self.said_candidate is None:
             return
         rows = min(verdict.num_accepted + 1, len(self.said_candidate))  # those that stand on the text
-        truth = feedback.evidence.logits[:rows].argmax(-1)
+        truth = verdict.tokens if self.best is None else best(feedback.evidence.logits, 1, range(rows))[0]
         self.seen += rows
-        self.right += int((self.said[:rows] == truth).sum())
-        self.right_candidate += int((self.said_candidate[:rows] == truth).sum())
+        self.right += _agreeing(self.said, truth, rows)
+        self.right_candidate += _agreeing(self.said_candidate, truth, rows)
         if self.seen >= self.window:
             self._judge()
 
@@ -213,3 +216,7 @@ class SkipDraft(Drafter):
             "gains": self.gains,
             **{name: round(value, 4) for name, value in zip(names, self.matchness, strict=False)},
         }
+
+
+def _agreeing(said: Sequence[int], truth: Sequence[int], rows: int) -> int:
+    return sum(said[row] == truth[row] for row in range(rows))

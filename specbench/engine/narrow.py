@@ -40,6 +40,10 @@ class Narrow(Tensor):
     def __init__(self, rows: Tensor, head: ReducedHead, ids: Tensor, memory: tuple[int, int, int, int] | None = None):
         """Nothing is left to do, and torch's own takes no such arguments."""
 
+    def hold(self, rows: Tensor) -> None:
+        """Other rows, as many, in their place."""
+        self.rows, self.whole, self.memory, self.totals = rows, None, None, None
+
     def widened(self) -> Tensor:
         if self.whole is None:
             assert self.rows is not None

@@ -53,13 +53,21 @@ def greatest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> t
     return torch.from_numpy(values[row, places]), torch.from_numpy(ids[row, places])
 
 
-def best(scores: Tensor, count: int, names: Tensor | None = None) -> tuple[list[int], list[float]]:
+def best(
+    scores: Tensor, count: int, rows: Sequence[int] | None = None, names: Tensor | None = None
+) -> tuple[list[int], list[float]]:
     """Ids and scores of `greatest`, one row behind the other. names: what the columns are called, int64 [V], ascending."""
-    found = _natively(scores, count, None, False, names=names)
+    found = _natively(scores, count, rows, False, names=names)
     if found is not None:
         return found[0].tolist(), found[1].tolist()
-    values, ids = greatest(scores, count)
+    values, ids = greatest(scores, count, rows)
     return (ids if names is None else names[ids]).flatten().tolist(), values.flatten().tolist()
+
+
+def firsts(scores: Tensor, rows: Sequence[int] | None = None) -> tuple[list[int], list[float]] | None:
+    """Each row's greatest score and whose it is, of equals the smaller id; None where others have to find it."""
+    found = _natively(scores, 1, rows, False)
+    return None if found is None else (found[0].tolist(), found[1].tolist())
 
 
 def likeliest(scores: Tensor, count: int, rows: Sequence[int] | None = None) -> tuple[list[list[int]], list[list[float]]]:
@@ -155,22 +163,3 @@ def memory_of(scores: Tensor) -> tuple[int, int, int, int] | None:
     if not few.is_cpu or few.dtype != torch.float32 or few.stride(1) != 1:
         return None
     return few.data_ptr(), few.stride(0), few.shape[1], 0 if ids is None else ids.data_ptr()
-
-
-class Firsts:
-    """Each row's argmax, the smaller id of equals, where rows lie one behind the other natively: what is asked for a number of
-    rows is laid out once, since behind a forward each object that Python makes or asks costs microseconds."""
-
-    def __init__(self, rows: int, ld: int, outputs: int):
-        """ld: numbers from row to row, of which the first `outputs` are ranked."""
-        self._ids, self._heights = _WHOLE * rows, _FLOAT * rows
-        at, to = self._ids.buffer_info()[0], self._heights.buffer_info()[0]
-        self._asked = array("q", (0, ld, outputs, 0, 0, 0, rows, 1, at, to, 0, 0, 1))
-        self._at = self._asked.buffer_info()[0]
-
-    def of(self, address: int) -> list[int] | None:
-        """None for rows that make no law."""
-        self._asked[0], self._asked[-1] = address, threads.count()
-        if not build.loaded[-1].sb_ranks(self._at) or not all(map(math.isfinite, self._heights)):
-            return None
-        return self._ids.tolist()

@@ -64,7 +64,7 @@ class Target(Protocol):
 
 
 class Choosing(Target, Protocol):
-    """A target that can "choice": its own token for every row of a chain, and how many drafts agree, where its logits are."""
+    """A target that can "choice": its own token for every row, and how many drafts of a chain agree, where its logits are."""
 
     def forward_and_choose(self, tree: DraftTree, law: SamplingLaw, position: int, noise_key: int) -> Evidence:
         """`forward`, with `Evidence.own` where that is cheaper than to ask the logits. position: of row 0's token."""

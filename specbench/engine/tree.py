@@ -25,6 +25,8 @@ MOST_KEPT = 100_000_000  # tokens, rounds or hits that are counted or kept besid
 class Contract(enum.Enum):
     """How the drafted tokens came about; an acceptance rule is exact only for some of these."""
 
+    __hash__ = object.__hash__  # every round looks one up, and enum's own is written in Python
+
     NONE = "none"  # nothing drafted
     FIXED_SET = "fixed_set"  # chosen without randomness that the rule must undo (argmax, top-k, keyed noise, retrieval)
     IID = "iid"  # each node drawn independently from q of its parent
@@ -214,7 +216,7 @@ class Riders:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What the target itself says of a chain. tokens: by row, the root's first; agreed: so many drafts are these tokens."""
+    """What the target itself says. tokens: by row, the root's first; agreed: so many drafts of a chain are these tokens."""
 
     tokens: list[int]
     agreed: int

@@ -36,6 +36,9 @@ class NativeFeatureDraft(FeatureDraft):
         self._join, embedding = heads.layers["join"], heads.target.embedding.weight
         self._is_plain = all(isinstance(norm, NativeNorm) for norm in self._norms) and embedding.is_contiguous()
         self._embedding, self._widths = embedding, (embedding.shape[1], heads.target.width)
+        reduced = heads.target.reduced
+        self._guessed = (0, 0) if reduced is None else (len(reduced.ids), reduced.ids.data_ptr())
+        self._narrow: dict[int, Narrow] = {}  # by rows
         self._joins: dict[int, Tensor] = {}  # by rows, the room for what the layer reads
 
     @property
@@ -86,10 +89,18 @@ class NativeFeatureDraft(FeatureDraft):
         return predicted
 
     def logits(self, features: Tensor) -> Tensor:
+        """Of a reduced head they stand until these are asked for again with as many rows."""
         target = self.heads.target
         if target.reduced is None or self.vocab_size != target.vocab_size:
             return super().logits(features)
-        return Narrow(target.guess(features), target.reduced, target.reduced.ids)
+        rows = target.guess(features)
+        made = self._narrow.get(len(rows))
+        if made is None:
+            made = self._narrow[len(rows)] = Narrow(rows, target.reduced, target.reduced.ids)
+        else:  # to make another costs five times as much
+            made.hold(rows)
+        made.memory = (rows.data_ptr(), rows.stride(0), *self._guessed)
+        return made
 
 
 def as_llama(heads: EagleHeads) -> Any:

@@ -198,10 +198,10 @@ class FixedSession(Session):
 
     @torch.inference_mode()
     def forward_and_choose(self, tree: DraftTree, law: SamplingLaw, position: int, noise_key: int) -> Evidence:
-        """`forward` of a chain without riders, with the target's own tokens in the evidence (`Evidence.own`)."""
-        assert self.pending is not None and tree.is_chain, "prefill first; chains only"
+        """`forward` without riders, and of a chain the target's own tokens in the evidence (`Evidence.own`)."""
+        assert self.pending is not None, "prefill first"
         rows = 1 + len(tree.tokens)
-        if rows > MAX_ROWS:
+        if rows > MAX_ROWS or not tree.is_chain:
             return self.forward(tree)
         program = self._at_once(("verify", rows, law), lambda: Verify(self, law, rows))
         assert isinstance(program, Verify)

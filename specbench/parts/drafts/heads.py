@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,11 @@ class HeadDraft(Drafter):
         runtime, self.target = setting.runtime, setting.target
         self.heads, folder = open_heads(self.family, self.heads_name, runtime)
         self._facts = {"heads": shown(self.heads_name, folder)}
+        self.row_of: Callable[[Tensor, int], Tensor] = lambda rows, number: rows[number : number + 1]
+        if runtime.target.native is not None:
+            from specbench.engine.backends.native.linear import RowOf
+
+            self.row_of = RowOf(self.heads.target.width)
         self.law = runtime.law
         self.shares_noise = not runtime.law.greedy and setting.rule.reads == "choice"
         self.noise = None
@@ -172,7 +177,7 @@ class HeadDraft(Drafter):
         self.pending = verdict.extra
         self.num_output += len(verdict.tokens)
         last = verdict.path[-1] + 1 if verdict.path else 0
-        self.hidden = feedback.evidence.taps[TAP][last : last + 1]
+        self.hidden = self.row_of(feedback.evidence.taps[TAP], last)
 
     def propose(self, max_depth: int) -> DraftTree:
         assert self.plan is not None
@@ -214,7 +219,7 @@ class HeadDraft(Drafter):
             noise = noise if reduced is None else noise[reduced.ids]
             logits = logits.float() / self.law.temperature + noise
         if logits.is_cpu:
-            ids, scores = best(logits, level.width, None if reduced is None else reduced.ids)
+            ids, scores = best(logits, level.width, names=None if reduced is None else reduced.ids)
             _refuse_no_law(scores[:: level.width])
             self._tokens.append(level.picked(ids))
             return self._tokens[-1]

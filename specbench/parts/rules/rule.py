@@ -50,8 +50,8 @@ class Rule:
         return TorchRng.seeded(noise_key) if self.reads == "probabilities" else None
 
     def ask(self, target: Target, tree: DraftTree, law: SamplingLaw, position: int, noise_key: int) -> Evidence:
-        """What the target says of pending and a tree; of a chain its own tokens at once, if that is what counts and it can."""
-        plain = tree.parents is None and tree.riders is None and not tree.start_layer
+        """What the target says of pending and a tree, and its own tokens at once, if that is what counts and it can."""
+        plain = tree.riders is None and not tree.start_layer
         if plain and self.reads == "choice" and "choice" in target.can:
             return cast("Choosing", target).forward_and_choose(tree, law, position, noise_key)
         return target.forward(tree)
@@ -66,7 +66,7 @@ class Rule:
         check_contract(self, tree.contract)
         if self.reads == "choice":
             if evidence.own is not None:
-                if self.function is match:  # counted where the tokens were chosen
+                if self.function is match and tree.parents is None:  # counted where the tokens were chosen
                     agreed = evidence.own.agreed
                     return Verdict(tuple(range(agreed)), tuple(evidence.own.tokens[: agreed + 1]))
                 return self.function(tree, evidence.own.tokens)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from specbench.config.options import number
+from specbench.engine.ranks import log_total, score_of
 from specbench.parts.contracts import Stop
 
 
@@ -17,4 +20,4 @@ class Confidence(Stop):
         self.threshold = threshold
 
     def goes_on(self, logits: Tensor, token: int) -> bool:
-        return float(logits[0].float().softmax(-1)[token]) >= self.threshold
+        return math.exp(score_of(logits, 0, token) - log_total(logits, 0)) >= self.threshold

@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "matrices.h"
+#include "ranks.h"
 
 extern "C" {
 struct Layer {
@@ -35,6 +36,9 @@ struct Forward {
     int64_t first_logit;
     const int64_t* kept;     // what `sb_keep` would do first, done by each layer when its turn comes: its keys are read then anyway
     int64_t num_kept, kept_from;
+    int64_t* firsts;         // by answered row, the id of the greatest of its first `num_ranked` logits, of equals the smaller;
+                             // -1 where they make no law. Or null
+    int64_t num_ranked;
 };
 }
 
@@ -107,6 +111,7 @@ struct Work {  // of one forward: its rows' states, and each thread's own room
     const Model* m;
     const Forward* f;
     float *h, *x, *qkv, *mixed, *act, *own;
+    First* best;  // of each thread's outputs, by row of a chunk
     int64_t ld_width, ld_qkv, ld_mixed, ld_inner, ld_own;
 };
 

@@ -46,6 +46,7 @@ def library(instructions: str | None = None) -> ctypes.CDLL:
     made.sb_forward.restype = made.sb_keep.restype = None
     made.sb_forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
+    made.sb_chain.restype, made.sb_chain.argtypes = whole, [pointer, pointer, pointer, whole, pointer]
     made.sb_keep.argtypes = [pointer, pointer, pointer, whole, whole, pointer, whole]
     made.sb_linear.restype, made.sb_linear.argtypes = None, [pointer, pointer, whole, pointer, whole]
     made.sb_residual.restype, made.sb_add.restype = None, None

@@ -8,7 +8,6 @@
 // Keys: [kv head][position / 16][head_dim][16]. Values: [kv head][position][head_dim padded to sixteens].
 
 #include "attention.h"
-#include "ranks.h"
 
 static void chunk(Team& team, const Work& w, int64_t row0, int64_t rows) {
     const Model& m = *w.m;
@@ -78,14 +77,22 @@ static void chunk(Team& team, const Work& w, int64_t row0, int64_t rows) {
     const int64_t skip = f.first_logit > row0 ? f.first_logit - row0 : 0;
     if (f.logits && skip < rows) {
         const int64_t ld = up(m.head.outputs, LANES), at_row = row0 + skip - f.first_logit;
+        First* best = w.best + team.rank * CHUNK;
+        for (int64_t r = 0; r < rows - skip; r++) best[r].clear();
         multiply(team, m.head, w.x + skip * w.ld_width, w.ld_width, rows - skip,
                  [&](int64_t row, int64_t at, int sixteens, const float* sums) {
             float* z = f.logits + (at_row + row) * ld + at;
             if (m.logit_divisor == 1.0f) memcpy(z, sums, sixteens * LANES * sizeof(float));
             else for (int i = 0; i < sixteens * LANES; i++) z[i] = sums[i] / m.logit_divisor;
+            if (f.firsts) for (int p = 0; p < sixteens; p++) best[row].offer(load(z + p * LANES), at + p * LANES, f.num_ranked);
         });
+        team.meet();
+        if (f.firsts && !team.rank) for (int64_t r = 0; r < rows - skip; r++) {  // the others meet it before they use theirs again
+            f.firsts[at_row + r] = first_of(w.best + r, CHUNK, team.size);
+        }
+    } else {
+        team.meet();
     }
-    team.meet();
 }
 
 static void forward_team(void* given, Team team) {
@@ -98,6 +105,7 @@ static void forward_team(void* given, Team team) {
 extern "C" void sb_forward(const Model* m, const Forward* given) {
     static thread_local std::vector<float> kept;
     static thread_local std::vector<int64_t> depths;
+    static thread_local std::vector<First> best;
     Forward own = *given;
     const Forward* f = &own;
     if (f->parents && !f->depths) {
@@ -119,6 +127,8 @@ extern "C" void sb_forward(const Model* m, const Forward* given) {
     const int64_t threads = f->threads > 1 ? f->threads : 1;
     const size_t wanted = rows * (2 * w.ld_width + w.ld_qkv + w.ld_mixed + w.ld_inner) + threads * w.ld_own + LANES;
     if (kept.size() < wanted) kept.assign(wanted, 0.0f);
+    if ((int64_t)best.size() < threads * CHUNK) best.resize(threads * CHUNK);
+    w.best = best.data();
     float* at = (float*)up((int64_t)kept.data(), 64);
     w.h = at;
     w.x = w.h + rows * w.ld_width;
@@ -127,6 +137,23 @@ extern "C" void sb_forward(const Model* m, const Forward* given) {
     w.act = w.mixed + rows * w.ld_mixed;
     w.own = w.act + rows * w.ld_inner;
     pool().run(forward_team, &w, (int)threads);
+}
+
+// Feeds rows and then, one by one, what it says itself behind them: `length` tokens, of which the last is not fed. How many follow
+// from logits that make a law; `firsts` holds one number, `logits` one row. names: the head's ids, or null for all in order.
+extern "C" int64_t sb_chain(const Model* m, const Forward* given, const int64_t* names, int64_t length, int64_t* tokens) {
+    Forward f = *given;
+    for (int64_t n = 0; n < length; n++) {
+        f.first_logit = f.rows - 1;
+        sb_forward(m, &f);
+        if (*f.firsts < 0) return n;
+        tokens[n] = names ? names[*f.firsts] : *f.firsts;
+        f.past = f.trunk = f.past + f.rows;
+        f.ids = tokens + n;
+        f.rows = 1;
+        f.num_kept = 0;
+    }
+    return length;
 }
 
 struct Linear { const Matrix* m; const float* x; float* y; int64_t rows; };

@@ -62,6 +62,19 @@ class NativeLinear(nn.Linear):
         return y if self._padded == self.out_features else y[..., : self.out_features]
 
 
+class RowOf:
+    """One row [1, width] of several, copied to where it always lies: behind a forward a tenth of the time of torch's view."""
+
+    def __init__(self, width: int):
+        self._room = torch.empty(1, width)
+        self._at, self._bytes = self._room.data_ptr(), self._room.nbytes
+
+    def __call__(self, rows: Tensor, number: int) -> Tensor:
+        """rows [n, width], contiguous. What it gave before is overwritten."""
+        ctypes.memmove(self._at, rows.data_ptr() + number * self._bytes, self._bytes)
+        return self._room
+
+
 class NativeNorm(nn.RMSNorm):
     """A frozen RMS norm with a gain, over the last dimension, likewise."""
 

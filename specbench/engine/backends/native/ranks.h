@@ -31,6 +31,38 @@ static inline bool any(Ints seen) {
     return all;
 }
 
+// The greatest of a row and its place, sixteen numbers at a time and in the order of their places.
+struct First {
+    Vec height;
+    Ints place, odd;  // odd: a NaN was met
+    void clear() { height = spread(-INFINITY); place = odd = Ints{}; }
+    void offer(Vec v, int64_t at, int64_t n) {  // places from `at` on, those from n on being nobody's
+        const Ints here = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (int32_t)at;
+        if (at + LANES > n) v = here < (int32_t)n - Ints{} ? v : spread(-INFINITY);
+        const Ints higher = v > height;
+        height = higher ? v : height;
+        place = higher ? here : place;
+        odd |= v != v;
+    }
+};
+
+// Of `count` threads' firsts of a row, `ld` from thread to thread: the id, -1 where the row makes no law.
+static inline int64_t first_of(const First* best, int64_t ld, int64_t count) {
+    float high = -INFINITY;
+    int64_t place = INT64_MAX;
+    bool odd = false;
+    for (int64_t t = 0; t < count; t++) {
+        const First& own = best[t * ld];
+        odd = odd || any(own.odd);
+        for (int a = 0; a < LANES; a++) {
+            if (own.height[a] < high || (own.height[a] == high && own.place[a] >= place)) continue;
+            high = own.height[a];
+            place = own.place[a];
+        }
+    }
+    return odd || !std::isfinite(high) ? -1 : place;
+}
+
 // The k greatest of a row, best first, of equals the smaller id first. False: there is a NaN.
 static bool greatest(const float* z, int64_t n, int64_t k, float* best, int64_t* ids) {
     const int64_t VECS = 16;  // at one look

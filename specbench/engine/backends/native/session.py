@@ -19,7 +19,7 @@ from specbench.engine.backends.native.weights import Call, NativeWeights
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model
 from specbench.engine.narrow import Narrow
-from specbench.engine.ranks import Firsts
+from specbench.engine.ranks import NO_LAW
 from specbench.engine.session import Session
 from specbench.engine.tree import Own
 
@@ -127,7 +127,10 @@ class NativeSession(Session):
         self._call_of = Call(layers=self._numbers.buffer_info()[0], num_layers=len(self._numbers))
         self._address = ctypes.addressof(self._call_of)
         self._bound: tuple[Any, Any] = (None, None)  # tables and keys whose pointers the call holds
-        self._firsts: dict[int, Firsts] = {}  # by number of rows
+        self._firsts = array("q")  # by answered row, the id of its greatest logit; -1: they make no law
+        self._written: Tensor | None = None  # the logits of the last forward, which these are of
+        self._call_of.num_ranked = model.vocab_size if self.weights.reduced is None else len(self.weights.reduced_ids)
+        self._room: Tensor | None = None  # for logits that nobody sees
         total = len(self._numbers) + 1
         self._places = {layer: layer % total for layer in self.tap_layers}
         if self.tap_layers:
@@ -136,7 +139,9 @@ class NativeSession(Session):
 
     @cached_property
     def can(self) -> frozenset[str]:
-        return frozenset({"tree", "taps", "riders", "logits", "layers", "fork", "choice"})
+        able = {"tree", "taps", "riders", "logits", "layers", "fork", "choice"}
+        # Who answers in the model's place (a script) does so between forwards.
+        return frozenset(able | ({"chain"} if type(self.model).answer is Model.answer else set()))
 
     def feed(
         self,
@@ -151,21 +156,37 @@ class NativeSession(Session):
         return self._logits(ids, past, past, parents, depths, last_only)
 
     def forward_and_choose(self, tree: DraftTree, law: SamplingLaw, position: int, noise_key: int) -> Evidence:
-        """`forward` of a chain without riders; of a greedy target its own tokens are read where it has just written logits."""
-        evidence, written = self.forward(tree), self._call_of.logits
-        # Where a script speaks for the model, what was answered lies somewhere else.
-        if law.greedy and self.weights.reduced is None and evidence.logits.data_ptr() == written:
+        """`forward` without riders; of a greedy target its own tokens are those that the forward has found on the way."""
+        evidence = self.forward(tree)
+        if law.greedy and evidence.logits is self._written:
             rows = 1 + len(tree.tokens)
-            firsts = self._firsts.get(rows)
-            if firsts is None:
-                firsts = self._firsts[rows] = Firsts(rows, self.weights.outputs, self.model.vocab_size)
-            tokens = firsts.of(written)
-            if tokens is not None:  # whoever judges says what is wrong with the others
+            tokens = self._firsts[:rows].tolist()
+            if min(tokens) >= 0:  # whoever judges says what is wrong with the others
                 agreed = 0
-                while agreed < rows - 1 and tokens[agreed] == tree.tokens[agreed]:
-                    agreed += 1
+                if tree.parents is None:
+                    while agreed < rows - 1 and tokens[agreed] == tree.tokens[agreed]:
+                        agreed += 1
                 evidence.own = Own(tokens, agreed)
         return evidence
+
+    def chain(self, ids: Sequence[int], length: int, law: SamplingLaw, position: int, noise_key: int) -> list[int] | None:
+        """See `engine.target.Chaining`; of a greedy law alone. Raises ValueError for logits that make no law."""
+        reduced, past, call = self.weights.reduced, self.length, self._call_of
+        if not law.greedy or self.tap_layers or (reduced is not None and reduced.vocab_size != self.model.vocab_size):
+            return None
+        if self._room is None:
+            self._room = torch.empty(1, self.weights.outputs)
+            self._room_at = self._room.data_ptr()
+        self._last_start, self._written = past, None
+        call.logits, call.last = self._room_at, None
+        self._find(1)
+        return self._run(ids, past, past, None, None, chain=length)
+
+    def _find(self, rows: int) -> None:
+        """The next forward answers so many rows."""
+        if len(self._firsts) < rows:
+            self._firsts = array("q", bytes(8 * rows))
+            self._call_of.firsts = self._firsts.buffer_info()[0]
 
     def _logits(
         self,
@@ -178,8 +199,10 @@ class NativeSession(Session):
     ) -> Tensor:
         rows, call, weights = len(ids), self._call_of, self.weights
         call.first_logit = rows - 1 if last_only else 0
-        logits = torch.empty(1 if last_only else rows, weights.outputs)
+        answered = 1 if last_only else rows
+        logits = torch.empty(answered, weights.outputs)
         call.logits, call.last = logits.data_ptr(), None
+        self._find(answered)
         if self.tap_layers:
             tapped = {place: torch.empty(rows, weights.shape.width) for place in self._places.values()}
             for place, hidden in tapped.items():
@@ -191,7 +214,11 @@ class NativeSession(Session):
             rows_of = logits if size == weights.outputs else logits[:, :size]
             memory = (call.logits or 0, weights.outputs, size, weights.reduced_at)
             logits = Narrow(rows_of, weights.reduced, weights.reduced_ids, memory)
-        return self.model.answer(logits, past, rows)
+        said = self.model.answer(logits, past, rows)
+        # Where a script speaks for the model, what was answered lies somewhere else.
+        is_own = said is logits or (weights.reduced is None and said.data_ptr() == call.logits)
+        self._written = said if is_own and weights.reduced is None else None
+        return said
 
     def _run(
         self,
@@ -200,10 +227,12 @@ class NativeSession(Session):
         trunk: int,
         parents: Sequence[int] | None,
         depths: Sequence[int] | None,
-    ) -> None:
-        """parents, depths: of all rows behind the trunk, those fed before included."""
+        chain: int = 0,
+    ) -> list[int]:
+        """parents, depths: of all rows behind the trunk, those fed before included. chain: so many tokens of its own follow,
+        and all but the last are fed too; they are returned."""
         call, cache, weights, rows = self._call_of, self.cache, self.weights, len(ids)
-        end = past + rows
+        end = past + rows + (chain - 1 if chain else 0)
         assert rows > 0, "nothing to feed"
         assert end <= cache.capacity, f"cache of {cache.capacity} positions asked for {end}"
         if isinstance(ids, Tensor):
@@ -240,13 +269,21 @@ class NativeSession(Session):
         if unmoved is not None:
             call.kept_from, kept = unmoved
             call.kept, call.num_kept = kept.buffer_info()[0], len(kept)
-        weights.library.sb_forward(weights.reference, self._address)
+        tokens, made = array("q", bytes(8 * chain)), 0
+        if chain:
+            names = weights.reduced_at if weights.reduced is not None else None
+            made = weights.library.sb_chain(weights.reference, self._address, names, chain, tokens.buffer_info()[0])
+        else:
+            weights.library.sb_forward(weights.reference, self._address)
         if unmoved is not None:
             cache.unmoved, call.num_kept = None, 0
         if is_whole:
             cache.lengths = [end] * len(cache.lengths)
         else:
             cache.cut(end, self.layers)
+        if made < chain:
+            raise ValueError(NO_LAW)
+        return tokens.tolist()
 
     def part(self, layers: Sequence[int], final_norm: bool = True) -> NativeSession:
         assert final_norm, "run_layers gives states that no norm has seen"

@@ -54,6 +54,8 @@ class Call(ctypes.Structure):
         ("first_logit", _whole),
         ("kept", _pointer),
         *((name, _whole) for name in ("num_kept", "kept_from")),
+        ("firsts", _pointer),
+        ("num_ranked", _whole),
     ]
 
 
