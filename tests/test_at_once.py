@@ -20,6 +20,7 @@ from interleaving import Timing, interleave
 
 from specbench.engine.backends import captures, programs
 from specbench.engine.backends.fixed import Capture, FixedSession
+from specbench.engine.backends.native import build
 from specbench.engine.model import Model
 from specbench.engine.request import Outcome
 from specbench.engine.sampling import SamplingLaw, noise_key
@@ -250,6 +251,7 @@ def reads(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Whatever takes numbers from a tensor to the host; the noise, which a CPU makes in numpy, left out."""
     found: list[str] = []
     silent = [0]
+    patch.setattr(build, "loaded", [])  # where another test has loaded it, the native library reads a CPU's rows unseen
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: torch.Tensor, *values: Any, **more: Any) -> Any:
