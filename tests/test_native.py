@@ -6,8 +6,11 @@ The reference is `Session` on the same module, which test_session.py and test_ta
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import random
 import re
+import signal
 import stat
 from collections.abc import Sequence
 from dataclasses import replace
@@ -143,6 +146,21 @@ def check_logits(theirs: Model, ours: Model) -> None:
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_logits_are_those_of_transformers(architecture: str) -> None:
     check_logits(model_of(architecture), native(architecture))
+
+
+@pytest.mark.parametrize("odd", ["embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"])
+def test_a_models_forward_alone_says_which_options_count(odd: str) -> None:
+    """A file may hold more than its model reads: another's factors, and a window (as Llamas that were once Mistrals have)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        given = LlamaConfig(**ODD, **{odd: 3.0}, sliding_window=6)
+        module = AutoModelForCausalLM.from_config(given, attn_implementation="sdpa").eval().requires_grad_(False)
+    ids = drawn(20, Model.wrap(module))
+    wanted = module(torch.tensor([ids])).logits[0]
+    for model in (Model.wrap(module), Model.wrap(module).run_natively()):
+        session = open_session(model)
+        session.start(32)
+        same(session.feed(ids), wanted)
 
 
 def test_a_window_that_is_not_cut_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,6 +462,34 @@ def test_matrices_lie_in_private_pages_side_by_side() -> None:
         assert [line.split()[1] for line in inside] == ["rw-p"]
 
 
+def test_where_there_are_no_huge_pages_small_ones_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux built without them, and systems that only look like it, refuse the word."""
+
+    class Refusing(mmap.mmap):
+        def madvise(self, *given: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Refusing)
+    assert torch.equal(Pages().copy(torch.arange(100.0)), torch.arange(100.0))
+
+
+def test_a_process_that_forks_computes_in_its_child_too() -> None:
+    """Which has none of its parent's threads: a child that waits for them waits for ever."""
+    session, many = begun(native("llama")), threads.count()
+    threads.use(2)
+    try:
+        before = session.feed([1, 2, 3])
+        session.rollback(PROMPT)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            os._exit(0 if torch.equal(session.feed([1, 2, 3]), before) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(session.feed([1, 2, 3]), before)
+    finally:
+        threads.use(many)
+
+
 def test_weights_that_change_are_packed_again() -> None:
     module = tiny.module("llama")
     model = Model.wrap(module).run_natively()
@@ -626,6 +672,32 @@ def test_a_compiler_that_fails_leaves_nothing_behind(fresh_build: Path, monkeypa
     with pytest.raises(build.CannotBuildError, match=r"failed: x\.cpp:1: error: no"):
         build.build("portable")
     assert list(build.cache_folder().iterdir()) == []
+
+
+@pytest.mark.parametrize("found", [b"", b"\x7fELF, and the rest was never written"])
+def test_a_library_that_does_not_load_is_built_anew(fresh_build: Path, monkeypatch: pytest.MonkeyPatch, found: bytes) -> None:
+    """Half a file, or one of another host's system; where what is built anew does not load either, one line says so."""
+    good, bad, compiler = native("llama").native.library._name, fresh_build / "half.so", fresh_build / "copies"
+    compiler.write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && cp "$FROM" "$2"; shift; done\n')
+    compiler.chmod(0o755)
+    bad.write_bytes(found)
+    monkeypatch.setattr(build, "loaded", [])
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("FROM", str(bad))
+    pair, instead = choose_backend(builtin_pair(), "auto")
+    assert pair.target.backend == "eager" and "does not load" in str(instead) and "\n" not in str(instead)
+    assert build.build(build.instruction_set()).read_bytes() == found
+    monkeypatch.setenv("FROM", good)
+    assert build.library().sb_sizes(0) > 0
+
+
+def test_without_a_home_nothing_is_kept_below_where_one_stands(fresh_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(build.os.path, "expanduser", lambda path: path)  # what it does for a user without a home
+    monkeypatch.chdir(fresh_build)
+    with pytest.raises(build.CannotBuildError, match="XDG_CACHE_HOME"):
+        build.cache_folder()
+    assert list(fresh_build.iterdir()) == []
 
 
 def test_a_cache_that_others_may_write_to_is_not_run_from(fresh_build: Path) -> None:

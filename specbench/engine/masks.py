@@ -6,13 +6,14 @@ model), a float one is right under both eager and sdpa. Positions follow depth, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-WITHOUT_WINDOW = ("moshi",)  # their configuration has one that transformers' forward does not read
+WITHOUT_WINDOW = ("moshi",)  # their configurations declare one that transformers' forward does not read
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class MaskPlan:
         """Read a transformers text config. Raises ValueError for layer types that cannot be rolled back exactly."""
         types = getattr(config, "layer_types", None)
         window = getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True) is False or getattr(config, "model_type", None) in WITHOUT_WINDOW:
+        without = getattr(config, "model_type", None) in WITHOUT_WINDOW or not _declares(config, "sliding_window")
+        if getattr(config, "use_sliding_window", True) is False or without:
             window = None
         if types is None:
             types = [SLIDING if window else FULL]
@@ -46,6 +48,11 @@ class MaskPlan:
     def needs_mask(self, past: int, rows: int) -> bool:
         """False where 'attend to everything' is right for one row (the fast path of plain decoding)."""
         return not self.makes_own and (rows > 1 or (self.window is not None and past + rows > self.window))
+
+
+def _declares(config: object, name: str) -> bool:
+    """Whether its class has such an option: others that a file holds are kept too, and nobody reads them."""
+    return any(name in inspect.signature(kind).parameters for kind in type(config).__mro__[:-1])
 
 
 def has_alibi(config: object) -> bool:

@@ -42,7 +42,7 @@ def instruction_set() -> str:
 @functools.cache
 def library(instructions: str | None = None) -> ctypes.CDLL:
     """The library for this processor, or for the named instruction set. Raises CannotBuildError."""
-    made = ctypes.CDLL(str(build(instructions or instruction_set())))
+    made = _loaded(build(instructions or instruction_set()), instructions or instruction_set())
     made.sb_forward.restype = made.sb_keep.restype = None
     made.sb_forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
@@ -58,6 +58,19 @@ def library(instructions: str | None = None) -> ctypes.CDLL:
     made.sb_sizes.restype, made.sb_sizes.argtypes = whole, [whole]
     loaded.append(made)
     return made
+
+
+def _loaded(path: Path, instructions: str) -> ctypes.CDLL:
+    """What lies there; what is no library of this system (half a file, one of another host's) is built anew once."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    try:
+        return ctypes.CDLL(str(build(instructions)))
+    except OSError as error:
+        raise CannotBuildError(f"what was built does not load: {error}") from error
 
 
 def build(instructions: str) -> Path:
@@ -77,7 +90,9 @@ def build(instructions: str) -> Path:
             raise CannotBuildError(f"{folder} cannot be written: {error.strerror}") from error
         try:
             words = [command, *flags, "-o", str(made), str(SOURCE)]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+            done = subprocess.run(
+                words, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECONDS, check=False
+            )
             if done.returncode:
                 said = done.stderr.splitlines()
                 first = next((line for line in said if "error" in line), said[0] if said else "no message")
@@ -92,6 +107,8 @@ def cache_folder() -> Path:
     """Where libraries are kept, a folder that nobody else may write to. Raises CannotBuildError."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(base) / "specbench" / "native"
+    if base.startswith("~"):
+        raise CannotBuildError("this user has no home folder to keep it in: set XDG_CACHE_HOME")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()

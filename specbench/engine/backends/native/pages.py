@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ class Pages:
         if len(self._room) < wanted:
             # Private: of memory that may be shared Linux makes small pages only, and does not say so.
             room = mmap.mmap(-1, max(wanted, _PIECE) + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            room.madvise(mmap.MADV_HUGEPAGE)
+            with contextlib.suppress(OSError):  # a system may know the word and have no such pages: small ones serve
+                room.madvise(mmap.MADV_HUGEPAGE)
             raw = torch.frombuffer(room, dtype=torch.uint8)
             self._room = raw[-raw.data_ptr() % HUGE :]
         mine, self._room = self._room[:nbytes], self._room[wanted:]

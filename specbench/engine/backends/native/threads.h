@@ -113,6 +113,13 @@ struct Pool {  // threads that wait for the next forward: spinning for a little,
     ~Pool() { if (size > 1) close(); }
 };
 static Pool& pool() {
-    static Pool* made = new Pool;  // never freed: its threads may outlive static destructors
+    static Pool* made = nullptr;  // never freed: its threads may outlive static destructors
+    static std::once_flag first;
+    std::call_once(first, [] {
+        made = new Pool;
+#ifdef __linux__
+        pthread_atfork(nullptr, nullptr, [] { made = new Pool; });  // a child has none of its parent's threads
+#endif
+    });
     return *made;
 }

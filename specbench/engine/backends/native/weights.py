@@ -110,10 +110,10 @@ class NativeWeights:
         shape.heads, shape.kv_heads = config.num_attention_heads, config.num_key_value_heads
         shape.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape.eps = config.rms_norm_eps
-        shape.scale = getattr(config, "attention_multiplier", None) or shape.head_dim**-0.5
-        shape.embed_factor = getattr(config, "embedding_multiplier", 1.0)
-        shape.residual_factor = getattr(config, "residual_multiplier", 1.0)
-        shape.logit_divisor = getattr(config, "logits_scaling", 1.0)
+        shape.scale, shape.embed_factor, shape.residual_factor, shape.logit_divisor = shape.head_dim**-0.5, 1.0, 1.0, 1.0
+        if config.model_type == "granite":  # another model's forward reads none of these, whatever its file says
+            shape.scale, shape.embed_factor = config.attention_multiplier, config.embedding_multiplier
+            shape.residual_factor, shape.logit_divisor = config.residual_multiplier, config.logits_scaling
         shape.embed, shape.norm = self._own(module.model.embed_tokens.weight), self._own(module.model.norm.weight)
         self.reduced = module.lm_head if isinstance(module.lm_head, ReducedHead) else None
         self.reduced_ids = torch.empty(0, dtype=torch.long) if self.reduced is None else self.reduced.ids
