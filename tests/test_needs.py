@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import yaml
 from run_folders import BUILTIN, composed
+from safetensors.torch import save_file
 
 from specbench.config.compose import compose
 from specbench.config.options import ConfigError
@@ -19,6 +21,8 @@ from specbench.config.schema import DataConfig, DecodingConfig, RunConfig
 from specbench.config.specs import PairSpec
 from specbench.measure.records.provenance import folder_hash
 from specbench.method import EMPTY, DraftTree, Needs, create_method
+from specbench.methods.heads.hydra import HydraHeads
+from specbench.methods.heads.medusa import MedusaHeads
 from specbench.pair.spec import specify
 from specbench.parts.heads.stored import refuse_deeper_tree
 from specbench.run.prepare import folder_facts, prepare, refuse_endless_drafts, refuse_too_long, refuse_unmet_needs
@@ -101,13 +105,19 @@ def test_a_tree_deeper_than_the_heads_is_refused_before_they_are_loaded(name: st
     refuse_unmet_needs([create_method({"_target_": METHODS + f"heads.{name}", "heads": heads, "tree": paths[:1]})], pair)
 
 
-def test_a_published_folder_says_how_many_heads_it_has(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"medusa_num_heads": 2}')
-    refuse_deeper_tree([(0,), (0, 0)], [], tmp_path)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_published_weights_say_how_many_heads_there_are(suffix: str, tmp_path: Path) -> None:
+    """Their names do, whatever config.json says or without one; what says nothing is asked again when it is loaded."""
+    state = {f"{head}.0.linear.{part}": torch.zeros(2) for head in range(2) for part in ("weight", "bias")}
+    file = tmp_path / f"medusa_lm_head.{suffix}"
+    torch.save(state, file) if suffix == "pt" else save_file(state, file)
+    (tmp_path / "config.json").write_text('{"medusa_num_heads": 1}')
+    refuse_deeper_tree(MedusaHeads, [(0,), (0, 0)], [], tmp_path)
     with pytest.raises(ConfigError, match="it is 3 deep, and there are 2 heads"):
-        refuse_deeper_tree([(0,), (0, 0), (0, 0, 0)], [], tmp_path)
-    (tmp_path / "config.json").unlink()
-    refuse_deeper_tree([(0, 0, 0)], [], tmp_path)  # nothing says it: known when they are loaded
+        refuse_deeper_tree(MedusaHeads, [(0,), (0, 0), (0, 0, 0)], [], tmp_path)
+    file.write_bytes(b"damaged")
+    refuse_deeper_tree(MedusaHeads, [(0, 0, 0)], [], tmp_path)
+    refuse_deeper_tree(HydraHeads, [(0, 0, 0)], [], tmp_path)
 
 
 def test_heads_of_another_target_are_refused(tmp_path: Path) -> None:

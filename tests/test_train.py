@@ -30,7 +30,7 @@ from specbench.parts.heads.rounding import round_mantissa
 from specbench.parts.heads.stored import load_heads
 from specbench.parts.stops.specdec_pp import AcceptanceHead
 from specbench.train import chats, evaluate, replies
-from specbench.train.__main__ import in_one_line, run
+from specbench.train.__main__ import run
 from specbench.train.corpus import sources as corpora
 from specbench.train.corpus.chat import FIELD, chat_prompts
 from specbench.train.corpus.licences import Package, stated_licence
@@ -403,8 +403,6 @@ def test_a_datastore_holds_the_corpus_and_finds_its_text(pair: Path, source: Pat
 def test_wrong_options_are_named(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="part='tokens'"):
         run(Settings(part="tokens"))
-    with pytest.raises(ConfigError, match=r"train\.lenght"):
-        settings_from({"part": "target", "train": {"lenght": 3}})
     with pytest.raises(ConfigError, match="part=null: choose one of acceptance, card, draft"):
         settings_from({"part": None, "parts": {"draft": {}}})
     with pytest.raises(ConfigError, match=r"train\.source_licence"):
@@ -450,9 +448,6 @@ def test_round_mantissa_of_all_bits_changes_nothing_and_none_is_refused() -> Non
     assert torch.equal(round_mantissa(values, 7), values)
     with pytest.raises(ValueError, match=r"bits=0: choose 1 to 7"):
         round_mantissa(values, 0)
-    for bits in (0, 8, 4.5):  # named before anything is trained
-        with pytest.raises(ConfigError, match=r"train\.mantissa_bits"):
-            settings_from({"part": "draft", "train": {"mantissa_bits": bits}})
 
 
 def test_saved_weights_keep_the_bits_asked_for_and_load(tmp_path: Path) -> None:
@@ -539,20 +534,6 @@ def test_help_is_every_option_with_its_meaning() -> None:
     from specbench.train.__main__ import help_page
 
     page = help_page()
-    for said in ("part: null           # what to make", "tokens: null         # budget", "  draft: {kind"):
+    for said in ('part: ""             # what to make', "tokens: null         # budget", "  draft: {kind"):
         assert said in page
     assert "\nhydra:" not in page
-
-
-@pytest.mark.parametrize("words", [["part=nothing"], ["train.lenght=3"], ["train.threads=[x"]])
-def test_a_wrong_option_ends_with_the_status_that_the_docs_say(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["specbench.train", *words])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    try:
-        status = in_one_line()
-    except SystemExit as end:
-        status = end.code  # type: ignore[assignment]
-    said = capsys.readouterr().err
-    assert status == 2 and said.count("\n") == 1 and words[-1].partition("=")[0].rpartition(".")[2] in said

@@ -8,7 +8,7 @@ By default the heads share the target's LM head (a head is then one small residu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -130,8 +130,7 @@ class MedusaHeads(TreeHeads):
         A .pt file is read as weights only. Raises ConfigError (method.heads) for files that are damaged, not of that form or
         not of the target's shape.
         """
-        files = [folder / f"medusa_lm_head{suffix}" for suffix in _READERS]
-        file = next(filter(Path.is_file, files), None)
+        file = _published_file(folder)
         if file is None:
             return None
         try:
@@ -158,6 +157,26 @@ class MedusaHeads(TreeHeads):
             raise ConfigError("method.heads", str(folder), f"config.json names {named} heads, the weights have {num_heads}")
         return heads
 
+    @classmethod
+    def published_depth(cls, folder: Path) -> int | None:
+        """By the names of the weights: config.json may say fewer than there are. What is damaged is said on loading."""
+        file = _published_file(folder)
+        try:
+            return None if file is None else 1 + max(int(name.partition(".")[0]) for name in _NAMES[file.suffix](file))
+        except Exception:  # see `from_published`
+            return None
+
+
+def _published_file(folder: Path) -> Path | None:
+    return next(filter(Path.is_file, (folder / f"medusa_lm_head{suffix}" for suffix in _READERS)), None)
+
+
+def _safetensors_names(file: Path) -> Iterable[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
 
 def _safetensors(file: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
@@ -168,6 +187,10 @@ def _safetensors(file: Path) -> dict[str, Any]:
 _READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".safetensors": _safetensors,
     ".pt": partial(torch.load, map_location="cpu", weights_only=True),  # a pickle could run code: weights only cannot
+}
+_NAMES: dict[str, Callable[[Path], Iterable[str]]] = {  # no weight is read
+    ".safetensors": _safetensors_names,
+    ".pt": partial(torch.load, map_location="meta", weights_only=True),
 }
 
 

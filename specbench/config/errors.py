@@ -27,11 +27,20 @@ from specbench.config.options import ConfigError
 from specbench.config.schema import FILLED_IN, RunConfig
 
 _HIDDEN = ("hydra", "_target_", *FILLED_IN)
-_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_WORDS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list: [a,b]",
+    dict: "a node: {a: b}",
+    type(None): "null",
+}
 
 
-def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
-    """The line (without prefix) for a wrong option; None for another kind of error. `overrides`: what the user typed."""
+def explain(error: BaseException, overrides: Sequence[str], schema: type = RunConfig) -> str | None:
+    """The line (without prefix) for a wrong option; None for another kind of error. `overrides`: what the user typed. schema:
+    the dataclass that says what there is."""
     if isinstance(error, MissingConfigException):
         return _missing_choice(error, overrides)
     if isinstance(error, OverrideParseException):
@@ -41,7 +50,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
         )
     cause = _omegaconf_cause(error)
     if cause is not None and cause.full_key:
-        return _wrong_key_or_value(cause, overrides)
+        return _wrong_key_or_value(cause, overrides, schema)
     if isinstance(error, HydraException) or cause is not None:
         return _other(str(error), overrides)
     if isinstance(error, ValueError):  # run's own, and some of Hydra's
@@ -49,11 +58,11 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def unknown(key: str, value: str | None, siblings: Iterable[str]) -> str:
+def unknown(key: str, value: str | None, siblings: Iterable[str], schema: type = RunConfig) -> str:
     """An option that does not exist: the nearest that do, then all in the same place."""
     possible = sorted(name for name in siblings if name.rpartition(".")[2] not in _HIDDEN)
     leaf = key.rpartition(".")[2]
-    moved = [name for name in schema_keys() if name.rpartition(".")[2] == leaf and name != key]
+    moved = [name for name in schema_keys(schema) if name.rpartition(".")[2] == leaf and name != key]
     places = {name.rpartition(".")[2]: name for name in possible}
     near = moved or [places[name] for name in difflib.get_close_matches(leaf, places, n=2, cutoff=0.7)]
     hint = f" did you mean {' or '.join(near)}?" if near else ""
@@ -65,55 +74,61 @@ def unknown(key: str, value: str | None, siblings: Iterable[str]) -> str:
     return f"{_assignment(key, value)}: unknown option;{hint} possible: {listed}"
 
 
-def schema_keys() -> list[str]:
+def schema_keys(schema: type = RunConfig) -> list[str]:
     """Every option that core declares, by full name (a plugin's own keys are not among them)."""
-    return [name for name, _ in _typed_fields(RunConfig, "")]
+    return list(_named(schema, ""))
 
 
-def _typed_fields(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
+def _named(cls: type, prefix: str) -> Iterator[str]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _typed_fields(hints[field.name], f"{prefix}{field.name}.")
+            yield from _named(hints[field.name], f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, hints[field.name]
+            yield prefix + field.name
 
 
-def _expected(key: str) -> str | None:
+def _expected(key: str, schema: type) -> str | None:
     """What an option of the schema takes, in words; None for keys that the schema leaves open."""
-    hint = dict(_typed_fields(RunConfig, "")).get(key)
-    if hint is None or hint is Any:
+    hint: Any = schema
+    for name in key.split("."):
+        if dataclasses.is_dataclass(hint):
+            hint = typing.get_type_hints(hint).get(name)
+        else:  # sections by name, such as `parts` of a training
+            hint = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
+    if hint is None or hint is Any or dataclasses.is_dataclass(hint):
         return None
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return " or ".join(_WORDS.get(kind) or "a list: [a,b]" for kind in kinds)
+    return " or ".join(_WORDS.get(typing.get_origin(kind) or kind, "a text") for kind in kinds)
 
 
-def refuse_numbers_for_flags(overrides: Sequence[str]) -> None:
+def refuse_numbers_for_flags(overrides: Sequence[str], schema: type = RunConfig) -> None:
     """OmegaConf takes every number but 0 for true. Raises ConfigError for one that is neither 0 nor 1."""
     for override in overrides:
         key, _, value = override.partition("=")
-        if re.fullmatch(r"[+-]?\d[\d_]*", value) and int(value) not in (0, 1) and _expected(key.lstrip("+")) == _WORDS[bool]:
-            raise ConfigError(key.lstrip("+"), int(value), f"wrong type; possible: {_WORDS[bool]}")
+        name = key.lstrip("+")
+        if re.fullmatch(r"[+-]?\d[\d_]*", value) and int(value) not in (0, 1) and _expected(name, schema) == _WORDS[bool]:
+            raise ConfigError(name, int(value), f"wrong type; possible: {_WORDS[bool]}")
 
 
-def _wrong_key_or_value(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
+def _wrong_key_or_value(cause: OmegaConfBaseException, overrides: Sequence[str], schema: type) -> str:
     key = str(cause.full_key)
     value = _given(key, overrides)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and not isinstance(cause, InterpolationResolutionError):
         parent = cause.parent_node
         section = key.rpartition(".")[0]
         siblings = [f"{section}.{name}" if section else str(name) for name in parent] if parent is not None else []
-        return unknown(key, value, siblings)
+        return unknown(key, value, siblings, schema)
     if isinstance(cause, MissingMandatoryValue):
-        return f"{key}=???: must be given; write {key}=<{_expected(key) or 'value'}>"
+        return f"{key}=???: must be given; write {key}=<{_expected(key, schema) or 'value'}>"
     if isinstance(cause, ValidationError):
         inside = next((o for o in overrides if o.lstrip("+~").startswith(f"{key}.")), None)
         if inside is not None:
-            return f"{inside}: unknown option; {key} takes {_expected(key) or 'a value'}, and has no options of its own"
-        options = [name for name in schema_keys() if name.startswith(f"{key}.")]
+            return f"{inside}: unknown option; {key} takes {_expected(key, schema) or 'a value'}, and has no options of its own"
+        options = [name for name in schema_keys(schema) if name.startswith(f"{key}.")]
         if options:
             return f"{_assignment(key, value)}: is a section and takes no value; possible: {', '.join(options)}"
-        if expected := _expected(key):
+        if expected := _expected(key, schema):
             return f"{_assignment(key, value)}: wrong type; possible: {expected}"
     reason = _one_line(str(cause.msg or cause).split("\n    full_key")[0])
     return f"{_assignment(key, value)}: {reason}"

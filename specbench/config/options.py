@@ -14,15 +14,15 @@ ABOVE_ZERO = math.ulp(0.0)  # the smallest number that is
 _SPELLED: dict[object, str] = {None: "null", True: "true", False: "false"}  # as a person writes them
 
 
-def _is_word(value: object) -> bool:
-    return value is None or isinstance(value, bool)
+def _spelled(value: object, otherwise: Callable[[object], str]) -> str:
+    return _SPELLED[value] if value is None or isinstance(value, bool) else otherwise(value)
 
 
 class ConfigError(ValueError):
     """A wrong option: one line that names the key, the value and the remedy."""
 
     def __init__(self, key: str, value: object, remedy: str):
-        super().__init__(f"{key}={_SPELLED.get(value, repr(value)) if _is_word(value) else repr(value)}: {remedy}")
+        super().__init__(f"{key}={_spelled(value, repr)}: {remedy}")
         self.key, self.value, self.remedy = key, value, remedy
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
@@ -42,10 +42,18 @@ def text(key: str, value: object, remedy: str, pattern: str = r".*\S.*", null: b
         raise ConfigError(key, value, remedy)
 
 
-def one_of(key: str, value: object, *possible: str | None) -> None:
+def one_of(key: str, value: object, *possible: str | int | None) -> None:
     """Refuse all but the listed values."""
-    if value not in possible:
-        raise ConfigError(key, value, f"possible: {', '.join('null' if p is None else p for p in possible)}")
+    if not any(value == p and isinstance(value, bool) == isinstance(p, bool) for p in possible):
+        raise ConfigError(key, value, f"possible: {', '.join(_spelled(p, str) for p in possible)}")
+
+
+def each(key: str, values: object, check: Callable[..., None], *limits: Any, none: bool = False, **more: Any) -> None:
+    """Refuse all but lists of at least one value that the checker takes. none: or of no value."""
+    if not isinstance(values, list | tuple) or not (values or none):
+        raise ConfigError(key, values, "give one value or several with commas between")
+    for value in values:
+        check(key, value, *limits, **more)
 
 
 def whole(key: str, value: object, low: int, null: str | None = None, auto: bool = False, high: int | None = None) -> None:
@@ -92,6 +100,9 @@ def check_ranges(options: Any, prefix: str = "") -> None:
         key, value = prefix + part.name, getattr(options, part.name)
         if is_dataclass(value):
             check_ranges(value, f"{key}.")
+        elif isinstance(value, dict) and any(map(is_dataclass, value.values())):  # sections by name
+            for name, section in value.items():
+                check_ranges(section, f"{key}.{name}.")
         elif part.type in (bool, "bool") and not isinstance(value, bool):
             raise ConfigError(key, value, "possible: true, false")
         elif "check" in part.metadata:

@@ -19,7 +19,7 @@ TEMPLATES = ("auto", "raw", "chat", "amusd")
 DATA_FACTS = ("file", "sha256", "hub_repo", "hub_revision", "hub_file", "hub_sha256", "text", "answer", "masked")
 FILLED_IN = ("method_name", "baseline_name", "notes")  # by composing; users do not set these
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_DEVICE = ("possible: auto, cpu, cuda, cuda:<number>", r"auto|cpu|cuda(:\d+)?")
+DEVICE = ("possible: auto, cpu, cuda, cuda:<number>", r"auto|cpu|cuda(:\d+)?")
 _A_MODEL = "name a Hugging Face repository, a local folder, smollm2:target or builtin:"
 _A_PATTERN = "possible: a pattern of wrong drafts, or null for a draft of its own"
 _A_FOLDER = "possible: letters, digits and any of . _ + - (it names a folder), or null"
@@ -41,9 +41,9 @@ class PairConfig:
     # The same of the draft model.
     draft_dtype: str = option("auto", one_of, *_DTYPES)
     # auto: the first CUDA device, else the CPU.
-    target_device: str = option("auto", text, *_DEVICE)
+    target_device: str = option("auto", text, *DEVICE)
     # auto: a second CUDA device where there is one.
-    draft_device: str = option("auto", text, *_DEVICE)
+    draft_device: str = option("auto", text, *DEVICE)
     # Commit, branch or tag of a repository; null: its newest.
     target_revision: str | None = None
     # The same of the draft model's.

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from specbench.config.errors import unknown
-from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, number, option, text, whole
+from specbench.config.options import ABOVE_ZERO, ConfigError, check_ranges, each, number, option, text, whole
 from specbench.config.paths import CONF_DIR
 from specbench.config.schema import RunConfig
 from specbench.engine.tree import MOST_NODES
 from specbench.sim.hardware import preset_names
 
 METHODS = ("speculative", "amusd", "pearl", "ssd", "dsi")  # of a comparison, where nothing is named
-
-
-def each(key: str, values: object, check: Callable[..., None], *limits: Any, none: bool = False, **more: Any) -> None:
-    """Refuse all but tuples of at least one value that the checker takes. none: or of no value."""
-    if not isinstance(values, tuple) or not (values or none):
-        raise ConfigError(key, values, "give one value or several with commas between")
-    for value in values:
-        check(key, value, *limits, **more)
 
 
 # What is played out in minutes, and kept in memory.

@@ -10,13 +10,14 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from specbench.config.compose import register_search_path
-from specbench.config.errors import explain
+from specbench.config.errors import explain, refuse_numbers_for_flags
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.say import of_file, say
@@ -27,6 +28,7 @@ from specbench.train.common import BUILTIN_FOLDER
 from specbench.train.datastore import build_datastore
 from specbench.train.evaluate import measure_pair
 from specbench.train.heads import train_heads
+from specbench.train.loop import choose_device
 from specbench.train.models import refine_target, train_draft, train_target
 from specbench.train.settings import Settings, settings_from
 
@@ -40,10 +42,13 @@ TRAININGS = {
     "acceptance_head": train_acceptance_head,
 }
 
+ConfigStore.instance().store(name="train_schema", node=Settings)  # which conf/train.yaml begins with
+
 
 def run(settings: Settings) -> dict[str, Any]:
     """Run one training command."""
     torch.set_num_threads(settings.train.threads)
+    choose_device(settings.train.device)  # refused before anything is read
     if settings.part == "card":
         folder = Path(settings.train.out) if settings.train.out else BUILTIN_FOLDER
         facts = (
@@ -52,21 +57,19 @@ def run(settings: Settings) -> dict[str, Any]:
         return {"part": "card", "card": str(write_pair_card(folder, facts))}
     if settings.part == "acceptance":
         return measure_acceptance(settings)
-    kind = settings.chosen().kind
-    if kind not in TRAININGS:
-        raise ConfigError(f"parts.{settings.part}.kind", kind, f"choose one of {', '.join(TRAININGS)}")
-    return TRAININGS[kind](settings)
+    return TRAININGS[settings.chosen().kind](settings)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def main(config: DictConfig) -> None:
     """Command line entry; the last line of stdout is a JSON document."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    plain["method_name"] = HydraConfig.get().runtime.choices.get("method")
+    hydra_config = HydraConfig.get()
     try:
-        result = run(settings_from({str(key): value for key, value in plain.items()}))
-        report = Path(config.train.work) / config.part / "report.json"
+        refuse_numbers_for_flags(hydra_config.overrides.task, Settings)
+        settings = settings_from(config)
+        settings.method_name = hydra_config.runtime.choices.get("method")
+        result = run(settings)
+        report = Path(settings.train.work) / str(settings.part) / "report.json"
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(result, indent=1) + "\n")
     except KeyboardInterrupt:
@@ -74,6 +77,9 @@ def main(config: DictConfig) -> None:
         sys.exit(130)
     except ConfigError as error:
         say(str(error))
+        sys.exit(WRONG_OPTION)
+    except OmegaConfBaseException as error:
+        say(explain(error, hydra_config.overrides.task, Settings) or str(error))
         sys.exit(WRONG_OPTION)
     except OSError as error:
         say(of_file(error))
@@ -88,7 +94,7 @@ def in_one_line() -> int:
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        if tracebacks or (line := explain(error, sys.argv[1:])) is None:
+        if tracebacks or (line := explain(error, sys.argv[1:], Settings)) is None:
             raise
         say(line)
         return WRONG_OPTION

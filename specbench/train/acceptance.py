@@ -143,7 +143,7 @@ def train_acceptance_head(settings: Settings) -> dict[str, Any]:
     assert spec is not None
     draft = load_model(replace(spec, dtype="float32", device="cpu")).module.to(device_of(teacher.target))
     torch.manual_seed(options.seed)
-    head = build_heads(AcceptanceHead, TargetParts.of(draft, identity_of(pair, "draft")), settings.heads)
+    head = build_heads(AcceptanceHead, TargetParts.of(draft, identity_of(pair, "draft")), settings.heads or {})
     head.to(head.target.device)
     batches = MixedBatches(teacher.batches, teacher.target, draft, options.temperatures, options.seed)
     name = settings.part

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from specbench.config.options import ConfigError, one_of
+from specbench.config.options import ConfigError
 from specbench.config.paths import MODELS_DIR
 from specbench.config.schema import PairConfig
 from specbench.config.specs import ModelSpec
@@ -50,7 +50,6 @@ class Teacher:
     def of(cls, settings: Settings) -> Teacher:
         """Raises ValueError for a target that scales or caps its logits."""
         options, part, pair = settings.train, settings.chosen(), settings.pair
-        one_of("train.text", options.text, "corpus", "chat")
         target = load_model(resolve_path(pair.target), pair.target_revision, pair.trust_remote_code)
         target.to(choose_device(options.device))
         check_head(target)
@@ -65,8 +64,6 @@ class Teacher:
             context = PROMPT_TOKENS_OF_HEADS if part.kind == "heads" else None
             batches = ChatBatches(chats, context, options.seed, device_of(target))
             return cls(target, tokenizer, eos_ids, folder, batches, autocast, ids)
-        if part.num_ids:
-            raise ConfigError("train.num_ids", part.num_ids, "ids are counted in chats: train.text=chat, or null")
         folder, prompts = encoded_corpus(options, tokenizer, eos_ids[0])
         corpus = PackedBatches(load_streams(folder, "train"), options.shares, options.seed)
         store = own_text_store(options, target, part.length or options.length, prompts)

@@ -18,25 +18,26 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from specbench.config.options import ConfigError
 from specbench.train.generate import continuations, mask_after_end
-from specbench.train.settings import PartSettings, TrainSettings
+from specbench.train.settings import SHORTEST_PROMPT, PartSettings, TrainSettings
 from specbench.train.target import device_of
 from specbench.train.tokens import PackedBatches
 
 PROMPT_START = re.compile(r"^(?:def |class |from |import |@|[A-Z][a-z]+ )", re.M)
-PROMPT_LENGTHS = (32, 64, 96, 128, 160, 192)
+PROMPT_LENGTHS = (SHORTEST_PROMPT, 64, 96, 128, 160, 192)
 
 
 def draft_from_layers(target: Any, layers: int, chosen: list[int] | None) -> nn.Module:
     """A model of the target's shape with fewer layers, its embeddings, norm and chosen layers copied from the target.
 
-    `chosen`: which layers; None spreads them evenly from the first to the last. Raises ValueError when they do not fit.
+    `chosen`: which layers; None spreads them evenly from the first to the last. Raises ConfigError when they do not fit.
     """
     config = copy.deepcopy(target.config)
     depth = config.num_hidden_layers
     chosen = chosen if chosen is not None else [round(i) for i in np.linspace(0, depth - 1, layers)]
     if len(chosen) != layers or not all(0 <= layer < depth for layer in chosen):
-        raise ValueError(f"copy_layers={chosen}: name {layers} layers between 0 and {depth - 1}")
+        raise ConfigError("copy_layers", chosen, f"name {layers} layers between 0 and {depth - 1}")
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in chosen]
@@ -138,7 +139,8 @@ class OwnTextBatches:
         self.hidden = torch.zeros(0, device=self.device)
         self.lengths = [n for n in PROMPT_LENGTHS if n <= self.length // 2 and any(len(p) >= n for p in prompts)]
         if self.own_text > 0 and not self.lengths:
-            raise ValueError(f"train.length={self.length}: no prompt of at least {PROMPT_LENGTHS[0]} tokens fits in half of it")
+            remedy = f"no prompt of at least {SHORTEST_PROMPT} tokens fits in half of it"
+            raise ConfigError("train.length", self.length, remedy)
 
     def next(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Ids, int64 (rows, length), -1 after the end of a continuation; hidden states, bfloat16 (rows, length, width)."""

@@ -58,7 +58,7 @@ def train_heads(settings: Settings) -> dict[str, Any]:
     teacher = Teacher.of(settings)
     torch.manual_seed(options.seed)
     parts = TargetParts.of(teacher.target, identity_of(pair, "target"))
-    heads = build_heads(cls, parts if teacher.ids is None else parts.over(teacher.ids), settings.heads)
+    heads = build_heads(cls, parts if teacher.ids is None else parts.over(teacher.ids), settings.heads or {})
     heads.to(heads.target.device)
     name = f"heads_{cls.family}"
     loss = partial(heads_loss, heads, autocast=teacher.autocast)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from specbench.pair.spec import resolve_device
 from specbench.train.optim import learning_rate_factor, make_optimizers
 
 
@@ -147,13 +148,8 @@ def _save(
 
 
 def choose_device(name: str) -> torch.device:
-    """`train.device`: auto takes CUDA where there is one. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"train.device={name!r}: this machine has no CUDA device; choose auto or cpu")
-    return device
+    """`train.device`: auto takes CUDA where there is one. Raises ConfigError for a device that is not there."""
+    return torch.device(resolve_device(name, "target", "train.device"))
 
 
 def use_autocast(choice: bool | str, device: torch.device) -> bool:

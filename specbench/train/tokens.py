@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from torch import Tensor, from_numpy
 
+from specbench.config.options import ConfigError
 from specbench.train.corpus.sources import STREAMS, Corpus
 
 SPLITS = ("train", "heldout", "prompts")
@@ -70,9 +71,8 @@ class PackedBatches:
     def __init__(self, arrays: Mapping[str, np.ndarray], shares: Mapping[str, float], seed: int):
         usable = {name: array for name, array in arrays.items() if len(array) and shares.get(name, 0) > 0}
         if not usable:
-            raise ValueError(
-                f"train.shares={dict(shares)}: none of the streams {sorted(arrays)} has tokens; give a larger corpus"
-            )
+            remedy = f"none of the streams {sorted(arrays)} has tokens; give a larger corpus"
+            raise ConfigError("train.shares", dict(shares), remedy)
         self.names = sorted(usable)
         self.arrays = usable
         total = sum(shares[name] for name in self.names)

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specbench.config.options import ConfigError
 from specbench.train.generate import continuations
+from specbench.train.settings import SHORTEST_PROMPT
 from specbench.train.tokens import PackedBatches
 
-PROMPT_LENGTHS = (32, 64, 96, 128, 160)
+PROMPT_LENGTHS = (SHORTEST_PROMPT, 64, 96, 128, 160)
 IGNORED, LIKELY, UNLIKELY = 0, 1, 2
 
 
@@ -71,7 +73,7 @@ class LoopBatches:
         self.model, self.prompts, self.corpus, self.seed, self.generate_rows = model, prompts, corpus, seed, generate_rows
         self.lengths = [n for n in PROMPT_LENGTHS if n <= length // 2 and any(len(p) >= n for p in prompts)]
         if not self.lengths:
-            raise ValueError(f"train.length={length}: no prompt of at least {PROMPT_LENGTHS[0]} tokens fits in half of it")
+            raise ConfigError("train.length", length, f"no prompt of at least {SHORTEST_PROMPT} tokens fits in half of it")
         self.generations = 0
         self.ids = self.marks = torch.zeros(0, length, dtype=torch.int64)
         self.repeated_share: list[float] = []

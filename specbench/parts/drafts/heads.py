@@ -82,7 +82,7 @@ class HeadDraft(Drafter):
 
     def look_up(self, pair: PairSpec) -> dict[str, Path]:
         found = look_up_heads(self.family, self.heads_name, pair.target)
-        refuse_deeper_tree(self.given, self.tree, found["heads"])
+        refuse_deeper_tree(self.family, self.given, self.tree, found["heads"])
         return found
 
     def open(self, setting: Setting) -> None:
@@ -110,9 +110,8 @@ class HeadDraft(Drafter):
         chains_only = self.target.model.tree_refusal
         if chains_only is not None and any(choice for node in nodes for choice in node):
             raise ConfigError("method.tree", self.tree, f"the target takes draft chains only ({chains_only}): use tree=auto")
+        refuse_deeper_tree(self.family, nodes, self.tree, self.heads)
         deepest, widest = max(map(len, nodes)), 1 + max(map(max, nodes))
-        if deepest > self.heads.max_depth:
-            raise ConfigError("method.tree", self.tree, f"it is {deepest} deep, and there are {self.heads.max_depth} heads")
         if widest > self.num_guessed:
             raise ConfigError("method.tree", self.tree, f"{widest} candidates of a head, and {self.num_guessed} tokens")
         self.plan = TreePlan(nodes, self.target.model.device)

@@ -155,6 +155,11 @@ class Heads(nn.Module):
         """Heads in a format that others publish, or None if this folder is not of that format."""
         return None
 
+    @classmethod
+    def published_depth(cls, folder: Path) -> int | None:
+        """`max_depth` of such heads without reading a weight; None where that cannot be told."""
+        return None
+
 
 class TreeHeads(Heads):
     """Families that fill a static tree. level_by_level: whether that costs a draft forward a level, or one in all."""

@@ -14,7 +14,7 @@ from torch import nn
 from specbench.config.options import ConfigError
 from specbench.engine import blocks
 from specbench.parts.described import read_description
-from specbench.parts.heads.base import AnyHeads, Heads, TargetParts, build_heads
+from specbench.parts.heads.base import AnyHeads, Heads, TargetParts, TreeHeads, build_heads
 from specbench.parts.heads.files import KEY, find_heads, target_hash
 from specbench.parts.heads.rounding import BFLOAT16_MANTISSA_BITS, rounded_state
 
@@ -109,16 +109,19 @@ def _description(cls: type[Heads], folder: Path, sha256: str | None, key: str, m
     return stored
 
 
-def refuse_deeper_tree(nodes: Sequence[Sequence[int]] | None, tree: object, folder: Path) -> None:
-    """Raise ConfigError (method.tree) for a tree deeper than the heads in a folder are many, where they say how many they are;
-    of others it is known when they are loaded."""
-    said: Any = None
-    for file, section, name in ((DESCRIPTION, "options", "num_heads"), ("config.json", None, "medusa_num_heads")):
-        if said is None and (folder / file).is_file():
-            stored = read_description(folder / file, KEY, {})
-            said = (stored if section is None else stored.get(section, {})).get(name)
-    if nodes and isinstance(said, int) and (deepest := max(map(len, nodes))) > said:
-        raise ConfigError("method.tree", tree, f"it is {deepest} deep, and there are {said} heads")
+def refuse_deeper_tree(
+    cls: type[TreeHeads], nodes: Sequence[Sequence[int]] | None, tree: object, found: Path | TreeHeads
+) -> None:
+    """Raise ConfigError (method.tree) for a tree deeper than there are heads. found: a folder, asked before a run without
+    reading a weight, which may not say how many it holds; or the heads, once they are loaded."""
+    if isinstance(found, TreeHeads):
+        depth: Any = found.max_depth
+    elif (found / DESCRIPTION).is_file():
+        depth = read_description(found / DESCRIPTION, KEY, {}).get("options", {}).get("num_heads")
+    else:
+        depth = cls.published_depth(found)
+    if nodes and isinstance(depth, int) and (deepest := max(map(len, nodes))) > depth:
+        raise ConfigError("method.tree", tree, f"it is {deepest} deep, and there are {depth} heads")
 
 
 def look_up_heads(cls: type[Heads], name: str | None, target: ModelSpec) -> dict[str, Path]:
