@@ -171,6 +171,7 @@ class NativeSession(Session):
 
     def chain(self, ids: Sequence[int], length: int, law: SamplingLaw, position: int, noise_key: int) -> list[int] | None:
         """See `engine.target.Chaining`; of a greedy law alone. Raises ValueError for logits that make no law."""
+        assert length > 0, "nothing to draft"
         reduced, past, call = self.weights.reduced, self.length, self._call_of
         if not law.greedy or self.tap_layers or (reduced is not None and reduced.vocab_size != self.model.vocab_size):
             return None
