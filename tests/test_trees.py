@@ -248,14 +248,14 @@ def test_dyspec_takes_the_best_places_and_counts_its_forwards():
     tree = Growing(6, None).grow(source, 9, Best(), 0, Stop())
     found = paths(tree)
     inner = {path[:-1] for path in found}
-    assert source.num_forwards == len(inner), "one forward per expanded node"
+    assert len(inner) <= source.num_forwards <= 6, "one forward per expanded node, whose children another place may beat"
     everything = {(): 1.0}
     for length in range(1, 7):
         for path in itertools.product(range(5), repeat=length):
             if path[:-1] in everything and length <= 4:
                 everything[path] = everything[path[:-1]] * float(language.after(path[:-1])[path[-1]])
     best = sorted((p for path, p in everything.items() if path), reverse=True)[:6]
-    assert sorted(found.values(), reverse=True)[:3] == pytest.approx(best[:3]), "the likeliest paths are among them"
+    assert sorted(found.values(), reverse=True) == pytest.approx(best), "known tokens: the likeliest paths, and no others"
 
     source = Toy(language)
     tree = Growing(12, 0.1).grow(source, 3, Best(), 0, Stop())
@@ -286,17 +286,43 @@ def test_wrong_options_are_refused_by_name(overrides, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_a_known_token_that_is_hardly_ever_right_goes_behind_a_likely_one(threshold: float | None):
+    """Half of all rounds get to the root's second token, which has a tenth; its first one's child has nine tenths of a half."""
+
+    class Steep(Toy):
+        def __init__(self) -> None:
+            pass
+
+        def root(self) -> Tensor:
+            return torch.tensor([[0.5] + [0.1] * 5]).log()
+
+        def next(self, tokens: list[int], parents: list[int]) -> Tensor:
+            return torch.tensor([[0.02, 0.9] + [0.02] * 4] * len(tokens)).log()
+
+    tree = Growing(3, threshold).grow(Steep(), 3, Best(), 0, Stop())
+    assert (tree.tokens, tree.parents) == ([0, 1, 1], [-1, 0, 1])
+
+
 @pytest.mark.slow
-def test_dyspec_emits_more_per_round_than_a_fixed_tree_of_its_size(tmp_path: Path):
-    """On the built-in pair, greedy, eight stand-in prompts: counts alone, which no load of the machine changes."""
-    emitted = {}
-    for name, options in {
-        "dyspec": ["method.num_nodes=8", "method.draft_length=4", "method.threshold=null"],
-        "specinfer": ["method.branching=[2,1,1,1]"],
-    }.items():
-        sizes = ["data.limit=8", "decoding.max_new_tokens=48", f"runs_dir={tmp_path}"]
-        emitted[name] = run(composed(f"method={name}", *options, "data=humaneval", *sizes))["emitted_per_round"]
-    assert emitted["dyspec"] > emitted["specinfer"]
+def test_dyspec_emits_more_per_round_than_a_fixed_tree_where_its_draft_knows_how_sure_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On the built-in pair, greedy, eight stand-in prompts: counts alone, which no load of the machine changes.
+
+    That draft's best token is the target's at 0.63 of the places, and has 0.31 by its law: trees by it are too broad. At a
+    temperature of 0.6 the law is near the truth.
+    """
+
+    def emitted(name: str, *options: str) -> float:
+        sizes = ["data.limit=8", "decoding.max_new_tokens=48", "engine.threads=1", f"runs_dir={tmp_path}"]
+        return run(composed(f"method={name}", *options, "data=humaneval", "data.source=standin", *sizes))["emitted_per_round"]
+
+    grown = ("dyspec", "method.num_nodes=8", "method.draft_length=4", "method.threshold=null")
+    fixed, unsure = emitted("specinfer", "method.branching=[2,1,1,1]"), emitted(*grown)
+    scores = Choice.scores
+    monkeypatch.setattr(Choice, "scores", lambda self, logits, position: scores(self, logits, position) / 0.6)
+    assert emitted(*grown) > fixed > unsure
 
 
 @pytest.mark.parametrize(

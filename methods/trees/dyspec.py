@@ -5,9 +5,14 @@ y from what is left of the law R there opens a sibling's place of value v (1 - R
 best place first is optimal under that estimate. Which place is filled is decided before its token is drawn, so that nothing
 that was drawn is dropped because of its value; the paper's rule is `recursive_without_replacement`.
 
+Under the match rules and `delta` nothing is drawn: the likeliest tokens are taken, and a place's token is known as soon as its
+parent is expanded. Getting there says nothing then of a token that is hardly ever right (a root of 0.5, 0.1, ... opens two
+places of 0.5). So a place whose token is known is worth the chance that this token stands, v R[y], the draft's probability of
+the whole path; one whose parent is not expanded yet, v, which is the most that it can come to.
+
 threshold: null is the paper's greedy form, a draft forward per expanded node; a number is its threshold form, level by level:
-places of at least that value are filled, a draft forward per level. Lossless: in law under the paper's rule and `delta`; token
-for token under the match rules, where the best tokens are taken instead of drawn ones. Ours: the cap of `num_nodes` in the
+places of at least that value are opened, a draft forward per level. Lossless: in law under the paper's rule and `delta`; token
+for token under the match rules. Ours: the value of a known token, the cap of `num_nodes` in the
 threshold form, the depth limit, and the defaults (the paper has 64 nodes and a threshold near one over their number).
 """
 
@@ -73,19 +78,27 @@ class DySpec(Method):
 
 @dataclass(order=True)
 class Place:
-    """Where a token can be added, the best first.
+    """Where a token can be added, the most valuable first.
 
-    children: below the parent as they are taken, the first being this place's, each with its probability in `law`; None until
-    the parent is expanded. left: what older siblings have left of the law.
+    reached: the draft's estimate that verification gets there. children: below the parent as they are taken, the first being
+    this place's, each with its probability in `law`; None until the parent is expanded. left: what older siblings have left of
+    the law.
     """
 
     negative_value: float
     number: int  # of equals the older
     parent: int = field(compare=False)
     depth: int = field(compare=False)  # of the token
+    reached: float = field(compare=False)
     law: Tensor | None = field(default=None, compare=False)
     children: Sequence[tuple[int, float]] | None = field(default=None, compare=False)
     left: float = field(default=1.0, compare=False)
+
+    @property
+    def chance(self) -> float:
+        """That its token stands where it is reached."""
+        assert self.children
+        return min(self.children[0][1] / self.left, 1.0)
 
 
 class Growing(Shape):
@@ -108,7 +121,7 @@ class Growing(Shape):
         by_level = self.threshold is not None
         least = ABOVE_ZERO if self.threshold is None else self.threshold
         counter = itertools.count()
-        here = [Place(-1.0, next(counter), ROOT, 1)]
+        here = [Place(-1.0, next(counter), ROOT, 1, 1.0)]
         below: list[Place] = []
 
         def expand(places: list[Place]) -> None:
@@ -124,28 +137,39 @@ class Growing(Shape):
             drawn, laws = ranked_children(choice, logits, position + places[0].depth - 1, self.num_nodes - len(tokens))
             for row, (place, children) in enumerate(zip(places, drawn, strict=True)):
                 place.children, place.law = children, None if laws is None else laws[row]
+                if not choice.draws:
+                    place.negative_value *= place.chance
 
         while (here or below) and len(tokens) < self.num_nodes:
             if not here:
                 here, below = below, []
                 heapq.heapify(here)
-            if here[0].children is None:  # as many of a level as can be filled, in one forward
-                expand(heapq.nsmallest(self.num_nodes - len(tokens), here) if by_level else here[:1])
+            if here[0].children is None:
+                if by_level:  # as many of a level as can be filled, in one forward
+                    here = heapq.nsmallest(self.num_nodes - len(tokens), here)
+                expand(here if by_level else here[:1])
+                if not choice.draws:  # what their tokens are worth is known now, and it may be less than another place
+                    heapq.heapify(here)
+                    continue
             place = heapq.heappop(here)
             assert place.children
             (token, probability), *younger = place.children
-            value, chance = -place.negative_value, min(probability / place.left, 1.0)
-            node = len(tokens)
+            chance, node = place.chance, len(tokens)
             tokens.append(token)
             parents.append(place.parent)
             if place.law is not None:
                 laws.append(place.law)
-            if younger and value * (1.0 - chance) >= least and place.left > probability:
-                beside = Place(-value * (1.0 - chance), next(counter), place.parent, place.depth, place.law)
-                beside.children, beside.left = younger, place.left - probability
-                heapq.heappush(here, beside)
-            if value * chance >= least and place.depth < max_depth:
-                heapq.heappush(below if by_level else here, Place(-value * chance, next(counter), node, place.depth + 1))
+            if younger and place.left > probability:
+                reached = place.reached * (1.0 - chance)
+                beside = Place(-reached, next(counter), place.parent, place.depth, reached, place.law, younger)
+                beside.left = place.left - probability
+                if not choice.draws:
+                    beside.negative_value *= beside.chance
+                if -beside.negative_value >= least:
+                    heapq.heappush(here, beside)
+            reached = place.reached * chance
+            if reached >= least and place.depth < max_depth:
+                heapq.heappush(below if by_level else here, Place(-reached, next(counter), node, place.depth + 1, reached))
         return DraftTree(tokens, parents, Contract.WITHOUT_REPLACEMENT, laws) if choice.draws else DraftTree(tokens, parents)
 
 
