@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,9 @@ def interleaved(side: Any, check: Callable[[], None], timeout_seconds: float) ->
     raise AssertionError("no end")
 
 
-def rounds_of(variant: tuple[str, ...], pair: PairSpec) -> dict[str, Any]:
+def rounds_of(
+    variant: tuple[str, ...], pair: PairSpec, prompts: Sequence[int] = range(len(PROMPTS)), seeds: Sequence[int] = SEEDS
+) -> dict[str, Any]:
     """By law, prompt and seed: the output, and the columns of its rounds."""
     node = compose([f"method={variant[0]}", *variant[1:]]).method
     # Heads are kept beside the recording: trained anew they would differ by rounding from processor to processor.
@@ -115,8 +117,8 @@ def rounds_of(variant: tuple[str, ...], pair: PairSpec) -> dict[str, Any]:
     done: dict[str, Any] = {}
     try:
         for name, law in (("greedy", GREEDY), ("sampled", SAMPLED)):
-            for prompt in range(len(PROMPTS)):
-                for seed in SEEDS[: 1 if law.greedy else None]:
+            for prompt in prompts:
+                for seed in SEEDS[:1] if law.greedy else seeds:
                     outcome = bench.decode(law, bench.request(prompt, seed))
                     columns = {c: [getattr(r, c) for r in outcome.rounds] for c in COLUMNS}
                     done[f"{name}/{prompt}/{seed}"] = {"output_ids": outcome.output_ids, **columns}

@@ -6,6 +6,7 @@ on nothing but what was drafted. What stands in for a graph is explained in `tes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -131,7 +132,14 @@ def played(
     return said
 
 
-def some_ends(schedule: str, law: str) -> set[int]:
+@functools.cache
+def played_once(schedule: str, kind: str | None, law: str, eos_ids: frozenset[int] = frozenset()) -> Said:
+    """The same for all tests that only look at it; nobody who breaks something takes it."""
+    return played(schedule, kind, law, eos_ids)
+
+
+@functools.cache
+def some_ends(schedule: str, law: str) -> frozenset[int]:
     """An id that ends the text, and one that the draft says and the text does not hold: blocks end at it in their middle."""
     said, drafted = [], set()
     real = Drafting.at_once
@@ -146,14 +154,14 @@ def some_ends(schedule: str, law: str) -> set[int]:
         said = played(schedule, "replayed", law).rows
     wrong = sorted(drafted - {token for row in said for token in row[0]})
     assert wrong, "a draft that is never wrong in the middle of a block says nothing of ends there"
-    return {wrong[0], said[1][0][-4]}
+    return frozenset({wrong[0], said[1][0][-4]})
 
 
 # ------------------------------------------------------------------------------------------------------- the same rounds
 @pytest.mark.parametrize("law", ["greedy", "sampled"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rounds_are_those_of_token_by_token(schedule: str, law: str) -> None:
-    eager, by_token, at_once = (played(schedule, kind, law) for kind in (None, "by_token", "replayed"))
+    eager, by_token, at_once = (played_once(schedule, kind, law) for kind in (None, "by_token", "replayed"))
     assert eager.rows == by_token.rows == at_once.rows
     accepted, drafted = (sum(sum(row[1][place]) for row in eager.rows) for place in (1, 0))
     assert 0 < accepted < drafted, "drafts stand, and drafts fall"
@@ -175,7 +183,7 @@ def test_rounds_of_other_architectures(architecture: str) -> None:
 @pytest.mark.parametrize("schedule", ["lockstep", "foreseeing"])
 def test_a_draft_ends_at_an_eos_in_its_middle(schedule: str, law: str) -> None:
     ends = some_ends(schedule, law)
-    by_token, at_once = (played(schedule, kind, law, ends) for kind in ("by_token", "replayed"))
+    by_token, at_once = (played_once(schedule, kind, law, ends) for kind in ("by_token", "replayed"))
     assert by_token.rows == at_once.rows
     assert any(len(row[0]) < TOKENS for row in at_once.rows), "some text ends early"
 
@@ -184,7 +192,7 @@ def test_a_draft_ends_at_an_eos_in_its_middle(schedule: str, law: str) -> None:
 def test_one_that_drafts_on_behind_an_eos_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin."""
     ends = some_ends("lockstep", "sampled")
-    right = played("lockstep", "by_token", "sampled", ends).rows
+    right = played_once("lockstep", "by_token", "sampled", ends).rows
     real = Drafting.at_once
 
     def on(self: Drafting, *given: Any) -> Any:
@@ -224,7 +232,7 @@ def test_a_stop_that_looks_at_tokens_keeps_its_way(schedule: str) -> None:
 @pytest.mark.parametrize("law", ["greedy", "sampled"])
 @pytest.mark.parametrize("schedule", ["lockstep", "foreseeing"])
 def test_a_draft_waits_once(schedule: str, law: str) -> None:
-    found = played(schedule, "replayed", law)
+    found = played_once(schedule, "replayed", law)
     assert found.drafting and {waits for waits, _ in found.drafting} == {1}
     assert max(tokens for _, tokens in found.drafting) == LENGTH
     assert any(isinstance(program, programs.Chain) for program in found.draft.session._programs.values())
@@ -233,13 +241,13 @@ def test_a_draft_waits_once(schedule: str, law: str) -> None:
 @pytest.mark.parametrize("schedule", ["lockstep", "foreseeing"])
 def test_by_token_a_draft_waits_for_each(schedule: str) -> None:
     """The twin: the way of before."""
-    found = played(schedule, "by_token", "greedy")
+    found = played_once(schedule, "by_token", "greedy")
     assert {tokens for _, tokens in found.drafting} == {1}
     assert sum(waits for waits, _ in found.drafting) >= len(found.drafting)
 
 
 def test_a_free_running_draft_is_one_program_for_each_token() -> None:
-    found = played("free-running", "replayed", "sampled")
+    found = played_once("free-running", "replayed", "sampled")
     assert set(found.drafting) == {(1, 1)}
     assert isinstance(found.draft.session, FixedSession)
     chains = [program for program in found.draft.session._programs.values() if isinstance(program, programs.Chain)]
@@ -248,7 +256,7 @@ def test_a_free_running_draft_is_one_program_for_each_token() -> None:
 
 
 def test_seconds_of_a_block_are_those_of_its_tokens() -> None:
-    found = played("lockstep", "replayed", "greedy")
+    found = played_once("lockstep", "replayed", "greedy")
     for report in found.reports:
         spans = [end - start for start, end, what in report.spans if what != "idle"]
         assert len(spans) == report.num_forwards

@@ -20,16 +20,16 @@ import pytest
 import thread_worker
 import torch
 from bare_bench import BareBench
-from run_folders import BUILTIN
+from run_folders import composed
 
 from specbench.check import CHECKS, FAIL, GREEDY, SAMPLED, SKIP, Bench
 from specbench.check.__main__ import configured_bench
 from specbench.check.identity import same_seed, sampled_identity
 from specbench.check.law import sampled_law
 from specbench.check.result import Result
+from specbench.check.state import caches
 from specbench.check.tiny import PROMPTS, make_tiny_pair
 from specbench.check.tiny_heads import with_tiny_heads
-from specbench.config.compose import compose
 from specbench.config.options import ConfigError
 from specbench.config.paths import CONF_DIR
 from specbench.config.specs import PairSpec
@@ -71,6 +71,7 @@ FEWER: dict[str, Callable[[Bench], Result]] = {  # the rest of the seeds is for 
     "sampled law": functools.partial(sampled_law, num_seeds=LAW_SEEDS),
     "sampled identity": functools.partial(sampled_identity, seeds=1),
     "same seed": functools.partial(same_seed, num_seeds=3),
+    "caches": functools.partial(caches, seeds=1),
 }
 SHORT_AND_LONG = (PROMPTS[0], PROMPTS[2])  # the third is for `deep`
 HEADS = Path(__file__).parent / "golden"  # trained once and for all, for the recorded rounds
@@ -102,11 +103,11 @@ class Benches:
         return bench
 
     def _bare(self, variant: tuple[str, ...]) -> Bench | None:
-        node = compose([f"method={variant[0]}", *variant[1:]]).method
+        node = composed(f"method={variant[0]}", *variant[1:]).method
         return self._opened(BareBench(node, self.pair, self.prompts))
 
     def _real(self, variant: tuple[str, ...]) -> Bench:
-        config = compose([*BUILTIN, f"method={variant[0]}", *variant[1:]])
+        config = composed(f"method={variant[0]}", *variant[1:])
         node = with_tiny_heads(config.method, self.pair, Path(self.pair.target.path).parent)
         return self._opened(Bench(node, self.pair, self.prompts)) or configured_bench(config)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import golden_rounds
 import pytest
@@ -21,11 +22,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> PairSpec:
     return make_tiny_pair(tmp_path_factory.mktemp("pair"))
 
 
+FEW = {"prompts": (0, 2), "seeds": (1,)}  # the shortest and the longest, greedy and sampled
+
+
+@pytest.mark.parametrize("which", [FEW, pytest.param({}, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
-def test_rounds_are_those_recorded(variant: tuple[str, ...], pair: PairSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_are_those_recorded(
+    variant: tuple[str, ...], which: dict[str, Any], pair: PairSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     golden_rounds.install(monkeypatch)
     recorded = json.loads(GOLDEN.read_text())[" ".join(variant)]
-    assert rounds_of(variant, pair) == recorded
+    rounds = rounds_of(variant, pair, **which)
+    assert rounds == (recorded if not which else {key: recorded[key] for key in rounds}) and len(rounds) in (4, 9)
 
 
 def test_the_recording_has_all_of_them_and_no_other() -> None:
@@ -63,4 +71,5 @@ def test_no_draft_behind_the_end_counts_as_accepted(
 def test_another_round_is_seen(pair: PairSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     golden_rounds.install(monkeypatch)
     recorded = json.loads(GOLDEN.read_text())["speculative"]
-    assert rounds_of(("speculative", "method.draft_length=3"), pair) != recorded
+    rounds = rounds_of(("speculative", "method.draft_length=3"), pair, **FEW)
+    assert rounds.keys() <= recorded.keys() and all(rounds[key] != recorded[key] for key in rounds)

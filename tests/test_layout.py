@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,8 +114,13 @@ WITHOUT: dict[str, tuple[str, ...]] = {
 Graph = dict[str, set[str]]
 
 
-def imports(source: str) -> Iterator[str]:
+@functools.cache
+def imports(source: str) -> tuple[str, ...]:
     """Every module that a source text imports, at the top or inside a function, by absolute name."""
+    return tuple(_imports(source))
+
+
+def _imports(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

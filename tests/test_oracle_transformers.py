@@ -156,7 +156,7 @@ def smollm2() -> Any:
     return load_model(spec.target), load_tokenizer(spec.target), load_model(spec.draft)
 
 
-FEWER = pytest.mark.parametrize("num_prompts", [2, pytest.param(6, marks=pytest.mark.deep)])
+FEWER = pytest.mark.parametrize("num_prompts", [1, pytest.param(6, marks=pytest.mark.deep)])
 
 
 @FEWER
@@ -188,7 +188,7 @@ def check_smollm2(smollm2: Any, name: str, limit: int, tokens: int) -> None:
 
 
 def test_autoregressive_equals_generate_on_smollm2(smollm2: Any) -> None:
-    check_smollm2(smollm2, "mt_bench", 1, 12)
+    check_smollm2(smollm2, "mt_bench", 1, 8)
 
 
 def test_a_run_that_names_no_pair_finds_this_model_its_draft_and_its_heads(smollm2: Any) -> None:
@@ -205,8 +205,9 @@ def test_autoregressive_equals_generate_on_smollm2_and_twenty_prompts_of_each_se
 
 
 # --------------------------------------------------------------------------------------------------------- speculative
-@pytest.mark.parametrize("draft_length", [1, 3, 5])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize(
+    ("architecture", "draft_length"), [("llama", 1), ("llama", 5), ("gpt2", 3), ("qwen3", 3), ("qwen3", 5)]
+)
 def test_accepted_counts_equal_assisted_generation(architecture: str, draft_length: int) -> None:
     made = tiny.module(architecture)
     target, draft = Model.wrap(made), Model.wrap(tiny.noisy_copy(made, 0.03))

@@ -182,7 +182,7 @@ def test_a_run_writes_in_its_folder_the_caches_and_the_locks_alone(
     options = [
         *BUILTIN,
         *(f"method={method}", "data=humaneval", "data.source=standin", "data.limit=1", "decoding.max_new_tokens=6"),
-        *("measure.repeats=1", "measure.warmup=1", "measure.trace=true", f"runs_dir={tmp_path / 'runs'}"),
+        *("measure.repeats=1", "measure.warmup=1", "measure.trace=true", "engine.threads=1", f"runs_dir={tmp_path / 'runs'}"),
     ]
     paths = list(watched(tmp_path, options if watched is written_by_a_forked_one else ["-m", "specbench", *options]))
     runs = [path for path in paths if path.is_relative_to(tmp_path / "runs")]

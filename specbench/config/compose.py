@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import importlib.util
 from collections.abc import Sequence
@@ -69,13 +70,19 @@ def compose(overrides: Sequence[str] = (), pair: str | None = None) -> RunConfig
 def register() -> None:
     """Make known to Hydra: `run_schema` (see conf/config.yaml), the plugins' configurations, and the options of the sweeper and
     the launchers (the classes behind them are `front.launchers`', which a run without a sweep never needs)."""
+    _register_schemas()
+    OmegaConf.register_new_resolver("default_pair", default_pair, replace=True)
+    register_search_path()
+
+
+@functools.cache
+def _register_schemas() -> None:
+    """Once a process: making nodes of dataclasses is an eighth of composing."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(group="hydra/sweeper", name="specbench", node=SweeperConf, provider="specbench")
     store.store(group="hydra/launcher", name="serial", node=SerialConf, provider="specbench")
     store.store(group="hydra/launcher", name="isolated", node=IsolatedConf, provider="specbench")
-    OmegaConf.register_new_resolver("default_pair", default_pair, replace=True)
-    register_search_path()
 
 
 def to_run_config(cfg: DictConfig, overrides: Sequence[str] | None = None) -> RunConfig:
