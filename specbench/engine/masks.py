@@ -52,6 +52,8 @@ class MaskPlan:
 
 def _declares(config: object, name: str) -> bool:
     """Whether its class has such an option: others that a file holds are kept too, and nobody reads them."""
+    if not hasattr(type(config), "model_type"):  # none of transformers': what it holds was put there for its forward
+        return hasattr(config, name)
     return any(name in inspect.signature(kind).parameters for kind in type(config).__mro__[:-1])
 
 
