@@ -12,7 +12,8 @@ import pytest
 from analysis_runs import energy_of, write_run
 
 from specbench.analysis.derive.conditions import groups
-from specbench.analysis.derive.derive import comparisons, fastest, restrict
+from specbench.analysis.derive.derive import comparisons, restrict
+from specbench.analysis.derive.ranking import fastest
 from specbench.analysis.read.frames import load
 from specbench.analysis.show import check_tables, members, paper_tables, run_tables
 from specbench.analysis.show.cells import Cell, Column, Row, mark_best

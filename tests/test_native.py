@@ -28,10 +28,11 @@ from specbench.config.schema import PairConfig
 from specbench.config.specs import PairSpec
 from specbench.engine import threads
 from specbench.engine.backends.native import build
+from specbench.engine.backends.native.cache import NativeCache
 from specbench.engine.backends.native.linear import NativeLinear, NativeNorm, run_natively
 from specbench.engine.backends.native.packing import BLOCK, EIGHT_BITS, FLOATS, FOUR_BITS, HALVES
 from specbench.engine.backends.native.pages import HUGE, Pages
-from specbench.engine.backends.native.session import NativeCache, NativeSession
+from specbench.engine.backends.native.session import NativeSession
 from specbench.engine.backends.native.weights import Layer, NativeWeights, refusal
 from specbench.engine.branching import Branching
 from specbench.engine.model import Model

@@ -23,7 +23,6 @@ from specbench.measure.metrics import RoundTable
 from specbench.measure.pairing import ArmTimes, PairedTimes
 
 RESAMPLES = 2_000  # of the intervals that only the analysis draws: their ends move by a few per cent of the width
-LOSSY = "lossy"
 
 
 @dataclass(frozen=True)
@@ -289,26 +288,3 @@ def agreement(folder: str, prompts: Iterable[str] | None = None) -> dict[str, fl
     if not shares:
         return {"identical": float("nan"), "prefix": float("nan"), "compared": 0}
     return {"identical": float(np.mean([s == 1.0 for s in shares])), "prefix": float(np.mean(shares)), "compared": len(shares)}
-
-
-def is_lossy(row: pd.Series) -> bool:
-    return bool(row["claim"] == LOSSY)
-
-
-def keeps_text(row: pd.Series) -> bool:
-    """Whether the output may be called the target's."""
-    return not is_lossy(row) and row["verdict"] != "different"
-
-
-def is_ranked(row: pd.Series) -> bool:
-    """A number competes only where the output may be called the target's and no warning makes the number unusable: all that
-    leads, is bold, is called best or stands against another asks here."""
-    return keeps_text(row) and not row["unusable"]
-
-
-def fastest(runs: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """So many of these rows of `Group.runs` where a figure has no room for all: what is ranked first, then by speed-up; in the
-    order in which they were."""
-    ranked = np.array([is_ranked(row) for _, row in runs.iterrows()], dtype=bool)
-    speeds = runs["speedup"].fillna(-np.inf).to_numpy()
-    return runs.iloc[np.sort(np.lexsort((-speeds, ~ranked))[:limit])]

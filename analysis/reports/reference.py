@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, is_ranked
+from specbench.analysis.derive.derive import Comparison
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.show.captions import definitions, setting
 from specbench.analysis.show.cells import Column, row_of
 from specbench.analysis.show.members import members

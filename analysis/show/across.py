@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from specbench.analysis.derive.conditions import Group, conditions_of, data_key, draft_key, pair_key
-from specbench.analysis.derive.derive import Estimate, is_ranked
+from specbench.analysis.derive.derive import Estimate
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.read.run_rows import options_text
 from specbench.analysis.read.shape import entry

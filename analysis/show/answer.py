@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, Estimate, is_ranked, keeps_text, ratio_of_speedups
+from specbench.analysis.derive.derive import Comparison, Estimate, ratio_of_speedups
+from specbench.analysis.derive.ranking import is_ranked, keeps_text
 from specbench.analysis.show.members import Member, members
 from specbench.analysis.show.run_tables import told_from_one
 from specbench.config.say import counted

@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, is_ranked
+from specbench.analysis.derive.derive import Comparison
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import setting
 from specbench.analysis.show.members import members

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, acceptance_by_position, fastest, prompts_of, shares_by_prompt
+from specbench.analysis.derive.derive import Comparison, acceptance_by_position, prompts_of, shares_by_prompt
+from specbench.analysis.derive.ranking import fastest
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.style import MAX_SERIES, Drawing, bar, errors, legend_below, looks, new_figure, styled
 from specbench.measure.metrics import RoundTable

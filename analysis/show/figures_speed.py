@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, is_ranked, keeps_text
+from specbench.analysis.derive.derive import Comparison
+from specbench.analysis.derive.ranking import is_ranked, keeps_text
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.captions import definitions, setting

@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, fastest
+from specbench.analysis.derive.derive import Comparison
+from specbench.analysis.derive.ranking import fastest
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.show.style import COLOURS, Drawing, filled, legend_below, look, looks, new_figure, styled
 from specbench.measure.records import store

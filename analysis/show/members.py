@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from specbench.analysis.derive.derive import Comparison, Estimate, agreement, is_lossy, is_ranked, keeps_text
+from specbench.analysis.derive.derive import Comparison, Estimate, agreement
+from specbench.analysis.derive.ranking import is_lossy, is_ranked, keeps_text
 from specbench.analysis.show.captions import verdict_text
 from specbench.analysis.show.cells import Column, Row, mark_columns, row_of
 from specbench.measure.pairing import PairedTimes

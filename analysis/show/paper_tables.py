@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, is_lossy, is_ranked
+from specbench.analysis.derive.derive import Comparison
+from specbench.analysis.derive.ranking import is_lossy, is_ranked
 from specbench.analysis.show.captions import definitions, setting, slug, verdict_text
 from specbench.analysis.show.cells import Cell, Column, Row, mark_columns, row_of
 from specbench.analysis.show.members import (

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, Estimate, is_ranked, ratio_of_speedups
+from specbench.analysis.derive.derive import Comparison, Estimate, ratio_of_speedups
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.derive.theory import COLUMNS as THEORY
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames, LeftOut

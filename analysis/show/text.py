@@ -14,7 +14,8 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 
 from specbench.analysis.derive.conditions import Group, apart, groups
-from specbench.analysis.derive.derive import Comparison, comparisons, is_ranked
+from specbench.analysis.derive.derive import Comparison, comparisons
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.read.frames import LeftOut, load
 from specbench.analysis.show.answer import answer
 from specbench.analysis.show.cells import Column, row_of

@@ -57,16 +57,17 @@ def best(
     scores: Tensor, count: int, rows: Sequence[int] | None = None, names: Tensor | None = None
 ) -> tuple[list[int], list[float]]:
     """Ids and scores of `greatest`, one row behind the other. names: what the columns are called, int64 [V], ascending."""
-    found = _natively(scores, count, rows, False, names=names)
-    if found is not None:
-        return found[0].tolist(), found[1].tolist()
+    if (found := best_natively(scores, count, rows, names)) is not None:
+        return found
     values, ids = greatest(scores, count, rows)
     return (ids if names is None else names[ids]).flatten().tolist(), values.flatten().tolist()
 
 
-def firsts(scores: Tensor, rows: Sequence[int] | None = None) -> tuple[list[int], list[float]] | None:
-    """Each row's greatest score and whose it is, of equals the smaller id; None where others have to find it."""
-    found = _natively(scores, 1, rows, False)
+def best_natively(
+    scores: Tensor, count: int, rows: Sequence[int] | None = None, names: Tensor | None = None
+) -> tuple[list[int], list[float]] | None:
+    """`best`, of equals the smaller id first; None where others have to find them."""
+    found = _natively(scores, count, rows, False, names=names)
     return None if found is None else (found[0].tolist(), found[1].tolist())
 
 

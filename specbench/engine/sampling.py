@@ -22,7 +22,7 @@ from torch import Tensor
 
 from specbench.config.options import ConfigError
 from specbench.engine.narrow import narrow_rows
-from specbench.engine.ranks import NO_LAW, firsts
+from specbench.engine.ranks import NO_LAW, best_natively
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads consecutive positions
@@ -107,7 +107,7 @@ class SamplingLaw:
         scores = self.scores(logits if rows is None or self.greedy else logits[rows], positions, noise_key)
         rows = None if scores is not logits else rows
         # NaN counts as the largest: one in a row is what the row's argmax points at.
-        if (found := firsts(scores, rows)) is not None:
+        if (found := best_natively(scores, 1, rows)) is not None:
             ids, (tokens, heights) = None, found
         elif scores.is_cpu and scores.dtype == torch.float32:
             few, ids = narrow_rows(scores)  # a greedy draft's

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Comparison, Estimate, comparisons, is_ranked, ratio_of, strata_of
+from specbench.analysis.derive.derive import Comparison, Estimate, comparisons, ratio_of, strata_of
 from specbench.analysis.derive.families import BASELINE
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.read.shape import entry
 from specbench.analysis.reports import reference, study

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Estimate, is_ranked, ratio_of_speedups
+from specbench.analysis.derive.derive import Estimate, ratio_of_speedups
 from specbench.analysis.derive.families import model_name
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.derive.theory import theory
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import study

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Estimate, is_ranked
+from specbench.analysis.derive.derive import Estimate
 from specbench.analysis.derive.families import TEMPERATURE
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.derive.rollback_counts import Rollbacks, rollbacks_of
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.reports import study

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specbench.analysis.derive.conditions import Group
-from specbench.analysis.derive.derive import Estimate, is_ranked, ratio_of_speedups
+from specbench.analysis.derive.derive import Estimate, ratio_of_speedups
+from specbench.analysis.derive.ranking import is_ranked
 from specbench.analysis.read.frames import Frames
 from specbench.analysis.read.shape import entry
 from specbench.analysis.reports import study
